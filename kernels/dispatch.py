@@ -1,0 +1,126 @@
+"""Which implementation of an operation runs, and why.
+
+Every operation lists its implementations with a test of whether each can run on a device. The choice is, in this order:
+the ``impl=`` argument, the environment variable ``LAVIT_KERNELS``, the first usable one of the operation's preference
+for the device. It is made inside the registered op, at run time, so that compiled graphs never see it.
+
+``LAVIT_KERNELS`` is one name for all operations (``reference``: those that lack it keep the automatic choice) or a
+comma-separated list (``nearest_code=reference,pack=cpp``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+
+log = logging.getLogger("lavit.kernels")
+
+AUTO = "auto"
+
+
+def always(device_type: str) -> str | None:
+    """Usable everywhere."""
+    return None
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an operation.
+
+    unusable: maps a device type ("cpu", "cuda") to the reason why it cannot run there, or None if it can.
+    why: what speaks for it, in a few words, for `lavit info`.
+    """
+
+    name: str
+    why: str
+    unusable: Callable[[str], str | None] = always
+
+
+@dataclass(frozen=True)
+class Choice:
+    operation: str
+    device_type: str
+    name: str
+    reason: str
+
+
+@dataclass
+class Operation:
+    """The implementations of one operation in order of preference per device type; `reference` is always last."""
+
+    name: str
+    implementations: dict[str, Implementation] = field(default_factory=dict)
+    preference: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def choose(self, impl: str, device: torch.device | str) -> str:
+        device_type = device if isinstance(device, str) else device.type
+        return _choose(self.name, impl, device_type, os.environ.get("LAVIT_KERNELS", "")).name
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+def register(name: str, *implementations: Implementation, preference: dict[str, tuple[str, ...]] | None = None) -> Operation:
+    """Declare an operation. Without ``preference`` the implementations are preferred in the order given, everywhere."""
+    by_name = {i.name: i for i in implementations}
+    if "reference" not in by_name:
+        raise ValueError(f"{name}: every operation needs a reference implementation")
+    operation = Operation(name, by_name, preference or {})
+    OPERATIONS[name] = operation
+    _choose.cache_clear()
+    return operation
+
+
+def requested_by_environment(operation: str, variable: str) -> str | None:
+    """The implementation that ``LAVIT_KERNELS`` asks of an operation, None if it asks nothing of it."""
+    for item in filter(None, (part.strip() for part in variable.split(","))):
+        name, _, value = item.partition("=")
+        if not value and name in OPERATIONS[operation].implementations:
+            return name
+        if value and name.strip() == operation:
+            return value.strip()
+    return None
+
+
+@lru_cache(maxsize=None)
+def _choose(operation: str, impl: str, device_type: str, variable: str) -> Choice:
+    op = OPERATIONS[operation]
+    asked, by = (impl, "impl=") if impl != AUTO else (requested_by_environment(operation, variable), "LAVIT_KERNELS")
+    if asked is not None:
+        if asked not in op.implementations:
+            raise ValueError(f"{by}: {operation} has the implementations {', '.join(op.implementations)}; got {asked!r}")
+        reason = op.implementations[asked].unusable(device_type)
+        if reason is not None:
+            raise RuntimeError(f"{by}: {operation} cannot run {asked!r} on {device_type}: {reason}")
+        choice = Choice(operation, device_type, asked, f"asked for by {by}")
+    else:
+        choice = _automatic(op, device_type)
+    log.info("%s on %s: %s (%s)", operation, device_type, choice.name, choice.reason)
+    return choice
+
+
+def _automatic(op: Operation, device_type: str) -> Choice:
+    passed_over = []
+    for name in op.preference.get(device_type, tuple(op.implementations)):
+        reason = op.implementations[name].unusable(device_type)
+        if reason is None:
+            why = op.implementations[name].why
+            return Choice(op.name, device_type, name, "; ".join([why, *passed_over]))
+        passed_over.append(f"not {name}: {reason}")
+    raise RuntimeError(f"{op.name}: no implementation for {device_type} ({'; '.join(passed_over)})")
+
+
+def table(device_type: str) -> list[Choice]:
+    """The choice of every operation on a device type, for `lavit info` and the reports."""
+    variable = os.environ.get("LAVIT_KERNELS", "")
+    return [_choose(name, AUTO, device_type, variable) for name in sorted(OPERATIONS)]
+
+
+def debugging() -> bool:
+    """True under ``LAVIT_DEBUG=1``: argument checks that read device memory on the host run too."""
+    return os.environ.get("LAVIT_DEBUG", "0") not in ("", "0")
