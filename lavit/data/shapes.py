@@ -136,8 +136,8 @@ def render(cells: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> np.ndar
     half = np.float32(0.9) * r  # the square, the circle and the triangle have roughly the same size for one radius
     circle = np.sqrt(x * x + y * y) - r
     square = np.maximum(abs(x), abs(y)) - half
-    # The apex at (0, -r), two slanted edges and the bottom one at y = half.
-    triangle = np.maximum((2 * abs(x) - (y + r)) / np.float32(5**0.5), y - half)
+    # The apex at (0, 1 - r), so that its soft tip stays within r; two slanted edges and the bottom one at y = half.
+    triangle = np.maximum((2 * abs(x) - (y + r - 1)) / np.float32(5**0.5), y - half)
     distance = np.where(shape == 0, circle, np.where(shape == 1, square, triangle))
     cover = np.clip(np.float32(0.5) - distance, 0, 1) * (cells != EMPTY)[:, :, None, None]
     colour = _RGB[kind % len(COLOURS)][:, :, None, None, :]

@@ -56,7 +56,7 @@ def test_shapes_of_one_radius_differ_and_cover_their_area():
     centre, radius = np.full((1, 4, 2), 8, dtype=np.float32), np.full((1, 4), 6, dtype=np.float32)
     image = shapes.render(cells, centre, radius)
     cover = (abs(image - 0.5).max(-1) / abs(shapes._RGB[0] - 0.5).max()).reshape(2, 16, 2, 16).sum((1, 3)).ravel()
-    circle, square, triangle = np.pi * 36, 10.8**2, 11.4**2 / 2  # by the formulas in pixels
+    circle, square, triangle = np.pi * 36, 10.8**2, 10.4**2 / 2  # by the formulas in pixels
     assert cover == pytest.approx([circle, square, triangle, 0], rel=0.03, abs=1e-3)
 
 
