@@ -1,0 +1,61 @@
+"""Argument checks shared by the ragged operations. Those that read device memory run under ``LAVIT_DEBUG=1`` only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INT32_MAX = 2**31 - 1
+
+
+def shape(x: Tensor) -> tuple[int, ...]:
+    return tuple(x.shape)
+
+
+def check_offsets(name: str, cu: Tensor, device: torch.device, batch: int | None = None) -> None:
+    """``cu`` is an offset vector (B + 1,) int32 on ``device``."""
+    if cu.dtype != torch.int32:
+        raise TypeError(f"{name}: expected int32 offsets, got {cu.dtype}")
+    if cu.dim() != 1 or cu.shape[0] < 1:
+        raise ValueError(f"{name}: expected offsets of shape (B + 1,), got {shape(cu)}")
+    if batch is not None and cu.shape[0] != batch + 1:
+        raise ValueError(f"{name}: expected shape ({batch + 1},) for a batch of {batch}, got {shape(cu)}")
+    if cu.device != device:
+        raise ValueError(f"{name}: expected device {device}, got {cu.device}")
+
+
+def check_order(order: Tensor, device: torch.device) -> None:
+    """``order`` is (B, N) int32 on ``device``."""
+    if order.dtype != torch.int32:
+        raise TypeError(f"order: expected int32 patch indices, got {order.dtype}")
+    if order.dim() != 2:
+        raise ValueError(f"order: expected shape (B, N), got {shape(order)}")
+    if order.device != device:
+        raise ValueError(f"order: expected device {device}, got {order.device}")
+
+
+def check_total(total: int | None) -> None:
+    if total is not None and total < 0:
+        raise ValueError(f"total: expected an upper bound >= 0 or None, got {total}")
+
+
+def debug_offsets(name: str, cu: Tensor, longest: int | None = None, total: int | None = None) -> None:
+    """Reads the offsets: they start at 0, never fall, no sequence exceeds ``longest``, the end is within ``total``."""
+    lengths = cu.diff()
+    if int(cu[0]) != 0:
+        raise ValueError(f"{name}: expected offsets from 0, got {int(cu[0])} first")
+    if lengths.numel() and int(lengths.min()) < 0:
+        raise ValueError(f"{name}: expected non-decreasing offsets, they fall after entry {int(lengths.argmin())}")
+    if longest is not None and lengths.numel() and int(lengths.max()) > longest:
+        b = int(lengths.argmax())
+        raise ValueError(f"{name}: expected at most {longest} rows a sequence, got {int(lengths[b])} in sequence {b}")
+    if total is not None and int(cu[-1]) > total:
+        raise ValueError(f"{name}: expected offsets within {total} rows, got {int(cu[-1])}")
+
+
+def debug_order(order: Tensor) -> None:
+    """Reads the indices: every row of ``order`` is a permutation of 0..N-1."""
+    wanted = torch.arange(order.shape[1], device=order.device, dtype=order.dtype)
+    wrong = (order.sort(dim=1).values != wanted).any(dim=1)
+    if bool(wrong.any()):
+        raise ValueError(f"order: row {int(wrong.int().argmax())} is not a permutation of 0..{order.shape[1] - 1}")

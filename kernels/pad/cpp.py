@@ -1,0 +1,15 @@
+"""The compiled form (csrc/pad.cpp, csrc/pad.cu): rows are moved as bytes, mask and positions written in the same pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pad(values: Tensor, cu: Tensor, length: int, left: bool, value: float) -> tuple[Tensor, Tensor, Tensor]:
+    element = torch.full((1,), value, dtype=values.dtype, device=values.device)
+    return torch.ops.lavit_cpp.pad(values.contiguous(), cu.contiguous(), length, left, element)
+
+
+def unpad(padded: Tensor, cu: Tensor, left: bool, total: int) -> Tensor:
+    return torch.ops.lavit_cpp.unpad(padded.contiguous(), cu.contiguous(), left, total)

@@ -1,0 +1,29 @@
+"""Registration of ``lavit::partition``. Indices carry no gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lavit.kernels.dispatch import Implementation, register
+from lavit.kernels.extension import cpp_unusable
+from lavit.kernels.partition import cpp, reference
+
+OPERATION = register(
+    "partition",
+    Implementation("cpp", "one compiled pass over the mask", cpp_unusable),
+    Implementation("reference", "plain PyTorch: sort and running sums"),
+)
+
+
+@torch.library.custom_op("lavit::partition", mutates_args=())
+def partition_op(keep: Tensor, impl: str) -> tuple[Tensor, Tensor, Tensor]:
+    run = {"cpp": cpp, "reference": reference}[OPERATION.choose(impl, keep.device)]
+    return run.partition(keep)
+
+
+@partition_op.register_fake
+def _(keep: Tensor, impl: str) -> tuple[Tensor, Tensor, Tensor]:
+    batch, patches = keep.shape
+    new = {"dtype": torch.int32, "device": keep.device}
+    return torch.empty(batch, patches, **new), torch.empty(batch + 1, **new), torch.empty(batch + 1, **new)

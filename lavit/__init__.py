@@ -1,0 +1,39 @@
+"""LaVIT: images as a variable number of discrete tokens, for one language model that reads and writes both.
+
+The public names are loaded on first use, so that ``import lavit`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LaVITTokenizerConfig": "lavit.tokenizer.configuration",
+    "LaVITTokenizer": "lavit.tokenizer.model",
+    "LaVITImageProcessor": "lavit.tokenizer.processing",
+}
+
+__all__ = ["LaVITImageProcessor", "LaVITTokenizer", "LaVITTokenizerConfig", "__version__", "kernels"]
+
+if TYPE_CHECKING:
+    from lavit import kernels as kernels
+    from lavit.tokenizer.configuration import LaVITTokenizerConfig as LaVITTokenizerConfig
+    from lavit.tokenizer.model import LaVITTokenizer as LaVITTokenizer
+    from lavit.tokenizer.processing import LaVITImageProcessor as LaVITImageProcessor
+
+
+def __getattr__(name: str):
+    if name == "kernels":
+        return import_module("lavit.kernels")
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'lavit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
