@@ -1,0 +1,83 @@
+"""A folder of image files as a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from lavit.data.images import MAX_PIXELS, load_image
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+
+
+class ImageFolder:
+    """The image files below a folder, at any depth, in the order of their relative paths.
+
+    The order is the same on every machine and file system. Names that begin with a dot are left out (thumbnails,
+    resource forks); linked folders are followed, each real folder once.
+
+    root: the folder. FileNotFoundError or NotADirectoryError where it is none, ValueError where no image is in it.
+    extensions: which files count as images, by the end of the name, upper or lower case.
+
+    ``folder[i]`` loads one image (`lavit.data.load_image`: RGB, or ImageError); ``len``, ``paths``, ``name(i)``.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], extensions: Sequence[str] = EXTENSIONS, *, max_pixels: int = MAX_PIXELS
+    ):
+        self.root = Path(root)
+        self.max_pixels = max_pixels
+        if not self.root.exists():
+            raise FileNotFoundError(f"root: there is no folder {root}")
+        if not self.root.is_dir():
+            raise NotADirectoryError(f"root: expected a folder, got the file {root}")
+        if isinstance(extensions, str) or not extensions:
+            raise ValueError(f"extensions: expected a list such as ['.jpg', '.png'], got {extensions!r}")
+        endings = tuple(sorted({"." + e.lower().lstrip(".") for e in extensions}))
+        files = _files(self.root)
+        self.paths = sorted((f for f in files if f.name.lower().endswith(endings)), key=self._relative)
+        if not self.paths:
+            raise ValueError(
+                f"root: no image file below {root} (looked for {' '.join(endings)}; other files there: {len(files)})"
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return load_image(self.paths[index], max_pixels=self.max_pixels)
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the relative paths in their order: the same as long as no file is added, removed or renamed."""
+        names = "\0".join(map(self._relative, self.paths)).encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(names, digest_size=16).hexdigest()
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def _files(root: Path) -> list[Path]:
+    found: list[Path] = []
+    seen: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        # Sorted, so that of two links to one folder the same one is taken everywhere.
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
+        found += [Path(folder, n) for n in names if not n.startswith(".")]
+    return found
