@@ -1,4 +1,8 @@
-"""Argument checks shared by the ragged operations. Those that read device memory run under ``LAVIT_DEBUG=1`` only."""
+"""Argument checks shared by the operations: each names the argument, what was wanted and what came.
+
+The host knows shapes, dtypes and devices: ``check_*``. Values are in device memory: ``debug_*`` wait for the device, so
+the registered ops call them under ``LAVIT_DEBUG=1`` only.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,49 @@ import torch
 from torch import Tensor
 
 INT32_MAX = 2**31 - 1
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def shape(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
+
+
+def check_float(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected a float64, float32, bfloat16 or float16 tensor, got {x.dtype}")
+
+
+def check_int64(name: str, x: Tensor) -> None:
+    if x.dtype != torch.int64:
+        raise TypeError(f"{name}: expected int64, got {x.dtype}")
+
+
+def check_rank(name: str, x: Tensor, form: str) -> None:
+    """``form`` is the shape as documented, for instance "(n, D)"; its commas give the rank."""
+    if x.dim() != form.count(",") + 1:
+        raise ValueError(f"{name}: expected shape {form}, got {shape(x)}")
+
+
+def check_shape(name: str, x: Tensor, wanted: tuple[int, ...], to_match: str) -> None:
+    if shape(x) != tuple(wanted):
+        raise ValueError(f"{name}: expected shape {tuple(wanted)} to match {to_match}, got {shape(x)}")
+
+
+def check_same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.device != other.device:
+        raise ValueError(f"{name}: expected device {other.device} to match {other_name}, got {x.device}")
+
+
+def check_same_dtype(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.dtype != other.dtype:
+        raise TypeError(f"{name}: expected {other.dtype} to match {other_name}, got {x.dtype}")
+
+
+def check_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}; got {value!r}")
 
 
 def check_offsets(name: str, cu: Tensor, device: torch.device, batch: int | None = None) -> None:

@@ -1,0 +1,30 @@
+"""lavit.kernels: the operations. Tensors in, tensors out; no model and no configuration is known here."""
+
+from __future__ import annotations
+
+from lavit.kernels.code_statistics import code_statistics
+from lavit.kernels.gumbel_select import gumbel_select
+from lavit.kernels.layer_norm import layer_norm
+from lavit.kernels.nearest_code import nearest_code
+from lavit.kernels.pack import pack, unpack
+from lavit.kernels.pad import pad, unpad
+from lavit.kernels.partition import partition
+from lavit.kernels.policy_attention import policy_attention
+from lavit.kernels.types import Ragged, Selection
+from lavit.kernels.varlen_attention import varlen_attention
+
+__all__ = [
+    "Ragged",
+    "Selection",
+    "code_statistics",
+    "gumbel_select",
+    "layer_norm",
+    "nearest_code",
+    "pack",
+    "pad",
+    "partition",
+    "policy_attention",
+    "unpack",
+    "unpad",
+    "varlen_attention",
+]

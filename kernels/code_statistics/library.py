@@ -1,0 +1,28 @@
+"""Registration of lavit::code_statistics. No gradient: the statistics feed a moving average."""
+
+from __future__ import annotations
+
+import torch
+
+from lavit.kernels.dispatch import Implementation, debugging, register
+from lavit.kernels.code_statistics import reference
+
+OPERATION = register("code_statistics", Implementation("reference", "sort and segment sums in PyTorch"))
+
+
+@torch.library.custom_op(
+    "lavit::code_statistics",
+    mutates_args=(),
+    schema="(Tensor x, Tensor ids, SymInt num_codes, str impl) -> (Tensor, Tensor)",
+)
+def code_statistics_op(x, ids, num_codes, impl):
+    OPERATION.choose(impl, x.device)
+    if debugging() and ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= num_codes):
+        raise ValueError(f"ids: expected -1 to {num_codes - 1}, got {int(ids.min())} to {int(ids.max())}")
+    return reference.code_statistics(x, ids, num_codes)
+
+
+@code_statistics_op.register_fake
+def _(x, ids, num_codes, impl):
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty((num_codes,), dtype=dtype), x.new_empty((num_codes, x.shape[1]), dtype=dtype)

@@ -1,0 +1,26 @@
+"""Registration of lavit::nearest_code. No gradient: ids have none, and the quantizer's is straight-through."""
+
+from __future__ import annotations
+
+import torch
+
+from lavit.kernels.dispatch import Implementation, register
+from lavit.kernels.nearest_code import reference
+
+OPERATION = register("nearest_code", Implementation("reference", "the whole matrix of scores in PyTorch"))
+
+FORWARD = {"reference": reference.nearest_code}
+
+
+@torch.library.custom_op(
+    "lavit::nearest_code",
+    mutates_args=(),
+    schema="(Tensor x, Tensor codebook, str metric, bool normalize_x, str precision, str impl) -> (Tensor, Tensor)",
+)
+def nearest_code_op(x, codebook, metric, normalize_x, precision, impl):
+    return FORWARD[OPERATION.choose(impl, x.device)](x, codebook, metric, normalize_x, precision)
+
+
+@nearest_code_op.register_fake
+def _(x, codebook, metric, normalize_x, precision, impl):
+    return x.new_empty(x.shape[:1], dtype=torch.int64), x.new_empty(x.shape[:1], dtype=torch.float32)

@@ -1,0 +1,65 @@
+"""The merger's masked attention as the release computes it, forward and backward, in the formula's own symbols."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def policy(keep: Tensor, kind: str) -> Tensor:
+    """P (B, 1, N, N): causal, 1 on the diagonal and keep_j for j < i; cross, 1 - keep_j. Row i queries, column j keys."""
+    batch, n = keep.shape
+    if kind == "cross":
+        return (1 - keep)[:, None, None, :].expand(batch, 1, n, n)
+    below = torch.ones(n, n, dtype=keep.dtype, device=keep.device).tril(-1)
+    return (keep[:, None, :] * below + torch.eye(n, dtype=keep.dtype, device=keep.device))[:, None]
+
+
+def weights(q: Tensor, k: Tensor, keep: Tensor, kind: str, eps: float, scale: float) -> tuple[Tensor, ...]:
+    """a, e, P, den, argmax: a_ij = (e_ij P_ij + eps/N) / den_i, e_ij = exp(s_ij - max_j s_ij), den_i = sum_j e_ij P_ij + eps.
+
+    q, k (B, H, N, D). A row with den 0 (possible for eps = 0 only) has weights 0.
+    """
+    s = scale * (q @ k.transpose(-1, -2))
+    m, argmax = s.max(dim=-1, keepdim=True)
+    e = (s - m).exp()
+    p = policy(keep, kind)
+    w = e * p
+    den = w.sum(dim=-1, keepdim=True) + eps
+    den = torch.where(den > 0, den, torch.inf)
+    return (w + eps / q.shape[2]) / den, e, p, den, argmax
+
+
+def policy_attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor, kind: str, eps: float, scale: float) -> Tensor:
+    """(B, N, H, D) x 3, keep (B, N) -> (B, N, H, D). Computed in the dtype of keep (float32 or float64), returned in q's."""
+    if q.numel() == 0:
+        return torch.empty_like(q)
+    qh, kh, vh = (x.transpose(1, 2).to(keep.dtype) for x in (q, k, v))
+    a = weights(qh, kh, keep, kind, eps, scale)[0]
+    return (a @ vh).transpose(1, 2).to(q.dtype).contiguous()
+
+
+def policy_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, kind: str, eps: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients to q, k, v and keep. With g the gradient of the output:
+
+    dv_j  = sum_i a_ij g_i
+    dw_ij = (g_i . v_j - g_i . out_i) / den_i             w_ij = e_ij P_ij
+    ds_ij = w_ij dw_ij, and -sum_j w_ij dw_ij more at the column of the row's maximum, which every e_ij was divided by
+    dP_ij = e_ij dw_ij; dkeep_j = sum of dP_ij over heads and i > j (causal: the diagonal is 1 whatever keep is),
+            minus the sum over heads and all i (cross)
+    """
+    if q.numel() == 0:
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.zeros_like(keep)
+    qh, kh, vh, g = (x.transpose(1, 2).to(keep.dtype) for x in (q, k, v, grad))
+    a, e, p, den, argmax = weights(qh, kh, keep, kind, eps, scale)
+    dv = a.transpose(-1, -2) @ g
+    da = g @ vh.transpose(-1, -2)
+    dw = (da - (a * da).sum(dim=-1, keepdim=True)) / den
+    ds = e * p * dw
+    ds = ds.scatter_add(-1, argmax, -ds.sum(dim=-1, keepdim=True)) * scale
+    dp = (e * dw).sum(dim=1)
+    dkeep = -dp.sum(dim=1) if kind == "cross" else dp.tril(-1).sum(dim=1)
+    dq, dk = ds @ kh, ds.transpose(-1, -2) @ qh
+    return *(x.transpose(1, 2).to(q.dtype).contiguous() for x in (dq, dk, dv)), dkeep  # type: ignore[return-value]

@@ -1,0 +1,66 @@
+"""Attention within each image of a packed batch: the merger's packed form and the decoder's cross-attention."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lavit.kernels.checks import (
+    check_float,
+    check_offsets,
+    check_rank,
+    check_same_device,
+    check_same_dtype,
+    check_shape,
+)
+from lavit.kernels.varlen_attention.library import varlen_attention_op
+
+__all__ = ["varlen_attention"]
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    causal: bool = False,
+    key_weight: Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """out_i = sum_j softmax_j(s_ij + log w_j) v_j over the keys j of the query's own image (LaVIT eq. 1-2, no epsilon).
+
+    q: (Tq, H, D). k, v: (Tk, H, D), dtype of q.
+    cu_q, cu_k: (B + 1,) int32 offsets of the images' rows; they may end before Tq or Tk (rows beyond are unused).
+    max_q, max_k: upper bounds of the images' numbers of rows, known to the host; a bound that is too small gives
+        wrong results (checked under LAVIT_DEBUG=1).
+    causal: query of rank r sees the keys of rank <= r; cu_q and cu_k must be equal.
+    key_weight: (Tk,) floating, >= 0. Weight 0 removes a key, and has a gradient nevertheless.
+    scale: of the logits; default D^-1/2.
+
+    Returns (Tq, H, D) in q's dtype. An image without keys, or with weights 0 only, gives zeros and no gradient; unused
+    rows give zeros. Raises ValueError or TypeError on a wrong shape, dtype or device.
+    """
+    check_float("q", q)
+    check_rank("q", q, "(Tq, H, D)")
+    check_rank("k", k, "(Tk, H, D)")
+    check_shape("k", k, (k.shape[0], *q.shape[1:]), "q")
+    check_shape("v", v, k.shape, "k")
+    check_offsets("cu_q", cu_q, q.device)
+    check_offsets("cu_k", cu_k, q.device, cu_q.shape[0] - 1)
+    for name, x in (("k", k), ("v", v)):
+        check_same_dtype(name, x, "q", q)
+        check_same_device(name, x, "q", q)
+    if key_weight is not None:
+        check_float("key_weight", key_weight)
+        check_shape("key_weight", key_weight, k.shape[:1], "k")
+        check_same_device("key_weight", key_weight, "q", q)
+    if max_q < 0 or max_k < 0:
+        raise ValueError(f"max_q, max_k: expected bounds of at least 0, got {max_q} and {max_k}")
+    if causal and q.shape[0] != k.shape[0]:
+        raise ValueError(f"k: expected as many rows as q ({q.shape[0]}) with causal=True, got {k.shape[0]}")
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    return varlen_attention_op(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl)[0]

@@ -1,0 +1,77 @@
+"""Registration of lavit::varlen_attention and its backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lavit.kernels.checks import debug_offsets
+from lavit.kernels.dispatch import Implementation, debugging, register
+from lavit.kernels.varlen_attention import reference
+
+OPERATION = register("varlen_attention", Implementation("reference", "the definition in PyTorch, image by image"))
+
+FORWARD = {"reference": reference.varlen_attention}
+BACKWARD = {"reference": reference.varlen_attention_backward}
+
+
+def _check_values(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool) -> None:
+    debug_offsets("cu_q", cu_q, max_q, q.shape[0])
+    debug_offsets("cu_k", cu_k, max_k, k.shape[0])
+    if causal and not torch.equal(cu_q, cu_k):
+        raise ValueError("cu_k: expected the offsets of cu_q with causal=True, got others")
+
+
+@torch.library.custom_op(
+    "lavit::varlen_attention",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor cu_k, Tensor? key_weight, SymInt max_q, SymInt max_k,"
+    " bool causal, float scale, str impl) -> (Tensor, Tensor)",
+)
+def varlen_attention_op(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
+    if debugging():
+        _check_values(q, k, cu_q, cu_k, max_q, max_k, causal)
+    forward = FORWARD[OPERATION.choose(impl, q.device)]
+    return forward(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale)
+
+
+@varlen_attention_op.register_fake
+def _(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
+    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=compute)
+
+
+@torch.library.custom_op(
+    "lavit::varlen_attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_q, Tensor cu_k,"
+    " Tensor? key_weight, SymInt max_q, SymInt max_k, bool causal, float scale, str impl)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def varlen_attention_backward_op(
+    grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl
+):
+    backward = BACKWARD[OPERATION.choose(impl, q.device)]
+    return backward(grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale)
+
+
+@varlen_attention_backward_op.register_fake
+def _(grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
+    dw = lse.new_empty(0) if key_weight is None else key_weight.new_empty(key_weight.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dw
+
+
+def _setup(ctx, inputs, output):
+    q, k, v, cu_q, cu_k, key_weight, *ctx.settings = inputs
+    out, lse = output
+    ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_k, key_weight)
+    ctx.mark_non_differentiable(lse)
+
+
+def _backward(ctx, grad: Tensor, _):
+    saved = ctx.saved_tensors
+    dq, dk, dv, dw = varlen_attention_backward_op(grad, *saved, *ctx.settings)
+    return dq, dk, dv, None, None, None if saved[-1] is None else dw, None, None, None, None, None
+
+
+varlen_attention_op.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,92 @@
+"""Attention over sets of different sizes, one image after the other: the definition, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+Image = tuple[slice, slice]
+
+
+def images(cu_q: Tensor, cu_k: Tensor) -> Iterator[Image]:
+    """The rows of each image's queries and keys. Reads the offsets on the host: this is the definition, not the fast form."""
+    a, b = cu_q.tolist(), cu_k.tolist()
+    for i in range(len(a) - 1):
+        yield slice(a[i], a[i + 1]), slice(b[i], b[i + 1])
+
+
+def logits(q: Tensor, k: Tensor, log_weight: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """s_ij + log w_j for one image, (H, Lq, Lk); causal: -inf where the key's rank exceeds the query's."""
+    s = scale * torch.einsum("ihd,jhd->hij", q, k)
+    if log_weight is not None:
+        s = s + log_weight
+    if causal:
+        future = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).triu(1)
+        s = s.masked_fill(future, -torch.inf)
+    return s
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    key_weight: Tensor | None,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """out (Tq, H, D) in q's dtype and lse (Tq, H) = log sum_j w_j exp(s_ij), +inf where the set of keys is empty."""
+    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    lse = torch.full(q.shape[:2], torch.inf, dtype=compute, device=q.device)
+    log_weight = None if key_weight is None else key_weight.to(compute).log()
+    for i, j in images(cu_q, cu_k):
+        s = logits(q[i].to(compute), k[j].to(compute), None if log_weight is None else log_weight[j], causal, scale)
+        total = s.logsumexp(dim=-1, keepdim=True)
+        total = torch.where(total == -torch.inf, torch.inf, total)
+        out[i] = torch.einsum("hij,jhd->ihd", (s - total).exp(), v[j].to(compute)).to(q.dtype)
+        lse[i] = total.squeeze(-1).T
+    return out, lse
+
+
+def varlen_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    key_weight: Tensor | None,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients to q, k, v and key_weight ((0,) without one). With g the gradient of the output:
+
+    p_ij = w_j u_ij, u_ij = exp(s_ij - lse_i);   dv_j = sum_i p_ij g_i
+    d_ij = g_i . v_j - g_i . out_i;              ds_ij = p_ij d_ij;   dw_j = sum over heads and i of u_ij d_ij
+    u does not contain w: the gradient of a key of weight 0 is right too.
+    """
+    dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    w = None if key_weight is None else key_weight.to(lse.dtype)
+    dw = lse.new_zeros(0 if w is None else w.shape)
+    for i, j in images(cu_q, cu_k):
+        qi, kj, vj, g, oi = (x.to(lse.dtype) for x in (q[i], k[j], v[j], grad[i], out[i]))
+        u = (logits(qi, kj, None, causal, scale) - lse[i].T[..., None]).exp()
+        p = u if w is None else u * w[j]
+        d = torch.einsum("ihd,jhd->hij", g, vj) - torch.einsum("ihd,ihd->hi", g, oi)[..., None]
+        ds = p * d * scale
+        dq[i] = torch.einsum("hij,jhd->ihd", ds, kj).to(q.dtype)
+        dk[j] = torch.einsum("hij,ihd->jhd", ds, qi).to(k.dtype)
+        dv[j] = torch.einsum("hij,ihd->jhd", p, g).to(v.dtype)
+        if w is not None:
+            dw[j] = (u * d).sum(dim=(0, 1))
+    return dq, dk, dv, dw if key_weight is None else dw.to(key_weight.dtype)
