@@ -1,0 +1,210 @@
+"""Configuration of the tokenizer and its two presets."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+from transformers import PretrainedConfig
+
+# The paper's sizes, which are the defaults of the configuration, and a model that learns on a CPU in minutes.
+PRESETS: dict[str, dict[str, Any]] = {
+    "lavit-g": {},
+    "small": {
+        "image_size": 32,
+        "patch_size": 4,
+        "hidden_size": 96,
+        "encoder_depth": 3,
+        "encoder_heads": 4,
+        "encoder_mlp_ratio": 4.0,
+        "encoder_head_dim": None,
+        "merger_depth": 2,
+        "decoder_depth": 2,
+        "num_heads": 4,
+        "mlp_ratio": 4.0,
+        "code_dim": 16,
+        "num_codes": 256,
+        "projection_dim": 128,
+        "merge": "packed",
+        "min_keep": 1,
+        "feature_position": True,
+        "standardize_features": True,
+    },
+}
+
+
+class LaVITTokenizerConfig(PretrainedConfig):
+    """Sizes and training settings of a :class:`LaVITTokenizer`; the defaults are the paper's model ("lavit-g").
+
+    Image and encoder (EVA-CLIP ViT-g/14 in the release)
+        image_size, patch_size: pixels; N = (image_size / patch_size)^2 patches.
+        hidden_size: width C of encoder, merger and decoder.
+        encoder_depth, encoder_heads, encoder_mlp_ratio, encoder_layer_norm_eps: the encoder's blocks.
+        encoder_head_dim: width of the encoder's CLIP head, which the release's files hold and tokenization does not
+            use; None leaves the head and the final norm out.
+        feature_position: add a learned (1, N, C) embedding to the features before selector and merger.
+        standardize_features: subtract a mean and divide by a deviation per position and channel (buffers).
+    Selector
+        tau: Gumbel-softmax temperature. min_keep: an image never keeps fewer patches.
+        keep_rate: aimed share of kept patches, ratio_weight: weight of its squared error (the paper's rho, lambda).
+        ratio_scope: "batch" or "image", over what the keep rate is averaged before it is compared (derived).
+        ratio_low, ratio_high: with scope "batch", an image's own rate costs only outside
+            [ratio_low * keep_rate, ratio_high * keep_rate] (derived); 0 or None turns a bound off.
+        selector_gradient: what of the straight-through gradient of the mask reaches the selector in training:
+            "packed" credits kept patches as keys and codes and dropped ones as cross-attention keys; "exact" also
+            what the other choice would have changed, and computes all N rows for it.
+    Merger and decoder
+        merger_depth, decoder_depth, num_heads, mlp_ratio, layer_norm_eps: their blocks.
+        merge: "packed" computes kept patches only (the paper's formula), "dense" the release's, all rows and epsilon.
+        attention_eps: the release's epsilon in the dense form.
+        decoder_out_dim: width of reconstructed features, None for hidden_size.
+        decoder_condition: None, "lowres" or "highres": the release's heads that condition a U-Net.
+        condition_dim, condition_dim_2: their widths.
+    Quantizer
+        code_dim, num_codes: the codebook. unit_codes: keep learned codes at unit norm.
+        commitment_weight, ema_decay, dead_code_fraction: its training (derived from BEiT v2, apart from the last);
+            a code used less than dead_code_fraction times the mean use is replaced by a vector of the batch.
+    projection_dim: width of the language model that `vit_proj` maps to; None leaves the projection out.
+
+    Raises ValueError for an unknown name (with the nearest known ones) and for sizes that do not fit together.
+    """
+
+    model_type = "lavit_tokenizer"
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 14,
+        hidden_size: int = 1408,
+        encoder_depth: int = 40,
+        encoder_heads: int = 16,
+        encoder_mlp_ratio: float = 4.3637,
+        encoder_layer_norm_eps: float = 1e-6,
+        encoder_head_dim: int | None = 1024,
+        merger_depth: int = 12,
+        decoder_depth: int = 12,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.3637,
+        layer_norm_eps: float = 1e-5,
+        code_dim: int = 32,
+        num_codes: int = 16384,
+        projection_dim: int | None = 4096,
+        decoder_out_dim: int | None = None,
+        decoder_condition: str | None = None,
+        condition_dim: int = 768,
+        condition_dim_2: int = 1280,
+        merge: str = "packed",
+        selector_gradient: str = "packed",
+        attention_eps: float = 1e-6,
+        tau: float = 1.0,
+        min_keep: int = 0,
+        keep_rate: float = 1 / 3,
+        ratio_weight: float = 2.0,
+        ratio_scope: str = "batch",
+        ratio_low: float | None = None,
+        ratio_high: float | None = None,
+        commitment_weight: float = 1.0,
+        ema_decay: float = 0.99,
+        dead_code_fraction: float = 0.1,
+        unit_codes: bool = True,
+        feature_position: bool = False,
+        standardize_features: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        refuse_unknown(kwargs)
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.hidden_size = hidden_size
+        self.encoder_depth = encoder_depth
+        self.encoder_heads = encoder_heads
+        self.encoder_mlp_ratio = encoder_mlp_ratio
+        self.encoder_layer_norm_eps = encoder_layer_norm_eps
+        self.encoder_head_dim = encoder_head_dim
+        self.merger_depth = merger_depth
+        self.decoder_depth = decoder_depth
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.layer_norm_eps = layer_norm_eps
+        self.code_dim = code_dim
+        self.num_codes = num_codes
+        self.projection_dim = projection_dim
+        self.decoder_out_dim = decoder_out_dim
+        self.decoder_condition = decoder_condition
+        self.condition_dim = condition_dim
+        self.condition_dim_2 = condition_dim_2
+        self.merge = merge
+        self.selector_gradient = selector_gradient
+        self.attention_eps = attention_eps
+        self.tau = tau
+        self.min_keep = min_keep
+        self.keep_rate = keep_rate
+        self.ratio_weight = ratio_weight
+        self.ratio_scope = ratio_scope
+        self.ratio_low = ratio_low
+        self.ratio_high = ratio_high
+        self.commitment_weight = commitment_weight
+        self.ema_decay = ema_decay
+        self.dead_code_fraction = dead_code_fraction
+        self.unit_codes = unit_codes
+        self.feature_position = feature_position
+        self.standardize_features = standardize_features
+        super().__init__(**kwargs)
+        self._check()
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> LaVITTokenizerConfig:
+        """A named configuration ("small" or "lavit-g") with some of its values replaced."""
+        if name not in PRESETS:
+            raise ValueError(f"name: expected one of {', '.join(sorted(PRESETS))}, got {name!r}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    def _check(self) -> None:
+        for name, allowed in (
+            ("merge", ("packed", "dense")),
+            ("selector_gradient", ("packed", "exact")),
+            ("ratio_scope", ("batch", "image")),
+            ("decoder_condition", (None, "lowres", "highres")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
+        at_least_one = (
+            "image_size patch_size hidden_size encoder_depth encoder_heads merger_depth decoder_depth num_heads"
+            " code_dim num_codes condition_dim condition_dim_2"
+        )
+        for name in at_least_one.split():
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {getattr(self, name)!r}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size: expected a multiple of patch_size {self.patch_size}, got {self.image_size}")
+        for name in ("encoder_heads", "num_heads"):
+            if self.hidden_size % getattr(self, name):
+                raise ValueError(f"{name}: expected a divisor of hidden_size {self.hidden_size}, got {getattr(self, name)}")
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size: expected a multiple of 4 (the selector quarters it), got {self.hidden_size}")
+        if not 0 <= self.min_keep <= self.num_patches:
+            raise ValueError(f"min_keep: expected 0 to {self.num_patches} (the patches), got {self.min_keep}")
+        if not 0 < self.keep_rate <= 1:
+            raise ValueError(f"keep_rate: expected a number in (0, 1], got {self.keep_rate}")
+        if not self.tau > 0:
+            raise ValueError(f"tau: expected a positive number, got {self.tau}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
+
+
+def refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Refuse names that neither the tokenizer nor transformers knows, and suggest the nearest known ones."""
+    own = set(inspect.signature(LaVITTokenizerConfig.__init__).parameters) - {"self", "kwargs"}
+    common = set(PretrainedConfig().to_dict()) | {"torch_dtype", "name_or_path", "num_labels", "attn_implementation"}
+    wrong = sorted(k for k in kwargs if k not in common and not k.startswith("_"))
+    if not wrong:
+        return
+    hints = []
+    for name in wrong:
+        near = difflib.get_close_matches(name, sorted(own), n=3, cutoff=0.5)
+        hints.append(f"{name!r}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+    raise ValueError(f"LaVITTokenizerConfig: unknown name {', '.join(hints)}")

@@ -1,0 +1,170 @@
+"""The decoder: every patch's feature back from an image's few codes, and the release's heads that condition a U-Net."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lavit.kernels import Ragged, varlen_attention
+from lavit.kernels.dispatch import debugging
+
+from .configuration import LaVITTokenizerConfig
+from .encoder import Mlp
+from .norm import LayerNorm
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).reshape(batch, length, width))
+
+
+class CodeAttention(nn.Module):
+    """Attention of every query to the codes of its own image."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, codes: Ragged, cu_x: Tensor, key_weight: Tensor | None) -> Tensor:
+        batch, length, width = x.shape
+        head_shape = (self.heads, width // self.heads)
+        out = varlen_attention(
+            self.query(x).view(batch * length, *head_shape),
+            self.key(codes.values).unflatten(-1, head_shape),
+            self.value(codes.values).unflatten(-1, head_shape),
+            cu_x,
+            codes.cu_seqlens,
+            length,
+            codes.max_seqlen,
+            key_weight=key_weight,
+        )
+        return self.proj(out.view(batch, length, width))
+
+
+class DecoderBlock(nn.Module):
+    def __init__(self, config: LaVITTokenizerConfig) -> None:
+        super().__init__()
+        width, heads, eps = config.hidden_size, config.num_heads, config.layer_norm_eps
+        self.norm0 = LayerNorm(width, eps)
+        self.self_attn = SelfAttention(width, heads)
+        self.norm1 = LayerNorm(width, eps)
+        self.cross_attn = CodeAttention(width, heads)
+        self.norm2 = LayerNorm(width, eps)
+        self.mlp = Mlp(width, config.mlp_ratio)
+
+    def forward(self, x: Tensor, codes: Ragged, cu_x: Tensor, key_weight: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.norm0(x))
+        # The first block sees the queries, which all images share until they look at their codes.
+        x = x.expand(codes.batch_size, -1, -1)
+        x = x + self.cross_attn(self.norm1(x), codes, cu_x, key_weight)
+        return x + self.mlp(self.norm2(x))
+
+
+class AttentionPool(nn.Module):
+    """CLIP's attention pool: the mean of the tokens, put in front of them, attends to all; one vector comes out."""
+
+    def __init__(self, num_tokens: int, width: int, heads: int, out_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.zeros(num_tokens + 1, width))
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, out_dim)."""
+        x = torch.cat((x.mean(dim=1, keepdim=True), x), dim=1) + self.positional_embedding.to(x.dtype)
+        q, k, v = (
+            proj(rows).unflatten(-1, (self.heads, x.shape[-1] // self.heads)).transpose(1, 2)
+            for proj, rows in ((self.q_proj, x[:, :1]), (self.k_proj, x), (self.v_proj, x))
+        )
+        return self.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
+
+
+class TokenDecoder(nn.Module):
+    """Learned queries, one a patch, read an image's codes; the codes' places are told by their rank only."""
+
+    def __init__(self, config: LaVITTokenizerConfig) -> None:
+        super().__init__()
+        width, patches = config.hidden_size, config.num_patches
+        out_dim = config.decoder_out_dim or width
+        self.num_patches = patches
+        self.kind = config.decoder_condition
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches, width))
+        self.query_embed = nn.Parameter(torch.zeros(1, patches, width))
+        self.in_proj = nn.Linear(config.code_dim, width)
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
+        self.norm = LayerNorm(width, config.layer_norm_eps)
+        self.decode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out_dim))
+        if self.kind == "lowres":
+            self.unet_proj = nn.Linear(out_dim, config.condition_dim)
+        if self.kind == "highres":
+            self.unet_proj_1 = nn.Linear(out_dim, config.condition_dim)
+            self.unet_proj_2 = nn.Linear(out_dim, config.condition_dim_2)
+            self.unet_attnpool = AttentionPool(patches, out_dim, config.num_heads, config.condition_dim_2)
+
+    def forward(self, codes: Ragged, *, rank: Tensor | None = None, key_weight: Tensor | None = None) -> Tensor:
+        """codes: (T, code_dim) rows, at most N per image -> (B, N, C_out) features.
+
+        rank: (T,) int64, the place of each code among its image's; by default the order in which they are packed.
+        key_weight: (T,) multiplies each code's attention weight; 0 hides the code and has a gradient all the same.
+        An image without codes is decoded from the queries alone.
+        Raises ValueError when an image may have more codes than there are positions (``codes.max_seqlen``).
+        """
+        self._check(codes)
+        if rank is None:
+            rank = packed_rank(codes).clamp(max=self.num_patches - 1)
+        memory = codes.with_values(self.in_proj(codes.values) + self.pos_embed[0, rank])
+        ends = torch.arange(codes.batch_size + 1, device=codes.values.device, dtype=torch.int32) * self.num_patches
+        x = self.query_embed
+        for block in self.blocks:
+            x = block(x, memory, ends, key_weight)
+        return self.decode_task_layer(self.norm(x))
+
+    def condition(self, features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """What a U-Net is conditioned on, from decoded features (B, N, C_out).
+
+        lowres: (B, N, condition_dim). highres: prompt embeddings (B, N, condition_dim + condition_dim_2) and pooled
+        ones (B, condition_dim_2). Raises RuntimeError when the decoder has no such head.
+        """
+        if self.kind == "lowres":
+            return self.unet_proj(features)
+        if self.kind == "highres":
+            prompt = torch.cat((self.unet_proj_1(features), self.unet_proj_2(features)), dim=-1)
+            return prompt, self.unet_attnpool(features)
+        raise RuntimeError("condition: this decoder has no U-Net head (decoder_condition is None)")
+
+    def _check(self, codes: Ragged) -> None:
+        width = self.in_proj.in_features
+        if codes.values.dim() != 2 or codes.values.shape[1] != width:
+            raise ValueError(f"codes: expected rows of width {width}, got shape {tuple(codes.values.shape)}")
+        if codes.max_seqlen > self.num_patches:
+            raise ValueError(
+                f"codes: expected at most {self.num_patches} codes per image (the decoder's positions), "
+                f"got up to {codes.max_seqlen}"
+            )
+        if debugging() and codes.batch_size and int(codes.lengths().max()) > self.num_patches:
+            longest = int(codes.lengths().max())
+            raise ValueError(f"codes: expected at most {self.num_patches} codes per image, got {longest} in one")
+
+
+def packed_rank(ragged: Ragged) -> Tensor:
+    """(T,) int64: the place of every row within its own sequence; rows beyond the last sequence count on from it."""
+    rows = torch.arange(ragged.values.shape[0], device=ragged.values.device)
+    offsets = ragged.cu_seqlens.long()
+    return rows - offsets[torch.searchsorted(offsets[1:], rows, right=True)]

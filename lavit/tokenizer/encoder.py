@@ -1,0 +1,105 @@
+"""The frozen image encoder: EVA's vision transformer (EVA-CLIP ViT-g/14 in the release), of any size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration import LaVITTokenizerConfig
+from .norm import LayerNorm
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, width: int, ratio: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, int(width * ratio))
+        self.fc2 = nn.Linear(int(width * ratio), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class EvaAttention(nn.Module):
+    """Self-attention whose queries and values have a bias and whose keys have none."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias).view(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).reshape(batch, length, width))
+
+
+class EvaBlock(nn.Module):
+    def __init__(self, config: LaVITTokenizerConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.encoder_layer_norm_eps
+        self.norm1 = LayerNorm(width, eps)
+        self.attn = EvaAttention(width, config.encoder_heads)
+        self.norm2 = LayerNorm(width, eps)
+        self.mlp = Mlp(width, config.encoder_mlp_ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbedding(nn.Module):
+    def __init__(self, config: LaVITTokenizerConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class EvaEncoder(nn.Module):
+    """Images to patch features: the last block's output, without the final norm and without the class token.
+
+    ``norm`` and ``head`` turn the class token into EVA-CLIP's image embedding. They are there so that the release's
+    files load whole; tokenization never runs them, and ``encoder_head_dim=None`` leaves them out.
+    """
+
+    def __init__(self, config: LaVITTokenizerConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.image_size = config.image_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches + 1, width))
+        self.patch_embed = PatchEmbedding(config)
+        self.blocks = nn.ModuleList(EvaBlock(config) for _ in range(config.encoder_depth))
+        if config.encoder_head_dim is not None:
+            self.norm = LayerNorm(width, config.encoder_layer_norm_eps)
+            self.head = nn.Linear(width, config.encoder_head_dim)
+
+    def forward(self, images: Tensor, class_token: bool = False) -> Tensor:
+        """images (B, 3, S, S), normalised pixels -> (B, N, C), or (B, 1 + N, C) with the class token in front.
+
+        Raises ValueError for another shape and TypeError for integer pixels.
+        """
+        check_images(images, self.image_size)
+        x = self.patch_embed(images.to(self.pos_embed.dtype))
+        x = torch.cat((self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return x if class_token else x[:, 1:]
+
+
+def check_images(images: Tensor, size: int) -> None:
+    """Refuse what is not a batch of normalised RGB images of the encoder's size."""
+    if images.dim() != 4 or images.shape[1:] != (3, size, size):
+        raise ValueError(f"images: expected shape (B, 3, {size}, {size}), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise TypeError(f"images: expected normalised floating-point pixels (LaVITImageProcessor), got {images.dtype}")

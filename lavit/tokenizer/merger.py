@@ -1,0 +1,208 @@
+"""The merger: kept patches take in what the dropped ones knew (LaVIT section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lavit.kernels import Ragged, Selection, pack, policy_attention, varlen_attention
+
+from .configuration import LaVITTokenizerConfig
+from .encoder import Mlp
+from .norm import LayerNorm
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A selection with the sizes that the host must know to allocate packed batches, read in one synchronisation.
+
+    total: number of kept patches in the batch; max_kept, max_dropped: the longest image's.
+    """
+
+    selection: Selection
+    total: int
+    max_kept: int
+    max_dropped: int
+
+    @property
+    def num_patches(self) -> int:
+        return self.selection.keep.shape[1]
+
+    @property
+    def total_dropped(self) -> int:
+        return self.selection.keep.numel() - self.total
+
+    @classmethod
+    def measure(cls, selection: Selection) -> Layout:
+        """Read the sizes of a selection. One host synchronisation."""
+        return cls.from_sizes(selection, cls.sizes(selection).tolist())
+
+    @staticmethod
+    def sizes(selection: Selection) -> Tensor:
+        """(3,) int64 on the device: kept patches in all, most and fewest of an image (zeros for an empty batch)."""
+        lengths = selection.cu_kept.diff().long()
+        if lengths.numel() == 0:
+            return lengths.new_zeros(3)
+        return torch.stack((lengths.sum(), lengths.amax(), lengths.amin()))
+
+    @classmethod
+    def from_sizes(cls, selection: Selection, sizes: list[int]) -> Layout:
+        total, most, fewest = sizes
+        return cls(selection, total, most, selection.keep.shape[1] - fewest)
+
+    def kept(self, x: Tensor) -> Ragged:
+        """The kept rows of x (B, N, ...), packed in raster order."""
+        s = self.selection
+        return Ragged(pack(x, s.order, s.cu_kept, total=self.total), s.cu_kept, self.max_kept)
+
+    def dropped(self, x: Tensor) -> Ragged:
+        """The dropped rows of x (B, N, ...), packed in raster order."""
+        s = self.selection
+        values = pack(x, s.order, s.cu_dropped, total=self.total_dropped, dropped=True)
+        return Ragged(values, s.cu_dropped, self.max_dropped)
+
+
+@dataclass(frozen=True)
+class _PackedContext:
+    """What every packed block needs: offsets, origin rows of the dropped patches, mask weights, full images.
+
+    causal_weight (T,), cross_weight (T'): the mask's values, all 1, that carry its gradient; None without a gradient.
+    whole: for images of which nothing was dropped, (B, C) mean of their origin rows and (T,) their rows' image ids
+        and (T, 1) whether the row's image is such a one; None when there is no such image.
+    """
+
+    kept: Ragged
+    origin: Ragged
+    causal_weight: Tensor | None
+    cross_weight: Tensor | None
+    whole: tuple[Tensor, Tensor, Tensor] | None
+
+
+class CausalAttention(nn.Module):
+    """Self-attention of every kept patch to the kept ones before it and to itself."""
+
+    def __init__(self, width: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.eps = eps
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def dense(self, x: Tensor, keep: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).unbind(2)
+        return self.proj(policy_attention(q, k, v, keep, kind="causal", eps=self.eps).flatten(2))
+
+    def packed(self, x: Tensor, context: _PackedContext) -> Tensor:
+        q, k, v = self.qkv(x).view(x.shape[0], 3, self.heads, x.shape[1] // self.heads).unbind(1)
+        cu, longest = context.kept.cu_seqlens, context.kept.max_seqlen
+        out = varlen_attention(q, k, v, cu, cu, longest, longest, causal=True, key_weight=context.causal_weight)
+        return self.proj(out.flatten(1))
+
+
+class CrossAttention(nn.Module):
+    """Attention of every kept patch to the dropped ones, as they left the encoder."""
+
+    def __init__(self, width: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.eps = eps
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads))
+
+    def dense(self, x: Tensor, origin: Tensor, keep: Tensor) -> Tensor:
+        q, k, v = self._split(self.query(x)), self._split(self.key(origin)), self._split(self.value(origin))
+        return self.proj(policy_attention(q, k, v, keep, kind="cross", eps=self.eps).flatten(2))
+
+    def packed(self, x: Tensor, context: _PackedContext) -> Tensor:
+        origin = context.origin.values
+        out = varlen_attention(
+            self._split(self.query(x)),
+            self._split(self.key(origin)),
+            self._split(self.value(origin)),
+            context.kept.cu_seqlens,
+            context.origin.cu_seqlens,
+            context.kept.max_seqlen,
+            context.origin.max_seqlen,
+            key_weight=context.cross_weight,
+        ).flatten(1)
+        if context.whole is not None:
+            # The release's formula has no key to attend to here and falls back on its epsilon: the mean of all values.
+            mean, image, is_whole = context.whole
+            out = torch.where(is_whole, self.value(mean).to(out.dtype)[image], out)
+        return self.proj(out)
+
+
+class MergerBlock(nn.Module):
+    def __init__(self, config: LaVITTokenizerConfig) -> None:
+        super().__init__()
+        width, heads, eps = config.hidden_size, config.num_heads, config.layer_norm_eps
+        self.norm0 = LayerNorm(width, eps)
+        self.token_causal_attn = CausalAttention(width, heads, config.attention_eps)
+        self.norm1 = LayerNorm(width, eps)
+        self.token_cross_attn = CrossAttention(width, heads, config.attention_eps)
+        self.norm2 = LayerNorm(width, eps)
+        self.mlp = Mlp(width, config.mlp_ratio)
+
+    def dense(self, x: Tensor, origin: Tensor, keep: Tensor) -> Tensor:
+        x = x + self.token_causal_attn.dense(self.norm0(x), keep)
+        x = x + self.token_cross_attn.dense(self.norm1(x), origin, keep)
+        return x + self.mlp(self.norm2(x))
+
+    def packed(self, x: Tensor, context: _PackedContext) -> Tensor:
+        x = x + self.token_causal_attn.packed(self.norm0(x), context)
+        x = x + self.token_cross_attn.packed(self.norm1(x), context)
+        return x + self.mlp(self.norm2(x))
+
+
+class Merger(nn.Module):
+    """Blocks of causal self-attention among kept patches, cross-attention to dropped ones, and an MLP.
+
+    Two forms of one function, up to the release's epsilon: kept patches never read a dropped one's updated state.
+    """
+
+    def __init__(self, config: LaVITTokenizerConfig) -> None:
+        super().__init__()
+        self.ln_vision = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.blocks = nn.ModuleList(MergerBlock(config) for _ in range(config.merger_depth))
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def dense(self, features: Tensor, keep: Tensor) -> Tensor:
+        """The release's form: features (B, N, C), keep (B, N) -> (B, N, C), all rows, exact gradient to ``keep``."""
+        origin, x = self.ln_vision(features), features
+        for block in self.blocks:
+            x = block.dense(x, origin, keep)
+        return self.norm(x)
+
+    def packed(self, features: Tensor, layout: Layout) -> Ragged:
+        """The paper's form: features (B, N, C) -> the kept rows only, (T, C) packed in raster order.
+
+        The gradient to the mask reaches kept patches as self-attention keys (their own row's included) and dropped
+        patches as cross-attention keys.
+        """
+        kept = layout.kept(features)
+        context = self._context(features, kept, layout)
+        x = kept.values
+        for block in self.blocks:
+            x = block.packed(x, context)
+        return kept.with_values(self.norm(x))
+
+    def _context(self, features: Tensor, kept: Ragged, layout: Layout) -> _PackedContext:
+        keep = layout.selection.keep
+        causal_weight = cross_weight = whole = None
+        if torch.is_grad_enabled() and keep.requires_grad:
+            causal_weight, cross_weight = layout.kept(keep).values, layout.dropped(1 - keep).values
+        dropped = layout.dropped(features)
+        origin = dropped.with_values(self.ln_vision(dropped.values))
+        if layout.max_kept == layout.num_patches and layout.total > 0:
+            lengths = layout.selection.cu_kept.diff()
+            image = torch.repeat_interleave(lengths, output_size=layout.total)
+            is_whole = (lengths == layout.num_patches)[image].unsqueeze(1)
+            whole = (self.ln_vision(features).mean(dim=1), image, is_whole)
+        return _PackedContext(kept, origin, causal_weight, cross_weight, whole)

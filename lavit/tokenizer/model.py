@@ -1,0 +1,451 @@
+"""The tokenizer as a whole: images to a variable number of discrete tokens, and tokens back to features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from lavit.kernels import Ragged, Selection, gumbel_select
+from lavit.kernels.dispatch import debugging
+
+from .configuration import LaVITTokenizerConfig
+from .decoder import AttentionPool, TokenDecoder
+from .encoder import EvaAttention, EvaEncoder
+from .merger import Layout, Merger
+from .quantizer import Codebook, Quantizer
+from .selector import Selector, in_precision
+
+
+class VisualTokens(NamedTuple):
+    """The tokens of a batch of images.
+
+    ids: (T,) int64 in [0, K), image after image, in raster order of the patches.
+    cu_seqlens: (B + 1,) int32; image b has ``ids[cu_seqlens[b]:cu_seqlens[b + 1]]``.
+    keep: (B, N) bool, the patches that became tokens.
+    """
+
+    ids: Tensor
+    cu_seqlens: Tensor
+    keep: Tensor
+
+    def lengths(self) -> Tensor:
+        """(B,) int32 tokens per image, on the device."""
+        return self.cu_seqlens.diff()
+
+    def ragged(self) -> Ragged:
+        """The ids as a ragged batch; the bound of the lengths is the number of patches."""
+        return Ragged(self.ids, self.cu_seqlens, self.keep.shape[1])
+
+    def to(self, device: torch.device | str) -> VisualTokens:
+        return VisualTokens(*(t.to(device) for t in self))
+
+
+@dataclass
+class LaVITTokenizerOutput(ModelOutput):
+    """What one training step computes; every loss is a scalar.
+
+    loss: reconstruction_loss + ratio_weight * ratio_loss + commitment_weight * commitment_loss.
+    reconstruction_loss: mean of 1 - cos(reconstruction, features). keep_rate: share of kept patches.
+    reconstruction: (B, N, C). selection: the mask and its probabilities. ids: (T,) codes (None without quantisation)
+    and cu_seqlens (B + 1,), as in VisualTokens.
+    """
+
+    loss: Tensor | None = None
+    reconstruction_loss: Tensor | None = None
+    ratio_loss: Tensor | None = None
+    commitment_loss: Tensor | None = None
+    keep_rate: Tensor | None = None
+    reconstruction: Tensor | None = None
+    selection: Selection | None = None
+    ids: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+
+
+class LaVITTokenizer(PreTrainedModel):
+    """LaVIT's dynamic visual tokenizer (arXiv 2309.04669, section 3.1), with the release's parameter names.
+
+    The encoder is frozen. ``features=`` of every method is what :meth:`encode_features` returns, so that features may
+    be computed once and cached.
+    """
+
+    config_class = LaVITTokenizerConfig
+    base_model_prefix = ""
+    main_input_name = "images"
+    _no_split_modules = ["EvaBlock", "MergerBlock", "DecoderBlock"]
+    _keep_in_fp32_modules_strict = ["token_predictor", "encode_task_layer", "quantize"]
+    _supports_sdpa = True
+
+    feature_mean: Tensor
+    feature_std: Tensor
+
+    def __init__(self, config: LaVITTokenizerConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.encoder = EvaEncoder(config).requires_grad_(False)
+        if config.standardize_features:
+            self.register_buffer("feature_mean", torch.zeros(config.num_patches, width))
+            self.register_buffer("feature_std", torch.ones(config.num_patches, width))
+        if config.feature_position:
+            self.feature_position = nn.Parameter(torch.zeros(1, config.num_patches, width))
+        self.token_predictor = Selector(config)
+        self.causal_encoder = Merger(config)
+        self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, config.code_dim))
+        self.quantize = Quantizer(config)
+        if config.projection_dim is not None:
+            self.vit_proj = nn.Linear(width, config.projection_dim)
+        self.decoder = TokenDecoder(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, EvaAttention):
+            nn.init.zeros_(module.q_bias)
+            nn.init.zeros_(module.v_bias)
+        elif isinstance(module, EvaEncoder):
+            nn.init.trunc_normal_(module.cls_token, std=0.02)
+            nn.init.trunc_normal_(module.pos_embed, std=0.02)
+        elif isinstance(module, TokenDecoder):
+            nn.init.trunc_normal_(module.pos_embed, std=0.02)
+            nn.init.trunc_normal_(module.query_embed, std=0.02)
+        elif isinstance(module, AttentionPool):
+            nn.init.trunc_normal_(module.positional_embedding, std=0.02)
+        elif isinstance(module, Codebook):
+            # Standard deviation of a unit vector's entries; training starts from initialize() anyway.
+            nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
+        elif module is self and self.config.feature_position:
+            nn.init.trunc_normal_(self.feature_position, std=0.02)
+
+    @property
+    def num_patches(self) -> int:
+        return self.config.num_patches
+
+    # From images to the merged, continuous tokens.
+
+    @torch.no_grad()
+    def encode_features(self, images: Tensor) -> Tensor:
+        """images (B, 3, S, S), normalised -> (B, N, C) features of the frozen encoder, standardised if configured."""
+        features = self.encoder(images)
+        if self.config.standardize_features:
+            features = (features - self.feature_mean) / self.feature_std
+        return features
+
+    @torch.no_grad()
+    def set_feature_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Give the (N, C) mean and deviation of the encoder's raw features that :meth:`encode_features` removes."""
+        if not self.config.standardize_features:
+            raise RuntimeError("set_feature_statistics: the configuration has standardize_features=False")
+        for name, value in (("mean", mean), ("std", std)):
+            if value.shape != self.feature_mean.shape:
+                raise ValueError(f"{name}: expected shape {tuple(self.feature_mean.shape)}, got {tuple(value.shape)}")
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(std.clamp(min=1e-6))
+
+    def select(
+        self,
+        features: Tensor,
+        seeds: Tensor | Sequence[int] | None = None,
+        deterministic: bool = False,
+        noise: Tensor | None = None,
+        tau: float | None = None,
+        noise_scale: float = 1.0,
+    ) -> Selection:
+        """Choose the patches to keep. features (B, N, C) -> Selection.
+
+        seeds: (B,) one per image; its tokens then do not depend on the rest of the batch. deterministic: no noise.
+        noise: (B, N, 2) Gumbel noise. tau: None for the configuration's. noise_scale: multiplies the noise; 0 decides
+        like ``deterministic``.
+        """
+        return self._select(self._positioned(features), seeds, deterministic, noise, tau, noise_scale)
+
+    def features(
+        self,
+        images: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
+        seeds: Tensor | Sequence[int] | None = None,
+        deterministic: bool = False,
+        noise: Tensor | None = None,
+    ) -> Ragged:
+        """Continuous tokens for a language model: (T, projection_dim), or (T, C) without a projection.
+
+        Differentiable from the selector on. One host synchronisation. Raises ValueError for NaN or Inf pixels.
+        """
+        merged, _ = self._tokens(images, features, seeds, deterministic, noise)
+        if self.config.projection_dim is None:
+            return merged
+        return merged.with_values(self.vit_proj(merged.values.to(self._dtype_of(self.vit_proj))))
+
+    def latents(
+        self,
+        images: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
+        seeds: Tensor | Sequence[int] | None = None,
+        deterministic: bool = False,
+        noise: Tensor | None = None,
+    ) -> Ragged:
+        """What the quantizer sees: (T, code_dim) unit vectors. Feed their values to ``quantize.initialize``."""
+        merged, _ = self._tokens(images, features, seeds, deterministic, noise)
+        return merged.with_values(self.quantize.normalize(self._encode_task(merged.values)))
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
+        seeds: Tensor | Sequence[int] | None = None,
+        deterministic: bool = False,
+        noise: Tensor | None = None,
+    ) -> VisualTokens:
+        """Images (B, 3, S, S), normalised, or their features (B, N, C) -> discrete tokens.
+
+        Without ``seeds`` and ``deterministic`` the selection is random, as in the release; see :meth:`select`.
+        One host synchronisation. Raises ValueError for NaN or Inf pixels.
+        """
+        merged, selection = self._tokens(images, features, seeds, deterministic, noise)
+        ids = self.quantize.nearest(self._encode_task(merged.values))
+        return VisualTokens(ids, merged.cu_seqlens, selection.keep > 0.5)
+
+    # From tokens back to features.
+
+    def decode(self, tokens: VisualTokens | Ragged) -> Tensor:
+        """Tokens, a ragged batch of ids (T,), or one of code vectors (T, code_dim) -> (B, N, C_out) features.
+
+        Raises ValueError for ids outside the codebook (on a GPU under ``LAVIT_DEBUG=1`` only) and for more codes per
+        image than patches.
+        """
+        ragged = tokens.ragged() if isinstance(tokens, VisualTokens) else tokens
+        values = ragged.values
+        if not values.is_floating_point():
+            self._check_ids(values)
+            values = self.quantize.lookup(values)
+        return self.decoder(ragged.with_values(values.to(self._dtype_of(self.decoder.in_proj))))
+
+    # Training.
+
+    def forward(
+        self,
+        images: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
+        seeds: Tensor | Sequence[int] | None = None,
+        noise: Tensor | None = None,
+        tau: float | None = None,
+        noise_scale: float = 1.0,
+        quantize: bool = True,
+        deterministic: bool = False,
+    ) -> LaVITTokenizerOutput:
+        """Tokenize, decode and compare: the losses of stage 1 (the paper's, with a commitment term that is derived).
+
+        In training mode the codebook moves (see Quantizer). ``quantize=False`` decodes the unit vectors themselves.
+        The other arguments are those of :meth:`select`. The target of the reconstruction is the features as given.
+        NaN or Inf in the input gives a NaN loss, no error, and leaves the codebook sane. One host synchronisation.
+        """
+        target = self._features_of(images, features)
+        x = self._positioned(target)
+        selection = self._select(x, seeds, deterministic, noise, tau, noise_scale)
+        layout = Layout.measure(selection)
+        if self.training and self.config.selector_gradient == "exact" and selection.keep.requires_grad:
+            reconstruction, ids, commitment = self._reconstruct_all_rows(x, layout, quantize)
+        else:
+            reconstruction, ids, commitment = self._reconstruct_kept_rows(x, layout, quantize)
+        cosine = F.cosine_similarity(reconstruction.float(), target.detach().float(), dim=-1)
+        reconstruction_loss = (1 - cosine).sum() / max(cosine.numel(), 1)
+        ratio_loss = self._ratio_loss(selection.keep)
+        loss = (
+            reconstruction_loss
+            + self.config.ratio_weight * ratio_loss
+            + self.config.commitment_weight * commitment
+        )
+        return LaVITTokenizerOutput(
+            loss=loss,
+            reconstruction_loss=reconstruction_loss,
+            ratio_loss=ratio_loss,
+            commitment_loss=commitment,
+            keep_rate=selection.keep.detach().sum() / max(selection.keep.numel(), 1),
+            reconstruction=reconstruction,
+            selection=selection,
+            ids=ids,
+            cu_seqlens=selection.cu_kept,
+        )
+
+    def _reconstruct_kept_rows(
+        self, x: Tensor, layout: Layout, quantize: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        merged = self._merge(x, layout)
+        codes, ids, commitment = self._quantize(self._encode_task(merged.values), quantize, None)
+        keep = layout.selection.keep
+        weight = layout.kept(keep).values if torch.is_grad_enabled() and keep.requires_grad else None
+        codes = codes.to(self._dtype_of(self.decoder.in_proj))
+        return self.decoder(merged.with_values(codes), key_weight=weight), ids, commitment
+
+    def _reconstruct_all_rows(
+        self, x: Tensor, layout: Layout, quantize: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The same function by way of all N rows, so that the mask's gradient also knows what a dropped patch's token
+        would have changed: it would have had the rank that follows from the kept patches before it."""
+        keep = layout.selection.keep
+        batch, patches = keep.shape
+        latents = self._encode_task(self.causal_encoder.dense(x, keep)).flatten(0, 1)
+        kept = keep.detach() > 0.5
+        codes, ids, commitment = self._quantize(latents, quantize, kept.flatten())
+        ends = torch.arange(batch + 1, device=keep.device, dtype=torch.int32) * patches
+        rank = (kept.cumsum(dim=1) - kept.long()).flatten()
+        ragged = Ragged(codes.to(self._dtype_of(self.decoder.in_proj)), ends, patches)
+        reconstruction = self.decoder(ragged, rank=rank, key_weight=keep.flatten())
+        ids = None if ids is None else layout.kept(ids.view(batch, patches)).values
+        return reconstruction, ids, commitment
+
+    def _quantize(self, latents: Tensor, quantize: bool, counted: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        if quantize:
+            return self.quantize(latents, counted)
+        return self.quantize.normalize(latents), None, torch.zeros((), device=latents.device)
+
+    def _ratio_loss(self, keep: Tensor) -> Tensor:
+        """(rho - mean M)^2, over the batch with soft bounds for each image, or over each image."""
+        if keep.numel() == 0:
+            return keep.sum()
+        config = self.config
+        aim = config.keep_rate
+        rates = keep.mean(dim=1)
+        if config.ratio_scope == "image":
+            return (aim - rates).square().mean()
+        loss = (aim - rates.mean()).square()
+        if config.ratio_low:
+            loss = loss + (config.ratio_low * aim - rates).clamp(min=0).square().mean()
+        if config.ratio_high:
+            loss = loss + (rates - config.ratio_high * aim).clamp(min=0).square().mean()
+        return loss
+
+    # Parts.
+
+    def _features_of(self, images: Tensor | None, features: Tensor | None) -> Tensor:
+        if (images is None) == (features is None):
+            raise ValueError("images, features: expected exactly one of them, got " + ("none" if images is None else "both"))
+        if images is not None:
+            return self.encode_features(images)
+        assert features is not None
+        expected = (self.num_patches, self.config.hidden_size)
+        if features.dim() != 3 or features.shape[1:] != expected:
+            raise ValueError(f"features: expected shape (B, {expected[0]}, {expected[1]}), got {tuple(features.shape)}")
+        return features
+
+    def _positioned(self, features: Tensor) -> Tensor:
+        return features + self.feature_position if self.config.feature_position else features
+
+    def _select(
+        self,
+        x: Tensor,
+        seeds: Tensor | Sequence[int] | None,
+        deterministic: bool,
+        noise: Tensor | None,
+        tau: float | None,
+        noise_scale: float,
+    ) -> Selection:
+        scores = self.token_predictor(x)
+        tau = self.config.tau if tau is None else tau
+        if noise_scale < 0:
+            raise ValueError(f"noise_scale: expected a number of at least 0, got {noise_scale}")
+        if noise_scale == 0:
+            deterministic, seeds, noise = True, None, None
+        elif noise_scale != 1 and not deterministic:
+            # keep iff (s0 - s1)/c + logistic noise > 0 is the choice with the noise scaled by c; tau/c undoes the
+            # division for the relaxed probability.
+            scores, tau = scores / noise_scale, tau / noise_scale
+        if seeds is not None:
+            seeds = torch.as_tensor(seeds, dtype=torch.int64).to(x.device)
+        return gumbel_select(
+            scores, tau=tau, noise=noise, seeds=seeds, deterministic=deterministic, min_keep=self.config.min_keep
+        )
+
+    def _tokens(
+        self,
+        images: Tensor | None,
+        features: Tensor | None,
+        seeds: Tensor | Sequence[int] | None,
+        deterministic: bool,
+        noise: Tensor | None,
+    ) -> tuple[Ragged, Selection]:
+        """Merged kept rows (T, C) of finite input. The test of it shares the one host synchronisation."""
+        source = self._features_of(images, features)
+        x = self._positioned(source)
+        selection = self._select(x, seeds, deterministic, noise, None, 1.0)
+        *sizes, finite = torch.cat((Layout.sizes(selection), x.isfinite().all().long().view(1))).tolist()
+        if not finite:
+            raise ValueError(describe_non_finite(images, source))
+        return self._merge(x, Layout.from_sizes(selection, sizes)), selection
+
+    def _merge(self, x: Tensor, layout: Layout) -> Ragged:
+        if self.config.merge == "packed":
+            return self.causal_encoder.packed(x, layout)
+        return layout.kept(self.causal_encoder.dense(x, layout.selection.keep))
+
+    def _encode_task(self, rows: Tensor) -> Tensor:
+        """(..., C) -> (..., code_dim) in float32 (float64 stays): what decides the ids is not left to autocast."""
+        with torch.autocast(rows.device.type, enabled=False):
+            return in_precision(self.encode_task_layer, rows if rows.dtype == torch.float64 else rows.float())
+
+    def _check_ids(self, ids: Tensor) -> None:
+        if ids.numel() and (ids.device.type == "cpu" or debugging()):
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= self.config.num_codes:
+                raise ValueError(f"tokens: expected ids in [0, {self.config.num_codes}), got {low} to {high}")
+
+    @staticmethod
+    def _dtype_of(layer: nn.Linear) -> torch.dtype:
+        return layer.weight.dtype
+
+    # Files.
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """transformers' method, but strict: a checkpoint that lacks or adds tensors, or has one of another shape, is
+        refused with a ValueError that names all of them."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: a weights file is damaged or cut short ({error})") from error
+        wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
+        message = describe_tensors(info["missing_keys"], info["unexpected_keys"], wrong_shape)
+        if message:
+            raise ValueError(f"{pretrained_model_name_or_path}: the checkpoint does not fit its configuration: {message}")
+        return (model, info) if wants_info else model
+
+
+def describe_tensors(missing: Any, unexpected: Any, wrong_shape: Any = ()) -> str:
+    """All the names at fault, sorted, in one line per fault; empty when there is none."""
+    faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong_shape))
+    return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in faults if names)
+
+
+def describe_non_finite(images: Tensor | None, features: Tensor) -> str:
+    """Which images of a batch hold NaN or Inf. For the error's text only: reads the device."""
+    name, x = ("features", features) if images is None or bool(images.isfinite().all()) else ("images", images)
+    which = (~x.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    if name == "images" or images is None:
+        return f"{name}: expected finite values, got NaN or Inf in batch entries {which}"
+    return f"images: the encoder's features of batch entries {which} are NaN or Inf (overflow in {x.dtype}?)"
+
+
+AutoConfig.register(LaVITTokenizerConfig.model_type, LaVITTokenizerConfig, exist_ok=True)
+AutoModel.register(LaVITTokenizerConfig, LaVITTokenizer, exist_ok=True)

@@ -1,0 +1,124 @@
+"""From pictures to the tensor that the tokenizer reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lavit.files import atomic_write
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+FILE_NAME = "preprocessor_config.json"
+
+
+class LaVITImageProcessor:
+    """Resize to a square with PIL's bicubic filter and no crop, scale to [0, 1], normalise (the release).
+
+    size: side in pixels. mean, std: per channel, of pixels in [0, 1].
+    """
+
+    def __init__(
+        self, size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD, **ignored: Any
+    ) -> None:
+        unknown = set(ignored) - {"image_processor_type"}
+        if unknown:
+            raise ValueError(f"LaVITImageProcessor: unknown name {', '.join(map(repr, sorted(unknown)))}")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"size: expected an integer of at least 1, got {size!r}")
+        for name, value in (("mean", mean), ("std", std)):
+            if len(value) != 3:
+                raise ValueError(f"{name}: expected 3 numbers, one per channel, got {len(value)}")
+        if min(std) <= 0:
+            raise ValueError(f"std: expected positive numbers, got {tuple(std)}")
+        self.size = size
+        self.mean = tuple(float(m) for m in mean)
+        self.std = tuple(float(s) for s in std)
+
+    def __call__(self, images: Any) -> Tensor:
+        """One picture or several -> (B, 3, size, size) float32, normalised.
+
+        A picture is a PIL image (any mode; converted to RGB), a uint8 array or tensor (H, W, 3), or a float tensor
+        (3, H, W) with values in [0, 1]. Several are a list of these or a batch of the arrays; an empty list gives an
+        empty batch. Raises TypeError for anything else and ValueError for another channel count.
+        """
+        pictures = self._split(images)
+        if not pictures:
+            return torch.empty(0, 3, self.size, self.size)
+        pixels = torch.stack([self._pixels(p) for p in pictures])
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def unnormalize(self, pixels: Tensor) -> Tensor:
+        """The way back: (B, 3, H, W) normalised -> (B, H, W, 3) uint8."""
+        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        scaled = (pixels.float() * std + mean).clamp(0, 1) * 255
+        return scaled.round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    @staticmethod
+    def _split(images: Any) -> list[Any]:
+        if isinstance(images, Image.Image):
+            return [images]
+        if isinstance(images, (np.ndarray, Tensor)):
+            if images.ndim == 3:
+                return [images]
+            if images.ndim == 4:
+                return list(images)
+            raise ValueError(f"images: expected an array of 3 or 4 dimensions, got shape {tuple(images.shape)}")
+        if isinstance(images, (list, tuple)):
+            return list(images)
+        raise TypeError(f"images: expected PIL images, uint8 arrays or float tensors, got {type(images).__name__}")
+
+    def _pixels(self, picture: Any) -> Tensor:
+        """One picture -> (3, size, size) float32 in [0, 1]."""
+        if isinstance(picture, Tensor) and picture.is_floating_point():
+            return self._resize_float(picture.detach().to("cpu", torch.float32))
+        if isinstance(picture, Tensor):
+            picture = picture.cpu().numpy()
+        if isinstance(picture, np.ndarray):
+            picture = from_array(picture)
+        if not isinstance(picture, Image.Image):
+            raise TypeError(f"images: expected PIL images, uint8 arrays or float tensors, got {type(picture).__name__}")
+        picture = picture.convert("RGB")
+        if picture.size != (self.size, self.size):
+            picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+    def _resize_float(self, picture: Tensor) -> Tensor:
+        if picture.dim() != 3 or picture.shape[0] != 3:
+            raise ValueError(f"images: expected float tensors of shape (3, H, W), got {tuple(picture.shape)}")
+        if picture.shape[1:] == (self.size, self.size):
+            return picture
+        channels = [Image.fromarray(c.numpy()).resize((self.size, self.size), Image.Resampling.BICUBIC) for c in picture]
+        return torch.from_numpy(np.stack([np.array(c) for c in channels]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"image_processor_type": type(self).__name__, "size": self.size, "mean": self.mean, "std": self.std}
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write ``preprocessor_config.json`` into a folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with atomic_write(Path(folder) / FILE_NAME, "w") as file:
+            file.write(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | PathLike[str]) -> LaVITImageProcessor:
+        """Read it back. Raises FileNotFoundError naming the file when there is none."""
+        return cls(**json.loads((Path(folder) / FILE_NAME).read_text(encoding="utf-8")))
+
+
+def from_array(picture: np.ndarray) -> Image.Image:
+    """A uint8 array (H, W, 3) as a PIL image."""
+    if picture.dtype != np.uint8:
+        raise TypeError(f"images: expected uint8 arrays (0 to 255) or float tensors (0 to 1), got {picture.dtype}")
+    if picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"images: expected uint8 arrays of shape (H, W, 3), got {picture.shape}")
+    return Image.fromarray(picture)
