@@ -1,0 +1,279 @@
+"""An endless row of batches whose place can be saved and found again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lavit.data.images import ImageError
+
+log = logging.getLogger("lavit.data")
+
+Transform = Callable[[Any], Tensor]
+
+
+class Dataset(Protocol):
+    """Items by number. May also have ``name(i) -> str`` for messages and ``fingerprint: str`` of what it holds."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An item that could not be read."""
+
+    index: int
+    name: str
+    reason: str
+
+
+class DataStream:
+    """Batches ``{key: (B, ...) tensor, "index": (B,) int64}`` of a dataset, one epoch after the other.
+
+    Every epoch is one permutation of the dataset, drawn from (seed, epoch). The epochs are strung together; of that row
+    of items, process ``rank`` of ``world_size`` reads every ``world_size``-th, and batches are cut from what it reads:
+    they are always full, and one may reach into the next epoch. An item that cannot be read (ImageError, OSError) is
+    left out, named once in the log and listed in ``skipped``; the next good one takes its place.
+
+    dataset: a tensor or array of rows (images, cached features; memory-mapped or not), or anything with ``len`` and
+        ``dataset[i]``, such as `ImageFolder`.
+    transform: maps rows of the array, or a list of items, to a tensor with one row for each
+        (`LaVITImageProcessor`). It must not draw random numbers: several threads call it.
+    shuffle: False keeps the order of the dataset in every epoch.
+    epochs: end after so many epochs; then only the last batch may be short. None: no end.
+    workers: threads that read and transform single items ahead of their use; 0 reads when asked. The batches are the
+        same for any number. Rows of an array are gathered at once and need none.
+
+    The stream is its own iterator. `state_dict` is the place after the last batch that was handed out: a stream made
+    with the same arguments goes on from there with exactly the batches that would have followed. Every process has its
+    own place. `close` ends the threads.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | Tensor | np.ndarray,
+        batch_size: int,
+        *,
+        key: str = "images",
+        transform: Transform | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        epochs: int | None = None,
+        workers: int = 0,
+    ):
+        least = {"batch_size": 1, "world_size": 1, "workers": 0}
+        for name, value in (("batch_size", batch_size), ("world_size", world_size), ("workers", workers)):
+            if value < least[name]:
+                raise ValueError(f"{name}: expected at least {least[name]}, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: expected 0 <= rank < world_size = {world_size}, got {rank}")
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs: expected at least 1 or None, got {epochs}")
+        if key == "index":
+            raise ValueError("key: 'index' is taken by the numbers of the items")
+        if len(dataset) == 0:
+            raise ValueError("dataset: expected at least one item, got none")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.key = key
+        self.transform = transform
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epochs = epochs
+        self.workers = workers
+        self._place = 0  # draws of this process that the batches handed out have used up
+        self._bad: dict[int, Skipped] = {}
+        self._order = (-1, np.empty(0, np.int64))
+        self._ahead: deque[tuple[int, Future[Tensor]]] = deque()  # draws that are being read, in their order
+        self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The items left out so far, in the order of their discovery."""
+        return list(self._bad.values())
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next item, from 0."""
+        return (self.rank + self._place * self.world_size) // len(self.dataset)
+
+    def __iter__(self) -> DataStream:
+        return self
+
+    def __next__(self) -> dict[str, Tensor]:
+        try:
+            place, indices, rows = self._rows() if isinstance(self.dataset, Tensor | np.ndarray) else self._items()
+        except BaseException:
+            self._forget_ahead()  # what was read for the failed batch is gone: read it again next time
+            raise
+        if not indices:
+            raise StopIteration
+        self._place = place
+        return {self.key: rows, "index": torch.tensor(indices)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, texts and lists."""
+        return {
+            "place": self._place,
+            "skipped": [list(astuple(s)) for s in self._bad.values()],
+            "items": len(self.dataset),
+            "fingerprint": getattr(self.dataset, "fingerprint", None),
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "rank": self.rank,
+            "world_size": self.world_size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved place. ValueError if it is a place in another row of items: it could not be found again."""
+        here = self.state_dict()
+        if state.keys() != here.keys():
+            raise ValueError(f"state: expected the keys {sorted(here)}, got {sorted(state)}")
+        for name in here.keys() - {"place", "skipped"}:
+            if state[name] != here[name]:
+                raise ValueError(f"state: was saved with {name} = {state[name]!r}, this stream has {here[name]!r}")
+        self._forget_ahead()
+        self._place = state["place"]
+        self._bad = {index: Skipped(index, name, reason) for index, name, reason in state["skipped"]}
+
+    def close(self) -> None:
+        """End the threads. The stream may be used again; it then starts new ones."""
+        self._forget_ahead()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def __enter__(self) -> DataStream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _index(self, place: int) -> int | None:
+        """The item of this process's draw number ``place``; None after the last epoch."""
+        epoch, offset = divmod(self.rank + place * self.world_size, len(self.dataset))
+        if self.epochs is not None and epoch >= self.epochs:
+            return None
+        if not self.shuffle:
+            return offset
+        if self._order[0] != epoch:
+            # A hash, because seeds that differ by 1 must not give related orders, nor (1, 0) that of (0, 1).
+            digest = hashlib.blake2b(f"{self.seed}/{epoch}".encode(), digest_size=7).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+            self._order = (epoch, torch.randperm(len(self.dataset), generator=generator).numpy())
+        return int(self._order[1][offset])
+
+    def _rows(self) -> tuple[int, list[int], Tensor]:
+        place, indices = self._place, list[int]()
+        while len(indices) < self.batch_size and (index := self._index(place)) is not None:
+            indices.append(index)
+            place += 1
+        if not indices:
+            return place, indices, torch.empty(0)
+        rows = torch.as_tensor(self.dataset[indices])  # type: ignore[index]
+        return place, indices, rows if self.transform is None else self._transformed(rows, len(indices))
+
+    def _items(self) -> tuple[int, list[int], Tensor]:
+        place, indices, rows = self._place, list[int](), list[Tensor]()
+        misses = 0
+        while len(indices) < self.batch_size and (drawn := self._draw(place)) is not None:
+            index, future = drawn
+            place += 1
+            row = self._result(index, future)
+            if row is None:
+                misses += 1
+                self._give_up_after(misses)
+                continue
+            if rows and row.shape != rows[0].shape:
+                first = tuple(rows[0].shape[1:])
+                raise ValueError(f"{self._name(index)}: expected shape {first} as before, got {tuple(row.shape[1:])}")
+            misses = 0
+            rows.append(row)
+            indices.append(index)
+        return place, indices, torch.cat(rows) if rows else torch.empty(0)
+
+    def _draw(self, place: int) -> tuple[int, Future[Tensor]] | None:
+        """Draw number ``place``, after those that follow it have been given to the threads."""
+        # Two batches ahead: one that the threads work on while the other is being gathered.
+        while len(self._ahead) < (2 * self.batch_size if self.workers else 1):
+            index = self._index(place + len(self._ahead))
+            if index is None:
+                break
+            self._ahead.append((index, self._read(index)))
+        return self._ahead.popleft() if self._ahead else None
+
+    def _read(self, index: int) -> Future[Tensor]:
+        if self.workers and index not in self._bad:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="lavit-data")
+            return self._pool.submit(self._row, index)
+        future: Future[Tensor] = Future()
+        if index not in self._bad:
+            try:
+                future.set_result(self._row(index))
+            except Exception as error:
+                future.set_exception(error)
+        return future
+
+    def _row(self, index: int) -> Tensor:
+        """Item ``index`` as a batch of one."""
+        item = self.dataset[index]
+        if self.transform is not None:
+            return self._transformed([item], 1)
+        if not isinstance(item, Tensor | np.ndarray):
+            raise TypeError(f"transform: needed to make a tensor of {self._name(index)}, a {type(item).__name__}")
+        return torch.as_tensor(item)[None]
+
+    def _transformed(self, items: Any, count: int) -> Tensor:
+        assert self.transform is not None
+        rows = self.transform(items)
+        if not isinstance(rows, Tensor) or rows.dim() < 1 or rows.shape[0] != count:
+            got = f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+            raise ValueError(f"transform: expected a tensor with {count} rows for {count} items, got {got}")
+        return rows
+
+    def _result(self, index: int, future: Future[Tensor]) -> Tensor | None:
+        """The row, or None for an item that cannot be read."""
+        if index in self._bad:
+            return None
+        try:
+            return future.result()
+        except (ImageError, OSError) as error:
+            name = self._name(index)
+            self._bad[index] = Skipped(index, name, str(error).removeprefix(f"{name}: "))
+            log.warning("skipped %s: %s (%d so far)", name, self._bad[index].reason, len(self._bad))
+            return None
+
+    def _give_up_after(self, misses: int) -> None:
+        """An error instead of an endless search. A process that shares its epochs with others may miss the few good
+        items for several epochs: hence the margin."""
+        total = len(self.dataset)
+        if len(self._bad) == total or misses >= 2 * total + 64:
+            first = self.skipped[0]
+            raise ImageError(
+                f"no item can be read: {len(self._bad)} of {total} failed, the first is {first.name}: {first.reason}"
+            )
+
+    def _name(self, index: int) -> str:
+        name = getattr(self.dataset, "name", None)
+        return name(index) if callable(name) else f"item {index}"
+
+    def _forget_ahead(self) -> None:
+        for _, future in self._ahead:
+            future.cancel()
+        self._ahead.clear()
