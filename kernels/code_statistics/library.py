@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lavit.kernels.dispatch import Implementation, debugging, register
 from lavit.kernels.code_statistics import reference
+from lavit.kernels.dispatch import Implementation, debugging, register
 
 OPERATION = register("code_statistics", Implementation("reference", "sort and segment sums in PyTorch"))
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lavit.kernels.checks import check_float, check_int64, check_rank, check_same_device, check_shape
-from lavit.kernels.types import Selection
 from lavit.kernels.gumbel_select.library import gumbel_select_op
+from lavit.kernels.types import Selection
 
 __all__ = ["gumbel_select"]
 

@@ -1,4 +1,4 @@
-"""The selection of patches, in plain PyTorch: the definition, with the random numbers that every implementation draws."""
+"""The selection of patches, in plain PyTorch, with the random numbers that every implementation draws."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def philox4x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor
 def odd_numbers(seeds: Tensor, num_patches: int) -> Tensor:
     """The noise of each image, (B,) int64 seeds -> (B, N) int64 odd numbers t in (0, 2^24).
 
-    key = the seed's two words, counter = (patch index, 0, 0, 0); the upper 23 bits of the first word, doubled, plus one.
+    key = the seed's two words, counter = (patch index, 0, 0, 0); t = twice the first word's upper 23 bits, plus 1.
     u = t / 2^24 is uniform in (0, 1), exact in float32, and so is 1 - u.
     """
     index = torch.arange(num_patches, device=seeds.device, dtype=torch.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import statistics
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -43,9 +43,9 @@ def _milliseconds(forward: Callable[..., Tensor], x: Tensor, weight: Tensor, bia
     return statistics.median(times)
 
 
-@lru_cache(maxsize=None)
+@cache
 def faster(width: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether apex beats PyTorch for rows of this width. Measured once, which waits for the device: never in a capture."""
+    """Whether apex beats PyTorch for rows of this width. Measured once, waiting for the device: not in a capture."""
     with torch.enable_grad(), torch.cuda.device(device):
         x = torch.randn(ROWS, width, dtype=dtype, device=device, requires_grad=True)
         weight = torch.ones(width, dtype=dtype, device=device, requires_grad=True)

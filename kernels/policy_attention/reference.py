@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def policy(keep: Tensor, kind: str) -> Tensor:
-    """P (B, 1, N, N): causal, 1 on the diagonal and keep_j for j < i; cross, 1 - keep_j. Row i queries, column j keys."""
+    """P (B, 1, N, N): causal, 1 on the diagonal and keep_j for j < i; cross, 1 - keep_j. Query i, key j."""
     batch, n = keep.shape
     if kind == "cross":
         return (1 - keep)[:, None, None, :].expand(batch, 1, n, n)
@@ -16,7 +16,7 @@ def policy(keep: Tensor, kind: str) -> Tensor:
 
 
 def weights(q: Tensor, k: Tensor, keep: Tensor, kind: str, eps: float, scale: float) -> tuple[Tensor, ...]:
-    """a, e, P, den, argmax: a_ij = (e_ij P_ij + eps/N) / den_i, e_ij = exp(s_ij - max_j s_ij), den_i = sum_j e_ij P_ij + eps.
+    """a, e, P, den, argmax: a_ij = (e_ij P_ij + eps/N) / den_i, den_i = sum_j e_ij P_ij + eps, e_ij = exp(s_ij - m_i).
 
     q, k (B, H, N, D). A row with den 0 (possible for eps = 0 only) has weights 0.
     """
@@ -31,7 +31,7 @@ def weights(q: Tensor, k: Tensor, keep: Tensor, kind: str, eps: float, scale: fl
 
 
 def policy_attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor, kind: str, eps: float, scale: float) -> Tensor:
-    """(B, N, H, D) x 3, keep (B, N) -> (B, N, H, D). Computed in the dtype of keep (float32 or float64), returned in q's."""
+    """(B, N, H, D) x 3, keep (B, N) -> (B, N, H, D) in q's dtype. Computed in that of keep, float32 or float64."""
     if q.numel() == 0:
         return torch.empty_like(q)
     qh, kh, vh = (x.transpose(1, 2).to(keep.dtype) for x in (q, k, v))

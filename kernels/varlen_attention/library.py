@@ -7,12 +7,16 @@ from torch import Tensor
 
 from lavit.kernels.checks import debug_offsets
 from lavit.kernels.dispatch import Implementation, debugging, register
-from lavit.kernels.varlen_attention import reference
+from lavit.kernels.varlen_attention import reference, sdpa
 
-OPERATION = register("varlen_attention", Implementation("reference", "the definition in PyTorch, image by image"))
+OPERATION = register(
+    "varlen_attention",
+    Implementation("sdpa", "batched matrix products on padded blocks"),
+    Implementation("reference", "the definition in PyTorch, image by image"),
+)
 
-FORWARD = {"reference": reference.varlen_attention}
-BACKWARD = {"reference": reference.varlen_attention_backward}
+FORWARD = {"sdpa": sdpa.varlen_attention, "reference": reference.varlen_attention}
+BACKWARD = {"sdpa": sdpa.varlen_attention_backward, "reference": reference.varlen_attention_backward}
 
 
 def _check_values(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool) -> None:

@@ -9,9 +9,11 @@ from torch import Tensor
 
 Image = tuple[slice, slice]
 
+LARGEST_EXPONENT = 80.0
+
 
 def images(cu_q: Tensor, cu_k: Tensor) -> Iterator[Image]:
-    """The rows of each image's queries and keys. Reads the offsets on the host: this is the definition, not the fast form."""
+    """The rows of each image's queries and keys. Reads the offsets on the host."""
     a, b = cu_q.tolist(), cu_k.tolist()
     for i in range(len(a) - 1):
         yield slice(a[i], a[i + 1]), slice(b[i], b[i + 1])
@@ -73,14 +75,14 @@ def varlen_attention_backward(
 
     p_ij = w_j u_ij, u_ij = exp(s_ij - lse_i);   dv_j = sum_i p_ij g_i
     d_ij = g_i . v_j - g_i . out_i;              ds_ij = p_ij d_ij;   dw_j = sum over heads and i of u_ij d_ij
-    u does not contain w: the gradient of a key of weight 0 is right too.
+    u does not contain w: the gradient of a key of weight 0 is right too (up to e^80, beyond which float32 ends).
     """
     dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     w = None if key_weight is None else key_weight.to(lse.dtype)
     dw = lse.new_zeros(0 if w is None else w.shape)
     for i, j in images(cu_q, cu_k):
         qi, kj, vj, g, oi = (x.to(lse.dtype) for x in (q[i], k[j], v[j], grad[i], out[i]))
-        u = (logits(qi, kj, None, causal, scale) - lse[i].T[..., None]).exp()
+        u = (logits(qi, kj, None, causal, scale) - lse[i].T[..., None]).clamp(max=LARGEST_EXPONENT).exp()
         p = u if w is None else u * w[j]
         d = torch.einsum("ihd,jhd->hij", g, vj) - torch.einsum("ihd,ihd->hi", g, oi)[..., None]
         ds = p * d * scale
