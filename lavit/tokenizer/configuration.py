@@ -182,10 +182,11 @@ class LaVITTokenizerConfig(PretrainedConfig):
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size: expected a multiple of patch_size {self.patch_size}, got {self.image_size}")
         for name in ("encoder_heads", "num_heads"):
-            if self.hidden_size % getattr(self, name):
-                raise ValueError(f"{name}: expected a divisor of hidden_size {self.hidden_size}, got {getattr(self, name)}")
+            heads, width = getattr(self, name), self.hidden_size
+            if width % heads:
+                raise ValueError(f"{name}: expected a divisor of hidden_size {width}, got {heads}")
         if self.hidden_size % 4:
-            raise ValueError(f"hidden_size: expected a multiple of 4 (the selector quarters it), got {self.hidden_size}")
+            raise ValueError(f"hidden_size: expected a multiple of 4 (the selector's layers), got {self.hidden_size}")
         if not 0 <= self.min_keep <= self.num_patches:
             raise ValueError(f"min_keep: expected 0 to {self.num_patches} (the patches), got {self.min_keep}")
         if not 0 < self.keep_rate <= 1:

@@ -312,7 +312,9 @@ class LaVITTokenizer(PreTrainedModel):
         ids = None if ids is None else layout.kept(ids.view(batch, patches)).values
         return reconstruction, ids, commitment
 
-    def _quantize(self, latents: Tensor, quantize: bool, counted: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _quantize(
+        self, latents: Tensor, quantize: bool, counted: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         if quantize:
             return self.quantize(latents, counted)
         return self.quantize.normalize(latents), None, torch.zeros((), device=latents.device)
@@ -337,7 +339,8 @@ class LaVITTokenizer(PreTrainedModel):
 
     def _features_of(self, images: Tensor | None, features: Tensor | None) -> Tensor:
         if (images is None) == (features is None):
-            raise ValueError("images, features: expected exactly one of them, got " + ("none" if images is None else "both"))
+            given = "none" if images is None else "both"
+            raise ValueError(f"images, features: expected exactly one of them, got {given}")
         if images is not None:
             return self.encode_features(images)
         assert features is not None
@@ -424,11 +427,11 @@ class LaVITTokenizer(PreTrainedModel):
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
         except SafetensorError as error:
-            raise ValueError(f"{pretrained_model_name_or_path}: a weights file is damaged or cut short ({error})") from error
+            raise ValueError(f"{pretrained_model_name_or_path}: a weights file is damaged ({error})") from error
         wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
         message = describe_tensors(info["missing_keys"], info["unexpected_keys"], wrong_shape)
         if message:
-            raise ValueError(f"{pretrained_model_name_or_path}: the checkpoint does not fit its configuration: {message}")
+            raise ValueError(f"{pretrained_model_name_or_path}: the weights do not fit the configuration: {message}")
         return (model, info) if wants_info else model
 
 

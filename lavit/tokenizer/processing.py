@@ -97,8 +97,8 @@ class LaVITImageProcessor:
             raise ValueError(f"images: expected float tensors of shape (3, H, W), got {tuple(picture.shape)}")
         if picture.shape[1:] == (self.size, self.size):
             return picture
-        channels = [Image.fromarray(c.numpy()).resize((self.size, self.size), Image.Resampling.BICUBIC) for c in picture]
-        return torch.from_numpy(np.stack([np.array(c) for c in channels]))
+        size, bicubic = (self.size, self.size), Image.Resampling.BICUBIC
+        return torch.from_numpy(np.stack([np.array(Image.fromarray(c.numpy()).resize(size, bicubic)) for c in picture]))
 
     def to_dict(self) -> dict[str, Any]:
         return {"image_processor_type": type(self).__name__, "size": self.size, "mean": self.mean, "std": self.std}

@@ -172,7 +172,7 @@ class Quantizer(nn.Module):
         self.reset_usage()
 
     def usage(self) -> Tensor:
-        """(K,) float64: how often each code was chosen in training since the start or :meth:`reset_usage`, all ranks."""
+        """(K,) float64: how often each code was chosen in training, over all ranks, since :meth:`reset_usage`."""
         if self._counts is None:
             return torch.zeros(self.num_codes, dtype=torch.float64, device=self.embedding.weight.device)
         return self._counts.clone()
