@@ -1,0 +1,109 @@
+"""The command ``lavit``: finds what was asked for, runs it, and turns expected errors into one line.
+
+A command is a function ``main(argv) -> exit code or None`` in its own module, imported when it is called: ``lavit
+--help`` loads no model code.
+
+Exit codes: 0; 1 part of the work could not be done; 2 wrong use or wrong input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from lavit import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """target: "module:function"."""
+
+    target: str
+    help: str
+
+
+Commands = dict[str, "Command | Commands"]
+
+TRAIN: Commands = {
+    "tokenizer": Command("lavit.training.tokenizer:main", "stage 1: the dynamic visual tokenizer, from images alone"),
+}
+COMMANDS: Commands = {
+    "quickstart": Command("lavit.quickstart:main", "train a small tokenizer here and now and write a report about it"),
+    "tokenize": Command("lavit.commands.tokenize:main", "images to tokens, and pictures of the patches kept"),
+    "train": TRAIN,
+    "info": Command("lavit.info:main", "versions, devices, and which implementation each operation takes and why"),
+}
+GROUPS = {"train": "train a model: " + ", ".join(TRAIN)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments, COMMANDS, "lavit", GROUPS)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("lavit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone (`lavit ... | head`). Nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("LAVIT_DEBUG", "0") not in ("", "0"):
+            raise
+        print(f"lavit: error: {describe(error)}", file=sys.stderr)
+        return 2
+
+
+def describe(error: Exception) -> str:
+    """One line about an error, for people."""
+    if isinstance(error, OSError) and error.strerror:
+        return ": ".join([*(str(f) for f in (error.filename, error.filename2) if f is not None), error.strerror])
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _run(arguments: list[str], commands: Commands, prog: str, groups: dict[str, str]) -> int:
+    parser = _parser(commands, prog, groups)
+    # Only what stands before the command's name is ours.
+    own = next((n for n, a in enumerate(arguments) if not a.startswith("-")), len(arguments))
+    parser.parse_args(arguments[:own])
+    if own == len(arguments):
+        parser.print_help(sys.stderr)
+        return 2
+    name, rest = arguments[own], arguments[own + 1 :]
+    command = commands.get(name)
+    if command is None:
+        near = difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{prog}: there is no command {name!r}{hint} (there are: {', '.join(commands)})")
+    if isinstance(command, dict):
+        return _run(rest, command, f"{prog} {name}", {})
+    module, function = command.target.split(":")
+    return getattr(import_module(module), function)(rest) or 0
+
+
+def _parser(commands: Commands, prog: str, groups: dict[str, str]) -> argparse.ArgumentParser:
+    width = max(map(len, commands)) + 2
+    lines = [f"  {n:<{width}}{c.help if isinstance(c, Command) else groups[n]}" for n, c in commands.items()]
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [-h] {'[--version] ' if prog == 'lavit' else ''}COMMAND ...",
+        description="Images as a variable number of discrete tokens.\n\ncommands:\n" + "\n".join(lines),
+        epilog=f"`{prog} COMMAND --help` tells about one. LAVIT_DEBUG=1 shows the traceback of an error.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if prog == "lavit":
+        parser.add_argument("--version", action="version", version=f"lavit {__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The command line: right command, right exit code, one line for an expected error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+from lavit import __version__
+from lavit.cli import COMMANDS, Command, main
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Puts a function in the place of `lavit info`."""
+
+    def install(function):
+        module = types.ModuleType("lavit_test_command")
+        module.main = function
+        monkeypatch.setitem(sys.modules, "lavit_test_command", module)
+        monkeypatch.setitem(COMMANDS, "info", Command("lavit_test_command:main", "for the test"))
+
+    return install
+
+
+def error_line(capsys):
+    captured = capsys.readouterr()
+    lines = captured.err.strip().split("\n")
+    assert len(lines) == 1 and "Traceback" not in captured.err
+    return lines[0]
+
+
+def test_arguments_reach_the_command_and_its_code_comes_back(command):
+    seen = []
+    command(lambda argv: seen.append(argv))
+    assert main(["info", "--help", "a b", "-x"]) == 0
+    assert seen == [["--help", "a b", "-x"]]
+    command(lambda argv: 1)
+    assert main(["info"]) == 1
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("keep: expected this,\n  got that"), "lavit: error: keep: expected this, got that"),
+        (PermissionError(13, "Permission denied", "a.yaml"), "lavit: error: a.yaml: Permission denied"),
+        (FileNotFoundError("path: no folder b"), "lavit: error: path: no folder b"),
+        (ModuleNotFoundError("No module named 'lavit_x'"), "lavit: error: No module named 'lavit_x'"),
+        (ValueError(), "lavit: error: ValueError"),
+    ],
+)
+def test_expected_error_is_one_line_and_code_2(command, capsys, monkeypatch, error, line):
+    def fail(argv):
+        raise error
+
+    command(fail)
+    monkeypatch.delenv("LAVIT_DEBUG", raising=False)
+    assert main(["info"]) == 2
+    assert error_line(capsys) == line
+    monkeypatch.setenv("LAVIT_DEBUG", "1")
+    with pytest.raises(type(error)):
+        main(["info"])
+
+
+def test_bug_is_not_hidden(command):
+    def fail(argv):
+        raise AssertionError
+
+    command(fail)
+    with pytest.raises(AssertionError):
+        main(["info"])
+
+
+def test_interruption_is_130(command, capsys):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    command(interrupt)
+    assert main(["info"]) == 130
+    assert error_line(capsys) == "lavit: interrupted"
+
+
+@pytest.mark.parametrize(
+    "argv, parts",
+    [
+        (["tokenise"], ["'tokenise'", "did you mean 'tokenize'?"]),
+        (["train", "tokeniser"], ["lavit train:", "did you mean 'tokenizer'?"]),
+        (["xyzzy"], ["'xyzzy'", "quickstart, tokenize, train, info"]),
+    ],
+)
+def test_unknown_command_suggests_the_nearest(argv, parts, capsys):
+    assert main(argv) == 2
+    line = error_line(capsys)
+    assert all(part in line for part in parts)
+    assert ("did you mean" in line) == (argv != ["xyzzy"])
+
+
+def test_help_and_version(capsys):
+    for argv, expected in ((["--help"], "quickstart"), (["train", "--help"], "stage 1"), (["--version"], __version__)):
+        with pytest.raises(SystemExit) as exit:
+            main(argv)
+        assert exit.value.code == 0
+        assert expected in capsys.readouterr().out
+    for argv in ([], ["train"]):
+        assert main(argv) == 2
+        assert "commands:" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit:
+        main(["--verion"])
+    assert exit.value.code == 2
+
+
+def test_help_loads_no_model_code():
+    code = "import sys, lavit.cli; lavit.cli.main([]); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as on POSIX")
+def test_reader_that_goes_away_is_no_error():
+    code = (
+        "import sys, types; from lavit import cli; module = types.ModuleType('many');"
+        "module.main = lambda argv: [print(i) for i in range(100000)] and 0; sys.modules['many'] = module;"
+        "cli.COMMANDS['info'] = cli.Command('many:main', ''); sys.exit(cli.main(['info']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
