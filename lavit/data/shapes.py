@@ -62,6 +62,20 @@ class Scenes:
         """How many cells hold an object: (n,) int64, from 1 to 3."""
         return (self.cells != EMPTY).sum(1)
 
+    def patches(self, patch_size: int) -> np.ndarray:
+        """What each square patch shows, (n, N) int64 in raster order: the kind of the object that reaches into it, or 0.
+
+        A patch shows an object where a pixel differs from grey by eight deviations of the noise. Raises ``ValueError``
+        for a patch size that does not divide a cell, because then a patch could show two objects.
+        """
+        if patch_size < 1 or CELL % patch_size:
+            raise ValueError(f"patch_size: expected a divisor of {CELL}, got {patch_size}")
+        n, side, per_cell = len(self), SIZE // patch_size, CELL // patch_size
+        colour = self.images.astype(np.int16) - round(_GREY * 255)
+        seen = (abs(colour) > 8 * _NOISE * 255).reshape(n, side, patch_size, side, patch_size * 3).any((2, 4))
+        kinds = self.cells.reshape(n, GRID, GRID).repeat(per_cell, axis=1).repeat(per_cell, axis=2)
+        return np.where(seen, kinds, EMPTY).reshape(n, side * side)
+
     @property
     def captions(self) -> list[str]:
         """One true sentence for every scene."""

@@ -67,6 +67,16 @@ def test_objects_stay_within_their_cell():
     assert abs(frame - 0.5).max() < 0.08
 
 
+def test_patches_show_their_cell_or_nothing():
+    scenes = ShapesWorld(seed=5).scenes(100)
+    patches = scenes.patches(4).reshape(100, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4).reshape(100, 4, 16)
+    assert np.array_equal(patches.max(2), scenes.cells)
+    assert np.isin(patches, [0]).any() and ((patches == 0) | (patches == scenes.cells[:, :, None])).all()
+    # The smallest object is 8 pixels wide, the largest 13: two to four patches a side, edges included.
+    covered = (patches > 0).sum(2)[scenes.cells > 0]
+    assert covered.min() >= 3 and covered.max() <= 16
+
+
 def test_captions_name_what_stands_where():
     assert shapes.caption([1, 0, 0, 7]) == "a red circle top left and a blue square bottom right"
     assert shapes.caption([0, 0, 0, 0]) == "an empty picture"
@@ -87,6 +97,7 @@ def test_any_number_of_scenes_from_anywhere():
         (lambda: ShapesWorld(split="val"), "split.*val"),
         (lambda: ShapesWorld(seed=-1), "seed.*-1"),
         (lambda: ShapesWorld().scenes(-2), "count.*-2"),
+        (lambda: ShapesWorld().scenes(1).patches(5), "patch_size.*5"),
         (lambda: shapes.name(13), "kind.*13"),
         (lambda: shapes.caption([0, 1]), "cells.*2"),
     ],
