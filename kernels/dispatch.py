@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -65,7 +65,9 @@ class Operation:
 OPERATIONS: dict[str, Operation] = {}
 
 
-def register(name: str, *implementations: Implementation, preference: dict[str, tuple[str, ...]] | None = None) -> Operation:
+def register(
+    name: str, *implementations: Implementation, preference: dict[str, tuple[str, ...]] | None = None
+) -> Operation:
     """Declare an operation. Without ``preference`` the implementations are preferred in the order given, everywhere."""
     by_name = {i.name: i for i in implementations}
     if "reference" not in by_name:
@@ -87,13 +89,14 @@ def requested_by_environment(operation: str, variable: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _choose(operation: str, impl: str, device_type: str, variable: str) -> Choice:
     op = OPERATIONS[operation]
     asked, by = (impl, "impl=") if impl != AUTO else (requested_by_environment(operation, variable), "LAVIT_KERNELS")
     if asked is not None:
         if asked not in op.implementations:
-            raise ValueError(f"{by}: {operation} has the implementations {', '.join(op.implementations)}; got {asked!r}")
+            known = ", ".join(op.implementations)
+            raise ValueError(f"{by}: {operation} has the implementations {known}; got {asked!r}")
         reason = op.implementations[asked].unusable(device_type)
         if reason is not None:
             raise RuntimeError(f"{by}: {operation} cannot run {asked!r} on {device_type}: {reason}")

@@ -5,11 +5,20 @@ from __future__ import annotations
 import torch
 
 from lavit.kernels.dispatch import Implementation, register
-from lavit.kernels.nearest_code import reference
+from lavit.kernels.nearest_code import cpu, reference
 
-OPERATION = register("nearest_code", Implementation("reference", "the whole matrix of scores in PyTorch"))
 
-FORWARD = {"reference": reference.nearest_code}
+def _not_cpu(device_type: str) -> str | None:
+    return None if device_type == "cpu" else "made for the CPU's caches"
+
+
+OPERATION = register(
+    "nearest_code",
+    Implementation("cpu", "tiles that stay in the cache, bounded memory", _not_cpu),
+    Implementation("reference", "the whole matrix of scores in PyTorch"),
+)
+
+FORWARD = {"cpu": cpu.nearest_code, "reference": reference.nearest_code}
 
 
 @torch.library.custom_op(

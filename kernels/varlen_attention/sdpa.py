@@ -1,9 +1,9 @@
-"""Attention over sets of different sizes by batched matrix products on padded blocks.
+"""Attention over sets of different sizes by batched matrix products on blocks of images.
 
-Images are put together that have the same padded sizes, and an image's padded sizes follow from its own lengths alone:
-what else is in the batch cannot change a bit of its result. On the CPU, where reading the offsets costs nothing, a
-padded size is the length rounded up to one of four steps an octave; on other devices, where it would be a wait, every
-image is padded to the bounds ``max_q`` and ``max_k``.
+On the CPU, where reading the offsets costs nothing, a large image is a block of its own; small ones are put together
+with those of the same padded sizes, a length rounded up to one of four steps an octave. The block's sizes follow from
+the image's own lengths alone: what else is in the batch cannot change a bit of its result. On other devices, where
+reading the offsets would be a wait, all images are one block, padded to the bounds ``max_q`` and ``max_k``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ from lavit.kernels.varlen_attention.reference import LARGEST_EXPONENT
 
 # Added to the logits of what must not be seen. Finite, so that a row that sees nothing stays free of NaN.
 HIDDEN = -1e30
-# Logits of a block at a time: a few megabytes, which stay in the cache between the steps.
+# Logits of a block of small images: a few megabytes, which stay in the cache between the steps.
 BLOCK = 1 << 19
+# Logits from which on an image is worth matrix products of its own.
+LARGE = 1 << 16
+
+# Where the rows of a block are: those of one image, or (b, H, L) indices among the (T + 1) * H rows of all heads.
+# Row T is spare and stands for the padding.
+Place = slice | Tensor
 
 
 def padded_size(length: int) -> int:
@@ -28,61 +34,71 @@ def padded_size(length: int) -> int:
     return -(-length // step) * step
 
 
+def rows_of(cu: Tensor, images: Tensor | None, size: int, total: int) -> Tensor:
+    """(b, size) rows of the given images (None: all), the padding at row ``total``."""
+    start, end = cu[:-1].long(), cu[1:].long()
+    if images is not None:
+        start, end = start[images], end[images]
+    row = start[:, None] + torch.arange(size, device=cu.device)
+    return torch.where(row < end[:, None], row, total)
+
+
 def blocks(
     cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, heads: int, total_q: int, total_k: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each block of b images, where its rows are: at_q (b, H, Lq), at_k (b, H, Lk) and key rows (b, Lk).
+) -> Iterator[tuple[Place, Place, slice | Tensor]]:
+    """For each block of images, the places of its queries and keys, and the keys' rows without regard to heads."""
 
-    ``at`` counts rows of the (T + 1) * H heads' rows of a tensor, ``key rows`` those of the T + 1; row T is spare: it
-    stands for the padding.
-    """
-
-    def rows(cu: Tensor, images: Tensor | None, size: int, total: int) -> Tensor:
-        start, end = cu[:-1].long(), cu[1:].long()
-        if images is not None:
-            start, end = start[images], end[images]
-        row = start[:, None] + torch.arange(size, device=cu.device)
-        return torch.where(row < end[:, None], row, total)
-
-    def place(rows: Tensor) -> Tensor:
-        return rows[:, None, :] * heads + torch.arange(heads, device=rows.device)[:, None]
+    def padded(images: Tensor | None, size_q: int, size_k: int) -> tuple[Tensor, Tensor, Tensor]:
+        rows_q, rows_k = rows_of(cu_q, images, size_q, total_q), rows_of(cu_k, images, size_k, total_k)
+        head = torch.arange(heads, device=cu_q.device)[:, None]
+        return rows_q[:, None, :] * heads + head, rows_k[:, None, :] * heads + head, rows_k
 
     if cu_q.device.type != "cpu":
-        rows_k = rows(cu_k, None, max_k, total_k)
-        yield place(rows(cu_q, None, max_q, total_q)), place(rows_k), rows_k
+        yield padded(None, max_q, max_k)
         return
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for image, (n, m) in enumerate(zip(cu_q.diff().tolist(), cu_k.diff().tolist(), strict=True)):
-        if n and m:
+    ends_q, ends_k = cu_q.tolist(), cu_k.tolist()
+    for image in range(len(ends_q) - 1):
+        at_q, at_k = slice(*ends_q[image : image + 2]), slice(*ends_k[image : image + 2])
+        n, m = at_q.stop - at_q.start, at_k.stop - at_k.start
+        if n * m * heads >= LARGE:
+            yield at_q, at_k, at_k
+        elif n and m:
             groups[padded_size(n), padded_size(m)].append(image)
     for (size_q, size_k), members in groups.items():
-        count = max(1, BLOCK // (size_q * size_k * heads))
-        for images in torch.tensor(members).split(count):
-            rows_k = rows(cu_k, images, size_k, total_k)
-            yield place(rows(cu_q, images, size_q, total_q)), place(rows_k), rows_k
+        for images in torch.tensor(members).split(max(1, BLOCK // (size_q * size_k * heads))):
+            yield padded(images, size_q, size_k)
 
 
-def with_spare_row(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(T, H, D) -> ((T + 1) * H, D) in the dtype computed in, the spare rows zero."""
-    spare = x.new_zeros((1, *x.shape[1:]), dtype=dtype)
-    return torch.cat((x.to(dtype), spare)).flatten(0, 1)
+def with_spare_row(x: Tensor, dtype: torch.dtype, fill: float = 0) -> Tensor:
+    """(T, ...) -> (T + 1, ...) in the dtype computed in."""
+    return torch.cat((x.to(dtype), x.new_full((1, *x.shape[1:]), fill, dtype=dtype)))
 
 
-def gather(x: Tensor, at: Tensor) -> Tensor:
-    """Rows of ((T + 1) * H, D) -> (b * H, L, D)."""
-    return x.index_select(0, at.flatten()).view(-1, at.shape[-1], x.shape[-1])
+def gather(x: Tensor, at: Place) -> Tensor:
+    """(T + 1, H, D) -> (b * H, L, D), or (T + 1, H) -> (b * H, L)."""
+    if isinstance(at, slice):
+        return x[at].transpose(0, 1)
+    return x.flatten(0, 1).index_select(0, at.flatten()).view(-1, at.shape[-1], *x.shape[2:])
 
 
-def scatter(target: Tensor, at: Tensor, x: Tensor) -> None:
-    target.index_copy_(0, at.flatten(), x.reshape(-1, *target.shape[1:]))
+def scatter(target: Tensor, at: Place, x: Tensor) -> None:
+    """The reverse of ``gather``."""
+    if isinstance(at, slice):
+        target[at] = x.transpose(0, 1)
+    else:
+        target.flatten(0, 1).index_copy_(0, at.flatten(), x.flatten(0, 1))
 
 
-def bias(rows_k: Tensor, total_k: int, size_q: int, causal: bool, dtype: torch.dtype) -> Tensor:
-    """(b, 1, 1 or Lq, Lk): HIDDEN at padding and, causal, at keys of higher rank than the query."""
-    hidden = (rows_k == total_k)[:, None, None, :]
+def hide(s: Tensor, rows_k: slice | Tensor, total_k: int, causal: bool, log_weight: Tensor | None = None) -> Tensor:
+    """Add to the logits (b, H, Lq, Lk), in place, log w and HIDDEN at padding and, causal, at keys of higher rank."""
+    if log_weight is not None:
+        s.add_(log_weight[rows_k].view(s.shape[0], 1, 1, s.shape[3]))
+    if isinstance(rows_k, Tensor):
+        s.masked_fill_((rows_k == total_k)[:, None, None, :], HIDDEN)
     if causal:
-        hidden = hidden | torch.ones(size_q, rows_k.shape[1], dtype=torch.bool, device=rows_k.device).triu(1)
-    return torch.zeros(hidden.shape, dtype=dtype, device=rows_k.device).masked_fill_(hidden, HIDDEN)
+        s.masked_fill_(torch.ones(s.shape[2:], dtype=torch.bool, device=s.device).triu_(1), HIDDEN)
+    return s
 
 
 def varlen_attention(
@@ -100,26 +116,23 @@ def varlen_attention(
     """out (Tq, H, D), lse (Tq, H), as in reference.py."""
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
     (total_q, heads, dim), total_k = q.shape, k.shape[0]
-    out = q.new_zeros(((total_q + 1) * heads, dim), dtype=compute)
-    lse = q.new_full(((total_q + 1) * heads,), torch.inf, dtype=compute)
-    qs, ks, vs = (with_spare_row(x, compute) for x in (q, k, v))
+    out = q.new_zeros((total_q + 1, heads, dim), dtype=compute)
+    lse = q.new_full((total_q + 1, heads), torch.inf, dtype=compute)
+    q_all, k_all, v_all = (with_spare_row(x, compute) for x in (q, k, v))
+    log_weight = None
     if key_weight is not None:
-        log_weight = torch.cat((key_weight.to(compute), key_weight.new_ones(1, dtype=compute))).log().clamp_(min=HIDDEN)
+        log_weight = with_spare_row(key_weight, compute).log_().clamp_(min=HIDDEN)
     for at_q, at_k, rows_k in blocks(cu_q, cu_k, max_q, max_k, heads, total_q, total_k):
-        shape = (*at_q.shape, at_k.shape[-1])
-        b = bias(rows_k, total_k, at_q.shape[-1], causal, compute)
-        if key_weight is not None:
-            b += log_weight[rows_k][:, None, None, :]
-        s = torch.bmm(gather(qs, at_q).mul_(scale), gather(ks, at_k).transpose(1, 2)).view(shape).add_(b)
+        s = torch.bmm(gather(q_all, at_q) * scale, gather(k_all, at_k).transpose(1, 2))
+        hide(s.view(-1, heads, *s.shape[1:]), rows_k, total_k, causal, log_weight)
         m = s.amax(dim=-1, keepdim=True)
         p = s.sub_(m).exp_()
         z = p.sum(dim=-1, keepdim=True)
         sees_nothing = m < HIDDEN / 2
-        o = torch.bmm(p.flatten(0, 1), gather(vs, at_k)).view(*at_q.shape, dim).div_(z)
-        scatter(out, at_q, o.masked_fill_(sees_nothing, 0))
-        scatter(lse, at_q, z.log_().add_(m).masked_fill_(sees_nothing, torch.inf))
-    out = out.view(total_q + 1, heads, dim)[:total_q]
-    return out.to(q.dtype), lse.view(total_q + 1, heads)[:total_q]
+        o = torch.bmm(p, gather(v_all, at_k)).div_(z).masked_fill_(sees_nothing, 0)
+        scatter(out, at_q, o)
+        scatter(lse, at_q, z.log_().add_(m).masked_fill_(sees_nothing, torch.inf).squeeze(-1))
+    return out[:total_q].to(q.dtype), lse[:total_q]
 
 
 def varlen_attention_backward(
@@ -139,35 +152,28 @@ def varlen_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of reference.py, the weights computed again from lse."""
     compute = lse.dtype
-    (total_q, heads, dim), total_k = q.shape, k.shape[0]
-    qs, ks, vs, gs = (with_spare_row(x, compute) for x in (q, k, v, grad))
-    delta = torch.cat(((grad.to(compute) * out.to(compute)).sum(dim=-1), lse.new_zeros(1, heads))).flatten()
-    lses = torch.cat((lse, lse.new_full((1, heads), torch.inf))).flatten()
-    dq, dk, dv = (torch.zeros_like(x) for x in (qs, ks, vs))
-    dw = lse.new_zeros(0 if key_weight is None else total_k + 1)
-    if key_weight is not None:
-        weight = torch.cat((key_weight.to(compute), key_weight.new_zeros(1, dtype=compute)))
+    (total_q, heads, _), total_k = q.shape, k.shape[0]
+    q_all, k_all, v_all, g_all = (with_spare_row(x, compute) for x in (q, k, v, grad))
+    delta = with_spare_row((grad.to(compute) * out.to(compute)).sum(dim=-1), compute)
+    lse_all = with_spare_row(lse, compute, torch.inf)
+    weight = None if key_weight is None else with_spare_row(key_weight, compute)
+    dq, dk, dv = (torch.zeros_like(x) for x in (q_all, k_all, v_all))
+    dw = lse.new_zeros(0 if weight is None else weight.shape)
     for at_q, at_k, rows_k in blocks(cu_q, cu_k, max_q, max_k, heads, total_q, total_k):
-        shape = (*at_q.shape, at_k.shape[-1])
-        b = bias(rows_k, total_k, at_q.shape[-1], causal, compute)
-        qb, kb, g = gather(qs, at_q).mul_(scale), gather(ks, at_k), gather(gs, at_q)
-        u = torch.bmm(qb, kb.transpose(1, 2)).view(shape).add_(b).sub_(lses[at_q][..., None])
-        if key_weight is not None:
-            u.clamp_(max=LARGEST_EXPONENT)
-        u.exp_()
-        d = torch.bmm(g, gather(vs, at_k).transpose(1, 2)).view(shape).sub_(delta[at_q][..., None])
-        if key_weight is None:
-            p, ds = u, d.mul_(u)
-        else:
-            w = weight[rows_k][:, None, None, :]
-            ud = d.mul_(u)
-            dw.index_copy_(0, rows_k.flatten(), ud.sum(dim=(1, 2)).flatten())
-            p, ds = u.mul_(w), ud.mul_(w)
-        p, ds = p.flatten(0, 1), ds.flatten(0, 1)
-        scatter(dv, at_k, torch.bmm(p.transpose(1, 2), g))
-        scatter(dq, at_q, torch.bmm(ds, kb).mul_(scale))
-        scatter(dk, at_k, torch.bmm(ds.transpose(1, 2), qb))
-    dq, dk, dv = (
-        g.view(-1, heads, dim)[:n].to(x.dtype) for g, x, n in ((dq, q, total_q), (dk, k, total_k), (dv, v, total_k))
-    )
+        qb, kb, g = gather(q_all, at_q) * scale, gather(k_all, at_k), gather(g_all, at_q)
+        s = torch.bmm(qb, kb.transpose(1, 2))
+        hide(s.view(-1, heads, *s.shape[1:]), rows_k, total_k, causal)
+        s.sub_(gather(lse_all, at_q)[..., None])
+        u = (s if weight is None else s.clamp_(max=LARGEST_EXPONENT)).exp_()
+        d = torch.bmm(g, gather(v_all, at_k).transpose(1, 2)).sub_(gather(delta, at_q)[..., None]).mul_(u)
+        if weight is not None:
+            by_image = d.view(-1, heads, *d.shape[1:])
+            dw[rows_k] = by_image.sum(dim=(1, 2)).view(weight[rows_k].shape)
+            w = weight[rows_k].view(by_image.shape[0], 1, 1, -1)
+            by_image.mul_(w)
+            u.view(by_image.shape).mul_(w)
+        scatter(dv, at_k, torch.bmm(u.transpose(1, 2), g))
+        scatter(dq, at_q, torch.bmm(d, kb).mul_(scale))
+        scatter(dk, at_k, torch.bmm(d.transpose(1, 2), qb))
+    dq, dk, dv = (g[:n].to(x.dtype) for g, x, n in ((dq, q, total_q), (dk, k, total_k), (dv, v, total_k)))
     return dq, dk, dv, dw if key_weight is None else dw[:total_k].to(key_weight.dtype)
