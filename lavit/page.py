@@ -117,8 +117,9 @@ header .lead { max-width: 47em; font-size: 18px; }
 section { margin-top: 60px; scroll-margin-top: 20px; min-width: 0; }
 .numbers { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1px; margin: 30px 0 0; padding: 0;
   overflow: hidden;
-  list-style: none; background: var(--rule); border: 1px solid var(--rule); border-radius: 14px; }
-.numbers a { display: block; height: 100%; padding: 18px 20px; background: var(--card); text-decoration: none; }
+  list-style: none; background: var(--card); border: 1px solid var(--rule); border-radius: 14px; }
+.numbers li { box-shadow: 1px 1px 0 var(--rule); }
+.numbers a { display: block; height: 100%; padding: 18px 20px; text-decoration: none; }
 .numbers a:hover b { text-decoration: underline; text-decoration-thickness: 2px; text-underline-offset: 4px; }
 .numbers a:focus-visible { outline-offset: -3px; }
 .numbers b { display: block; font-size: clamp(23px, 3vw, 33px); line-height: 1.15; letter-spacing: -.02em;
@@ -130,7 +131,11 @@ section { margin-top: 60px; scroll-margin-top: 20px; min-width: 0; }
   min-width: 0; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; align-items: start; }
 .pair img { display: block; width: 100%; height: auto; border-radius: 6px; }
-.pixels { image-rendering: pixelated; }
+.scene .pair { grid-template-columns: 5fr 11fr; gap: 12px; }
+.scene .count { display: block; line-height: 1.35; }
+.scene .count b { display: block; margin: 0 0 3px; font-size: 34px; }
+.scene .count .end { display: block; margin-top: 6px; }
+.scene .pixels { image-rendering: pixelated; }
 .count { display: flex; align-items: baseline; gap: 7px; margin: 12px 0 5px; font-size: 14px; color: var(--soft); }
 .count b { color: var(--ink); font-size: 21px; line-height: 1; letter-spacing: -.01em; }
 .count .end { margin-left: auto; white-space: nowrap; }

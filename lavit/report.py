@@ -173,6 +173,10 @@ def _patches(result: QuickstartResult) -> int:
     return result.grid[0] * result.grid[1]
 
 
+def _device(result: QuickstartResult) -> str:
+    return f"{result.device}, {result.threads} {'thread' if result.threads == 1 else 'threads'}"
+
+
 def _version(result: QuickstartResult) -> str:
     return f" {escape(result.versions['lavit'])}" if "lavit" in result.versions else ""
 
@@ -203,8 +207,7 @@ def _head(result: QuickstartResult) -> str:
     if result.code_counts:
         note = f"codes in use; they carry as much as {decimal(perplexity(result.code_counts), 0)} used evenly"
         numbers.append(("codebook", f"{integer(used)} of {integer(len(result.code_counts))}", note))
-    threads = f", {result.threads} threads" if result.threads > 1 else ", one thread"
-    numbers.append(("stages", duration(result.seconds), f"for the whole run on {result.device}{threads}"))
+    numbers.append(("stages", duration(result.seconds), f"for the whole run on {_device(result)}"))
     tiles = "".join(
         f'<li><a href="#{anchor}"><b>{escape(number)}</b><span>{escape(note)}</span></a></li>'
         for anchor, number, note in numbers
@@ -238,13 +241,18 @@ def _card(of: Scene | Photo, grid: tuple[int, int], alt: str, rest: str) -> str:
     css = "" if photograph else "pixels"
     plural = "token" if of.tokens == 1 else "tokens"
     drawn_alt = f"Kept patches of this image: {of.tokens} of {patches}"
-    return (
-        f'<figure class="card"><div class="pair">{image_tag(image, alt, css, photograph)}'
-        f'{image_tag(drawn, drawn_alt, "", photograph)}</div><figcaption><p class="count"><b>{of.tokens}</b> {plural} '
-        f'of {patches} patches <span class="end">cosine {decimal(of.cosine)}</span></p>'
+    first, second = image_tag(image, alt, css, photograph), image_tag(drawn, drawn_alt, "", photograph)
+    count = (
+        f'<p class="count"><b>{of.tokens}</b> {plural} of {patches} patches '
+        f'<span class="end">cosine {decimal(of.cosine)}</span></p>'
         f'<div class="meter" aria-hidden="true"><i style="width:{100 * of.tokens / patches:.1f}%"></i></div>'
-        f"{rest}</figcaption></figure>"
     )
+    if photograph:
+        body = f'<div class="pair">{first}{second}</div><figcaption>{count}{rest}</figcaption>'
+        return f'<figure class="card">{body}</figure>'
+    # A scene is simple enough to be small: its map gets the room.
+    body = f'<div class="pair"><div>{first}{count}</div>{second}</div><figcaption>{rest}</figcaption>'
+    return f'<figure class="card scene">{body}</figure>'
 
 
 def _scenes(result: QuickstartResult) -> str:
@@ -440,7 +448,7 @@ def _implementations(result: QuickstartResult) -> str:
 
 def _reproduce(result: QuickstartResult) -> str:
     lead = "This command repeats the run; the seed fixes the scenes, the start of every network and the noise."
-    facts = [("seed", str(result.seed)), ("device", f"{result.device}, {result.threads} threads")]
+    facts = [("seed", str(result.seed)), ("device", _device(result))]
     if result.model_path:
         facts.append(("model", f"<code>{escape(result.model_path)}</code>"))
     facts = [(escape(name), value if value.startswith("<code>") else escape(value)) for name, value in facts]
