@@ -21,7 +21,7 @@ from .configuration import LaVITTokenizerConfig
 from .decoder import AttentionPool, TokenDecoder
 from .encoder import EvaAttention, EvaEncoder
 from .merger import Layout, Merger
-from .quantizer import Codebook, Quantizer
+from .quantizer import Codebook, Quantizer, in_full_precision
 from .selector import Selector, in_precision
 
 
@@ -90,7 +90,7 @@ class LaVITTokenizer(PreTrainedModel):
     def __init__(self, config: LaVITTokenizerConfig) -> None:
         super().__init__(config)
         width = config.hidden_size
-        self.encoder = EvaEncoder(config).requires_grad_(False)
+        self.encoder = EvaEncoder(config)
         if config.standardize_features:
             self.register_buffer("feature_mean", torch.zeros(config.num_patches, width))
             self.register_buffer("feature_std", torch.ones(config.num_patches, width))
@@ -104,6 +104,7 @@ class LaVITTokenizer(PreTrainedModel):
             self.vit_proj = nn.Linear(width, config.projection_dim)
         self.decoder = TokenDecoder(config)
         self.post_init()
+        self.freeze()
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -133,6 +134,11 @@ class LaVITTokenizer(PreTrainedModel):
     @property
     def num_patches(self) -> int:
         return self.config.num_patches
+
+    def freeze(self) -> None:
+        """Keep the encoder, and the codebook, which learns by averages, from the optimizer. Loading a model does it."""
+        self.encoder.requires_grad_(False)
+        self.quantize.requires_grad_(False)
 
     # From images to the merged, continuous tokens.
 
@@ -257,6 +263,9 @@ class LaVITTokenizer(PreTrainedModel):
         The other arguments are those of :meth:`select`. The target of the reconstruction is the features as given.
         NaN or Inf in the input gives a NaN loss, no error, and leaves the codebook sane. One host synchronisation.
         """
+        width, out_dim = self.config.hidden_size, self.config.decoder_out_dim
+        if out_dim not in (None, width):
+            raise ValueError(f"decoder_out_dim: expected hidden_size {width} to compare with the features, got {out_dim}")
         target = self._features_of(images, features)
         x = self._positioned(target)
         selection = self._select(x, seeds, deterministic, noise, tau, noise_scale)
@@ -265,7 +274,9 @@ class LaVITTokenizer(PreTrainedModel):
             reconstruction, ids, commitment = self._reconstruct_all_rows(x, layout, quantize)
         else:
             reconstruction, ids, commitment = self._reconstruct_kept_rows(x, layout, quantize)
-        cosine = F.cosine_similarity(reconstruction.float(), target.detach().float(), dim=-1)
+        cosine = F.cosine_similarity(
+            in_full_precision(reconstruction), in_full_precision(target.detach()), dim=-1
+        )
         reconstruction_loss = (1 - cosine).sum() / max(cosine.numel(), 1)
         ratio_loss = self._ratio_loss(selection.keep)
         loss = (
@@ -361,7 +372,11 @@ class LaVITTokenizer(PreTrainedModel):
         tau: float | None,
         noise_scale: float,
     ) -> Selection:
-        scores = self.token_predictor(x)
+        # A frozen selector's choice is a constant: without this, a learned feature_position would still ask for the
+        # mask's gradient.
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.token_predictor.parameters())
+        with torch.set_grad_enabled(learning):
+            scores = self.token_predictor(x)
         tau = self.config.tau if tau is None else tau
         if noise_scale < 0:
             raise ValueError(f"noise_scale: expected a number of at least 0, got {noise_scale}")
@@ -429,6 +444,7 @@ class LaVITTokenizer(PreTrainedModel):
         except SafetensorError as error:
             raise ValueError(f"{pretrained_model_name_or_path}: a weights file is damaged ({error})") from error
         wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
+        model.freeze()
         message = describe_tensors(info["missing_keys"], info["unexpected_keys"], wrong_shape)
         if message:
             raise ValueError(f"{pretrained_model_name_or_path}: the weights do not fit the configuration: {message}")
