@@ -1,4 +1,4 @@
-"""The compiled form (csrc/pack.cpp, csrc/pack.cu): rows are moved as bytes, so every dtype is one case."""
+"""The compiled form (csrc/cpu/pack.cpp, csrc/cuda/pack.cu): rows are moved as bytes, so every dtype is one case."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ def pack(x: Tensor, order: Tensor, cu: Tensor, total: int, dropped: bool) -> Ten
 
 
 def unpack(values: Tensor, order: Tensor, cu: Tensor, fill: float, dropped: bool) -> Tensor:
-    # One element of the right dtype tells the kernel the bytes of ``fill``.
-    element = torch.full((1,), fill, dtype=values.dtype, device=values.device)
+    # One element on the host tells the kernel the bytes of ``fill``; no device is waited for.
+    element = torch.full((1,), fill, dtype=values.dtype)
     return torch.ops.lavit_cpp.unpack(values.contiguous(), order.contiguous(), cu.contiguous(), element, dropped)

@@ -1,4 +1,4 @@
-"""The compiled form (csrc/pad.cpp, csrc/pad.cu): rows are moved as bytes, mask and positions written in the same pass."""
+"""The compiled form (csrc/cpu/pad.cpp, csrc/cuda/pad.cu): rows are moved as bytes, mask and positions written in the same pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def pad(values: Tensor, cu: Tensor, length: int, left: bool, value: float) -> tuple[Tensor, Tensor, Tensor]:
-    element = torch.full((1,), value, dtype=values.dtype, device=values.device)
+    # One element on the host tells the kernel the bytes of ``value``; no device is waited for.
+    element = torch.full((1,), value, dtype=values.dtype)
     return torch.ops.lavit_cpp.pad(values.contiguous(), cu.contiguous(), length, left, element)
 
 

@@ -1,0 +1,12 @@
+// The operators torch.ops.lavit_cpp.*. lavit.kernels calls them; what they mean is told there.
+//
+// All tensors are contiguous, offsets and orders are int32, keep is bool. Rows move as bytes.
+#include "common.h"
+
+STABLE_TORCH_LIBRARY(lavit_cpp, m) {
+  m.def("partition(Tensor keep) -> (Tensor, Tensor, Tensor)");
+  m.def("pack(Tensor x, Tensor order, Tensor cu, int total, bool dropped) -> Tensor");
+  m.def("unpack(Tensor values, Tensor order, Tensor cu, Tensor fill, bool dropped) -> Tensor");
+  m.def("pad(Tensor values, Tensor cu, int length, bool left, Tensor fill) -> (Tensor, Tensor, Tensor)");
+  m.def("unpad(Tensor padded, Tensor cu, bool left, int total) -> Tensor");
+}
