@@ -14,7 +14,8 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
+from typing import Any
 
 import torch
 
@@ -122,6 +123,21 @@ def table(device_type: str) -> list[Choice]:
     """The choice of every operation on a device type, for `lavit info` and the reports."""
     variable = os.environ.get("LAVIT_KERNELS", "")
     return [_choose(name, AUTO, device_type, variable) for name in sorted(OPERATIONS)]
+
+
+def without_autocast(body: Callable[..., Any]) -> Callable[..., Any]:
+    """For the body of an operation: its products are computed in the precision that it chose, whatever the caller's
+    autocast would make of them. The device is that of the first argument."""
+
+    @wraps(body)
+    def run(*args: Any) -> Any:
+        device_type = args[0].device.type
+        if not torch.is_autocast_enabled(device_type):
+            return body(*args)
+        with torch.autocast(device_type, enabled=False):
+            return body(*args)
+
+    return run
 
 
 def debugging() -> bool:

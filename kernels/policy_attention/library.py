@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavit.kernels.dispatch import Implementation, register
+from lavit.kernels.dispatch import Implementation, register, without_autocast
 from lavit.kernels.policy_attention import reference
 
 OPERATION = register("policy_attention", Implementation("reference", "the definition in PyTorch"))
@@ -16,6 +16,7 @@ OPERATION = register("policy_attention", Implementation("reference", "the defini
     mutates_args=(),
     schema="(Tensor q, Tensor k, Tensor v, Tensor keep, str kind, float eps, float scale, str impl) -> Tensor",
 )
+@without_autocast
 def policy_attention_op(q, k, v, keep, kind, eps, scale, impl):
     OPERATION.choose(impl, q.device)
     return reference.policy_attention(q, k, v, keep, kind, eps, scale)
@@ -32,6 +33,7 @@ def _(q, k, v, keep, kind, eps, scale, impl):
     schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor keep, str kind, float eps, float scale, str impl)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
+@without_autocast
 def policy_attention_backward_op(grad, q, k, v, keep, kind, eps, scale, impl):
     OPERATION.choose(impl, q.device)
     return reference.policy_attention_backward(grad, q, k, v, keep, kind, eps, scale)

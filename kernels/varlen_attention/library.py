@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lavit.kernels.checks import debug_offsets
-from lavit.kernels.dispatch import Implementation, debugging, register
+from lavit.kernels.dispatch import Implementation, debugging, register, without_autocast
 from lavit.kernels.varlen_attention import reference, sdpa
 
 OPERATION = register(
@@ -32,6 +32,7 @@ def _check_values(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, 
     schema="(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor cu_k, Tensor? key_weight, SymInt max_q, SymInt max_k,"
     " bool causal, float scale, str impl) -> (Tensor, Tensor)",
 )
+@without_autocast
 def varlen_attention_op(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
     if debugging():
         _check_values(q, k, cu_q, cu_k, max_q, max_k, causal)
@@ -52,6 +53,7 @@ def _(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
     " Tensor? key_weight, SymInt max_q, SymInt max_k, bool causal, float scale, str impl)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
+@without_autocast
 def varlen_attention_backward_op(
     grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl
 ):
