@@ -8,6 +8,7 @@ page colours for a light and a dark scheme. Values that are not finite are left 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -202,6 +203,15 @@ def histogram(
     return plot.svg()
 
 
+def swarm(values: Sequence[float], gap: float, half: float) -> list[tuple[float, float]]:
+    """Each value with a sideways shift: equal ones ``gap`` apart, closer where they would pass ``half``."""
+    dots = []
+    for value, n in sorted(Counter(values).items()):
+        step = min(gap, 2 * half / max(n - 1, 1))
+        dots += [((i - (n - 1) / 2) * step, value) for i in range(n)]
+    return dots
+
+
 def strip(title: str, groups: Mapping[str, Sequence[float]], *, x_label: str, y_label: str) -> str | None:
     """Every value as a dot, one column a group, with quartiles as a box and the mean as a line; None without values.
 
@@ -221,11 +231,7 @@ def strip(title: str, groups: Mapping[str, Sequence[float]], *, x_label: str, y_
         first, _, third = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
         y, height = plot.y(third), plot.y(first) - plot.y(third)
         plot.rect("box", x - half, y, 2 * half, height)
-        dots = []
-        for value in sorted(set(values)):
-            n = list(values).count(value)
-            gap = min(5.0, (2 * half - 8) / max(n - 1, 1))
-            dots += [f"M{x + (j - (n - 1) / 2) * gap:.1f} {plot.y(value):.1f}h0" for j in range(n)]
+        dots = [f"M{x + shift:.1f} {plot.y(value):.1f}h0" for shift, value in swarm(values, 5.0, half - 4)]
         # A line of no length with round ends is a dot: one element for thousands of them.
         plot.add(f'<path class="dots" d="{"".join(dots)}"/>')
         y = plot.y(means[name])

@@ -164,7 +164,8 @@ def phases(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float
     return [(name, start, end) for (name, _), start, end in zip(runs, starts, ends, strict=True) if name]
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_of(values: Sequence[float]) -> float:
+    """The mean of the finite values, NaN without one."""
     finite = [float(v) for v in values if math.isfinite(v)]
     return fmean(finite) if finite else math.nan
 
@@ -199,7 +200,7 @@ def _head(result: QuickstartResult) -> str:
         numbers.append(("content", f"{low:.1f} \u2192 {high:.1f}", f"tokens from {few} to {many} objects in the scene"))
     if result.cosines:
         note = f"cosine of rebuilt and true features, mean of {integer(len(result.cosines))} held-out scenes"
-        numbers.append(("cosine", decimal(_mean(result.cosines)), note))
+        numbers.append(("cosine", decimal(mean_of(result.cosines)), note))
     if result.probe:
         row = result.probe[0]
         note = f"{row.what}, read from the tokens alone; encoder {percent(row.encoder)}, chance {percent(row.chance)}"

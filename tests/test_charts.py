@@ -122,3 +122,10 @@ def test_any_numbers_give_finite_drawings_inside_the_frame(values: list[float]) 
 def test_names_are_escaped() -> None:
     svg = charts.strip('<b>"t"', {"<script>": [1, 2]}, x_label="<x>", y_label="a & b")
     assert parse(svg).attrib["aria-label"].startswith('<b>"t"') and "<script>" in texts(svg)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60))
+def test_swarm_keeps_every_value_and_stays_in_its_column(values: list[int]) -> None:
+    dots = charts.swarm(values, 4.0, 20.0)
+    assert sorted(value for _, value in dots) == sorted(values)
+    assert len(set(dots)) == len(dots) and max(abs(shift) for shift, _ in dots) <= 20 + 1e-9

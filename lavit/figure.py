@@ -1,0 +1,193 @@
+"""The picture of a run for a README: what was kept of scenes and photographs, and tokens against content, as a PNG."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from lavit import charts
+from lavit.files import atomic_write
+from lavit.page import decimal, duration, integer, percent
+from lavit.report import Photo, QuickstartResult, Scene, mean_of, mean_tokens
+from lavit.tokenmap import draw_token_map
+
+WIDTH, HEIGHT = 960, 520
+_SCALE = 2  # pixels for each unit of the layout, so that text stays sharp on a dense screen
+_MARGIN, _LEFT, _GAP = 30, 570, 12
+_PAPER, _INK, _SOFT, _RULE = (255, 255, 255), (28, 30, 34), (86, 92, 102), (226, 224, 218)
+_BLUE, _WASH, _AMBER = (36, 87, 197), (226, 233, 247), (163, 76, 0)
+
+
+def write_figure(result: QuickstartResult, path: str | os.PathLike[str]) -> None:
+    """Draw the figure of a run to ``path`` (PNG, 1920 x 1040) in an existing folder. The same run, the same picture."""
+    with atomic_write(path, "wb") as file:
+        draw_figure(result).save(file, "PNG", optimize=True)
+
+
+def draw_figure(result: QuickstartResult) -> Image.Image:
+    """Scenes and photographs on the left, the chart and the numbers on the right. Empty parts say that they are."""
+    canvas = _Canvas()
+    below = _draw_scenes(canvas, spread(result.scenes, 4), result.grid)
+    _draw_photos(canvas, result.photos, result.grid, below + 26)
+    x = _MARGIN + _LEFT + 42
+    below = _draw_content(canvas, result, x, WIDTH - _MARGIN - x)
+    _draw_numbers(canvas, result, x, below + 14)
+    return canvas.image
+
+
+def spread(scenes: Sequence[Scene], most: int) -> list[Scene]:
+    """At most ``most`` scenes from the fewest to the most tokens, evenly over that order: not the best ones."""
+    ordered = sorted(scenes, key=lambda scene: scene.tokens)
+    if len(ordered) <= most:
+        return ordered
+    return [ordered[round(i * (len(ordered) - 1) / (most - 1))] for i in range(most)]
+
+
+class _Canvas:
+    """A page in layout units, drawn in pixels."""
+
+    def __init__(self) -> None:
+        self.image = Image.new("RGB", (WIDTH * _SCALE, HEIGHT * _SCALE), _PAPER)
+        self.draw = ImageDraw.Draw(self.image)
+
+    def text(
+        self, x: float, y: float, words: str, size: float, ink: tuple[int, int, int] = _INK, anchor: str = "ls"
+    ) -> None:
+        # Pillow's own font has no narrow space.
+        self.draw.text((x * _SCALE, y * _SCALE), _plain(words), ink, _font(size), anchor=anchor)
+
+    def heading(self, x: float, y: float, words: str) -> None:
+        self.text(x, y, words, 15)
+
+    def rule(self, x: float, y: float, width: float, ink: tuple[int, int, int], thickness: float = 1) -> None:
+        box = (x * _SCALE, (y - thickness / 2) * _SCALE, (x + width) * _SCALE, (y + thickness / 2) * _SCALE - 1)
+        self.draw.rectangle(box, fill=ink)
+
+    def paste(self, image: Image.Image, x: float, y: float, width: float, height: float) -> None:
+        size = (round(width * _SCALE), round(height * _SCALE))
+        self.image.paste(image.resize(size, Image.Resampling.LANCZOS), (round(x * _SCALE), round(y * _SCALE)))
+
+
+def _plain(words: str) -> str:
+    return words.replace(charts.THIN, " ").replace("\u2212", "-")
+
+
+def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size * _SCALE)
+
+
+def _wrap(words: str, size: float, width: float, most: int) -> list[str]:
+    """Lines that fit ``width``; what does not fit ``most`` lines ends in an ellipsis."""
+    font, lines = _font(size), [""]
+    for word in words.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width * _SCALE or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1]} ..."]
+
+
+def _draw_scenes(canvas: _Canvas, scenes: Sequence[Scene], grid: tuple[int, int]) -> float:
+    canvas.heading(_MARGIN, 44, "What it keeps of scenes that it has never seen")
+    if not scenes:
+        canvas.text(_MARGIN, 70, "This run tokenized no held-out scene.", 12, _SOFT)
+        return 70
+    side = (_LEFT - 3 * _GAP) / 4
+    for i, scene in enumerate(scenes):
+        x, y = _MARGIN + i * (side + _GAP), 58.0
+        canvas.paste(draw_token_map(Image.fromarray(scene.image), scene.keep, grid), x, y, side, side)
+        canvas.text(x, y + side + 24, _count(scene), 17)
+        canvas.text(x, y + side + 40, "read back from the tokens:", 10, _SOFT)
+        for line, words in enumerate(_wrap(scene.read_back, 10, side, 3)):
+            canvas.text(x, y + side + 54 + 13 * line, words, 10)
+        canvas.text(
+            x + side, y + side + 24, "right" if scene.correct else "wrong", 10, _BLUE if scene.correct else _AMBER, "rs"
+        )
+    return 58 + side + 84
+
+
+def _draw_photos(canvas: _Canvas, photos: Sequence[Photo], grid: tuple[int, int], top: float) -> None:
+    canvas.heading(_MARGIN, top, "... and of photographs, having learned from drawn shapes alone")
+    if not photos:
+        canvas.text(_MARGIN, top + 26, "No photographs in this run.", 12, _SOFT)
+        return
+    maps = [draw_token_map(Image.fromarray(photo.image), photo.keep, grid) for photo in photos]
+    shown, height = _row(maps, _LEFT, HEIGHT - _MARGIN - 20 - (top + 14))
+    x = float(_MARGIN)
+    for photo, drawn in zip(photos[:shown], maps[:shown], strict=True):
+        width = height * drawn.width / drawn.height
+        canvas.paste(drawn, x, top + 14, width, height)
+        canvas.text(x, top + 14 + height + 17, _count(photo), 11)
+        x += width + _GAP
+
+
+def _row(images: Sequence[Image.Image], width: float, most: float) -> tuple[int, float]:
+    """How many of the first images make one row of ``width``, and the height at which they do, ``most`` at the most."""
+    for n in range(1, len(images) + 1):
+        height = (width - (n - 1) * _GAP) / sum(im.width / im.height for im in images[:n])
+        if height <= most:
+            return n, height
+    return len(images), most
+
+
+def _count(of: Scene | Photo) -> str:
+    return f"{of.tokens} token{'' if of.tokens == 1 else 's'}"
+
+
+def _draw_content(canvas: _Canvas, result: QuickstartResult, x: float, width: float) -> float:
+    canvas.heading(x, 44, "Tokens against objects in the scene")
+    means = mean_tokens(result.content)
+    top, base, left = 64.0, 276.0, x + 26
+    if not means:
+        canvas.text(x, 70, "This run counted no tokens.", 12, _SOFT)
+        return 70
+    rows = charts.labels(charts.ticks(0, max(max(result.content[n]) for n in means), 4))
+    unit = (base - top) / max(rows)
+
+    def level(tokens: float) -> float:
+        return base - tokens * unit
+
+    for value, name in rows.items():
+        canvas.rule(left, level(value), width - 26, _SOFT if value == 0 else _RULE, 0.5 if value else 1)
+        canvas.text(left - 8, level(value), name, 10.5, _SOFT, "rm")
+    column = (width - 26) / len(means)
+    for i, (objects, mean) in enumerate(means.items()):
+        _draw_column(canvas, left + (i + 0.42) * column, min(column * 0.32, 40), result.content[objects], mean, level)
+        canvas.text(
+            left + (i + 0.42) * column, base + 17, f"{objects} object{'' if objects == 1 else 's'}", 11, _SOFT, "ms"
+        )
+    return base + 30
+
+
+def _draw_column(
+    canvas: _Canvas, x: float, half: float, values: Sequence[float], mean: float, level: Callable[[float], float]
+) -> None:
+    """One dot a scene, and the mean as a line with its number."""
+    for shift, value in charts.swarm(values, 4.0, half):
+        centre = ((x + shift) * _SCALE, level(value) * _SCALE)
+        canvas.draw.circle(centre, 1.6 * _SCALE, fill=(124, 154, 220))
+    canvas.rule(x - half, level(mean), 2 * half, _AMBER, 2)
+    canvas.text(x + half + 4, level(mean), f"{mean:.1f}", 11, _INK, "lm")
+
+
+def _draw_numbers(canvas: _Canvas, result: QuickstartResult, x: float, top: float) -> None:
+    lines: list[tuple[str, str]] = []
+    if result.cosines:
+        lines.append((decimal(mean_of(result.cosines)), "cosine of rebuilt and true features"))
+    for row in result.probe[:2]:
+        lines.append((percent(row.tokens), f"{row.what}, from tokens (encoder {percent(row.encoder)})"))
+    if result.code_counts:
+        used = sum(1 for n in result.code_counts if n)
+        lines.append((integer(used), f"of {integer(len(result.code_counts))} codes in use"))
+    threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
+    lines.append((duration(result.seconds), f"in all, on {result.device}, {threads}"))
+    for i, (number, note) in enumerate(lines):
+        y = top + 24 + 34 * i
+        canvas.rule(x, y - 23, WIDTH - _MARGIN - x, _RULE)
+        canvas.text(x, y, number, 17, _BLUE)
+        wrapped = _wrap(note, 10.5, WIDTH - _MARGIN - x - 108, 2)
+        for line, words in enumerate(wrapped):
+            canvas.text(x + 108, y - (8 if len(wrapped) > 1 else 1) + 13 * line, words, 10.5, _SOFT)

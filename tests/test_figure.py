@@ -1,0 +1,73 @@
+"""The figure shows the run that it was given, the same one each time, and survives missing parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lavit.figure import HEIGHT, WIDTH, draw_figure, spread, write_figure
+from lavit.report import Photo, ProbeRow, QuickstartResult, Scene
+
+
+def scene(tokens: int, caption: str = "a red circle top left") -> Scene:
+    image = np.full((32, 32, 3), (0, 90, 200), np.uint8)
+    return Scene(image, np.arange(64) < tokens, caption, tokens, 0.9, caption, True)
+
+
+def run(**parts) -> QuickstartResult:
+    return QuickstartResult("lavit quickstart", 60.0, "CPU", 2, 0, **parts)
+
+
+FULL = {
+    "scenes": [scene(n) for n in (30, 5, 20, 64, 11)],
+    "photos": [
+        Photo("cat", "scikit-image", np.full((60, 40 * (i + 1), 3), (200, 60, 0), np.uint8), np.ones(64, bool), 64, 0.7)
+        for i in range(4)
+    ],
+    "content": {1: [4, 5, 5], 2: [], 3: [20, 22]},
+    "cosines": [0.9, 0.8],
+    "code_counts": [3, 0, 1],
+    "probe": [ProbeRow("what stands in a cell " * 9, 0.9, 0.95, 0.1)],
+}
+
+
+def pixels(image: Image.Image, colour: tuple[int, int, int]) -> int:
+    return int((np.asarray(image) == np.array(colour)).all(-1).sum())
+
+
+def test_figure_is_a_png_of_its_size_and_reproducible(tmp_path) -> None:
+    for name in ("a.png", "b.png"):
+        write_figure(run(**FULL), tmp_path / name)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG" and image.size == (2 * WIDTH, 2 * HEIGHT)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("left_out", [*FULL, "all"])
+def test_missing_parts_leave_the_others(left_out: str) -> None:
+    parts = {} if left_out == "all" else {name: part for name, part in FULL.items() if name != left_out}
+    image = draw_figure(run(**parts))
+    assert image.size == (2 * WIDTH, 2 * HEIGHT)
+    assert (pixels(image, (0, 90, 200)) > 0) == ("scenes" in parts)
+    assert (pixels(image, (200, 60, 0)) > 0) == ("photos" in parts)
+
+
+def test_more_kept_patches_show_more_of_the_scene() -> None:
+    few, many = (pixels(draw_figure(run(scenes=[scene(n)])), (0, 90, 200)) for n in (8, 48))
+    assert many == pytest.approx(6 * few, rel=0.1)  # outlines take a share of a patch that depends on its neighbours
+
+
+def test_nothing_is_drawn_into_the_margin() -> None:
+    long = FULL | {"scenes": [scene(64, "a very long caption " * 30)]}
+    page = np.asarray(draw_figure(run(**long)))
+    frame = np.ones(page.shape[:2], bool)
+    frame[30:-30, 40:-40] = False
+    assert (page[frame] == 255).all()
+
+
+def test_spread_is_an_even_sample_by_tokens() -> None:
+    scenes = [scene(n) for n in (9, 1, 5, 3, 7)]
+    assert [s.tokens for s in spread(scenes, 3)] == [1, 5, 9]
+    assert [s.tokens for s in spread(scenes[:2], 4)] == [1, 9]
+    assert spread([], 4) == []
