@@ -141,7 +141,7 @@ class Checkpoints:
         return None
 
     def load(self, path: Path, *, map_location: Any = "cpu") -> dict[str, Any]:
-        """``{"step", "loop", "model", "optimizer", "local"}`` of one checkpoint, as `save` got them.
+        """``{"path", "step", "loop", "model", "optimizer", "local"}`` of one checkpoint, as `save` got them.
 
         CheckpointError: damaged, of another format, or written by another number of processes.
         """
@@ -160,6 +160,7 @@ class Checkpoints:
         if self.constant:
             model |= _read(self.folder / CONSTANT, map_location)
         return {
+            "path": path,
             "step": manifest["step"],
             "loop": manifest["loop"],
             "model": model,

@@ -218,23 +218,15 @@ def load(
     return from_dict(cls, data)
 
 
-def parse(
-    cls: type[Config],
-    argv: Sequence[str],
-    *,
-    flags: Sequence[str] = (),
-    base: str | os.PathLike | None = None,
-) -> tuple[Config, set[str]]:
-    """Reads ``[--config FILE] [--key value | --section.key value | --key=value]...``.
+def words(cls: type, argv: Sequence[str], *, flags: Sequence[str] = ()) -> tuple[dict[str, str], set[str]]:
+    """``[--config FILE] [--key value | --section.key value | --key=value]...`` as overrides for `load`.
 
     `flags` are words without a value that are not settings (``--resume``); those seen are returned as a set. A setting
-    that is true or false may stand without its value. `base` is the YAML file to start from where ``--config`` names
-    none.
+    that is true or false may stand without its value. ``--config`` is an entry like the others.
     """
-    words, path, seen = list(argv), base, set()
-    overrides: dict[str, Any] = {}
-    while words:
-        word = words.pop(0)
+    left, given, seen = list(argv), {}, set()
+    while left:
+        word = left.pop(0)
         if not word.startswith("--") or word == "--":
             raise ConfigError(f"{word}: expected --key value")
         key, equals, value = word[2:].partition("=")
@@ -243,17 +235,20 @@ def parse(
             seen.add(key)
             continue
         if not equals:
-            if words and not words[0].startswith("--"):
-                value = words.pop(0)
+            if left and not left[0].startswith("--"):
+                value = left.pop(0)
             elif key != "config" and _kind_of(cls, resolve(cls, key)) is bool:
                 value = "true"
             else:
                 raise ConfigError(f"--{key}: a value is missing")
-        if key == "config":
-            path = value
-        else:
-            overrides[key] = value
-    return load(cls, path, overrides), seen
+        given[key if key == "config" else resolve(cls, key)] = value
+    return given, seen
+
+
+def parse(cls: type[Config], argv: Sequence[str], *, flags: Sequence[str] = ()) -> tuple[Config, set[str]]:
+    """The configuration that the words of a command line describe, and the flags among them; see `words`."""
+    given, seen = words(cls, argv, flags=flags)
+    return load(cls, given.pop("config", None), given), seen
 
 
 def resolve(cls: type, key: str) -> str:

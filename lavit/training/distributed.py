@@ -23,6 +23,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def launched_rank() -> int:
+    """This process's number among those that torchrun started; known outside the group, too."""
+    return rank() if is_distributed() else int(os.environ.get("RANK", "0"))
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins the group that torchrun set up in the environment, and leaves it at the end.
@@ -74,6 +79,16 @@ def any_of(flags: Tensor) -> Tensor:
     if is_distributed():
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     return flags
+
+
+def first_says(answer: bool) -> bool:
+    """The first process's answer, on all."""
+    if not is_distributed():
+        return answer
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor(int(answer), device=device)
+    dist.broadcast(flag, 0)
+    return bool(flag.item())
 
 
 def share(tensors: Iterable[Tensor], source: int = 0) -> None:

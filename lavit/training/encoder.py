@@ -54,9 +54,8 @@ def pretrain_encoder(
     The second is per patch and not per cell, so that patches of the background have little to tell: a dynamic tokenizer
     can only spend its tokens where the content is if the features say where it is.
 
-    Returns rows with step, loss, accuracy (share of the patches of objects that are named rightly) and
-    images_per_second, one for every ``log_every`` steps; ``progress`` gets each as it comes. The encoder is left frozen.
-    The caller's random generators are left as they were. Raises ``ValueError`` for an encoder of another image size.
+    Returns a row for every ``log_every`` steps, with step, loss, accuracy (share of the patches of objects that are
+    named rightly) and images_per_second; ``progress`` gets each as it comes. The encoder is left frozen. The caller's random generators are left as they were. Raises ``ValueError`` for an encoder of another image size.
     """
     config = tokenizer.config
     if config.image_size != SIZE:
@@ -111,7 +110,7 @@ def _train(
             row = {
                 "step": step + 1,
                 "steps": steps,
-                "loss": float(loss),
+                "loss": float(loss.detach()),
                 "accuracy": float(right.sum() / objects.sum().clamp(min=1)),
                 "images_per_second": seen / seconds,
                 "eta_seconds": (steps - step - 1) * seconds / (step + 1),

@@ -94,18 +94,17 @@ class Run:
             self.step, model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), loop=loop, local=local
         )
 
-    def load(self, checkpoints: Checkpoints, path: Path) -> None:
-        """Puts the state of a checkpoint in place; CheckpointError names tensors that are missing or too many."""
-        saved = checkpoints.load(path, map_location=self.device)
+    def load(self, saved: dict[str, Any]) -> None:
+        """Puts what `Checkpoints.load` returned in place; CheckpointError names tensors that do not fit."""
         try:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
+            self.stream.load_state_dict(saved["local"]["stream"])
         except (RuntimeError, ValueError) as problem:
-            raise CheckpointError(f"{path}: does not fit this run: {problem}") from None
+            raise CheckpointError(f"{saved['path']}: does not fit this run: {problem}") from None
         self.step = saved["step"]
         for name, value in saved["loop"].items():
             setattr(self, name, value)
-        self.stream.load_state_dict(saved["local"]["stream"])
         self.meter.load_state_dict(saved["local"]["meter"], self.device)
         set_generator_state(saved["local"]["generators"])  # last: whatever came before may have drawn numbers
 

@@ -99,7 +99,7 @@ def main(folder: str, resume: str) -> None:
     run = make_run()
     checkpoints = Checkpoints(folder, constant=("frozen.",))
     if resume == "yes":
-        run.load(checkpoints, checkpoints.latest())
+        run.load(checkpoints.load(checkpoints.latest()))
     writer = MetricsWriter(folder, resume_at=run.step if resume == "yes" else None, tensorboard=False)
     config = loop.LoopConfig(steps=30, accumulate=3, log_every=4)
     stop = loop.train(run, slow, config, learning_rate=rate, checkpoints=checkpoints, writer=writer)

@@ -140,7 +140,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_straight_run(folder, stop_at, po
     assert run.step == stop_at
 
     run = make_run(poison=poison, seed=99)
-    run.load(checkpoints, checkpoints.latest())
+    run.load(checkpoints.load(checkpoints.latest()))
     writer = MetricsWriter(folder / "again", resume_at=run.step, tensorboard=False)
     assert go(run, checkpoints=checkpoints, writer=writer).signal is None
     writer.close()
@@ -166,7 +166,7 @@ def test_killed_by_sigterm_mid_accumulation_another_process_goes_on_bit_for_bit(
     assert done.stdout.splitlines()[-1] == "stopped by None at 30"
 
     run, checkpoints = make_run(seed=5), Checkpoints(folder / "again", constant=("frozen.",))
-    run.load(checkpoints, checkpoints.latest())
+    run.load(checkpoints.load(checkpoints.latest()))
     assert_same(everything(run), wanted)
     assert rows(MetricsWriter(folder / "again", resume_at=30, tensorboard=False).rows) == wanted_rows
 
@@ -176,7 +176,7 @@ def test_checkpoint_of_another_model_names_its_tensors(tmp_path):
     path = run.save(checkpoints)
     run.model.extra = torch.nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match=r"extra\.weight"):
-        run.load(checkpoints, path)
+        run.load(checkpoints.load(path))
 
 
 # ------------------------------------------------------------------------------------------------------------- signals

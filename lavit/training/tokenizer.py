@@ -1,0 +1,450 @@
+"""Stage 1: the dynamic visual tokenizer learns to describe an image in few codes. ``lavit train tokenizer``.
+
+`train_tokenizer` is the whole of it; the loop is `lavit.training.loop.train`, the tokenizer's own parts are in
+`lavit.training.stage1`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lavit.data import DataStream, ImageFolder
+from lavit.data.shapes import ShapesWorld
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
+from lavit.training import config as configuration
+from lavit.training import distributed, stage1
+from lavit.training.checkpoint import Checkpoints, generator_state, set_generator_state
+from lavit.training.features import open_or_build
+from lavit.training.loop import Run, TrainingDiverged, train
+from lavit.training.metrics import MetricsWriter, progress_line
+from lavit.training.recipe import SHAPES, TokenizerTrainingConfig, recipe_file
+from lavit.training.schedule import Anneal, learning_rate, phase_at, phases
+
+__all__ = ["TokenizerTrainingConfig", "TrainingResult", "main", "save_model", "train_tokenizer"]
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "training.yaml"
+MEASURED = 2048  # images that the statistics of the features are taken from
+
+
+@dataclass
+class TrainingResult:
+    """What a run leaves behind.
+
+    history: rows with step, phase, loss, reconstruction_loss, ratio_loss, commitment_loss, keep_rate, codes_used,
+        perplexity, lr, grad_norm, skipped (bad steps so far), images_per_second; without quantisation there is no
+        codes_used and perplexity. path: folder of the saved model, None if nothing was written or the run was stopped.
+    stopped_by: the signal that stopped the run, or None. skipped_images: (name, reason) of images that cannot be read.
+    """
+
+    model: LaVITTokenizer
+    history: list[dict[str, Any]]
+    path: Path | None
+    stopped_by: int | None = None
+    skipped_images: list[tuple[str, str]] = field(default_factory=list)
+
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def train_tokenizer(
+    config: TokenizerTrainingConfig,
+    *,
+    model: LaVITTokenizer | None = None,
+    stream: Any = None,
+    features: Tensor | None = None,
+    progress: Progress | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainingResult:
+    """Trains a tokenizer as `config` says.
+
+    model: a tokenizer to train instead of the one that `config` names; its encoder is used as it is.
+    stream: batches {"images": (B, 3, S, S)} or {"features": (B, N, C)} instead of the data that `config` names.
+    features: (n, N, C) of `encode_features`, instead of either. progress: gets every row of metrics.
+    resume: go on from the newest checkpoint in the output folder; from the start if there is none.
+    overwrite: replace a run that the output folder holds already, which is otherwise a FileExistsError.
+    Raises TrainingDiverged when the loss stays NaN or Inf. The caller's random generators are left as they were.
+    """
+    if stream is not None and features is not None:
+        raise ValueError("stream, features: expected at most one of the two, got both")
+    device = distributed.pick_device(config.device)
+    generators = generator_state()
+    try:
+        with distributed.process_group(device):
+            return _train(config, device, model, stream, features, progress, resume, overwrite)
+    finally:
+        set_generator_state(generators)
+
+
+def _train(
+    config: TokenizerTrainingConfig,
+    device: torch.device,
+    model: LaVITTokenizer | None,
+    stream: Any,
+    features: Tensor | None,
+    progress: Progress | None,
+    resume: bool,
+    overwrite: bool,
+) -> TrainingResult:
+    output = Path(config.output) if config.output is not None else None
+    checkpoints = None
+    saved: dict[str, Any] | None = None
+    if output is not None:
+        checkpoints = Checkpoints(output / "checkpoints", keep=config.loop.keep_checkpoints, constant=("encoder.",))
+        saved = _open_output(config, output, checkpoints, resume, overwrite)
+
+    _seed(config.seed)
+    tokenizer = model if model is not None else _build(config, output if saved else None)
+    nn.Module.to(tokenizer, device).train()
+    tokenizer.encoder.eval()
+    data = _Data(config, tokenizer) if stream is None and features is None else None
+    if saved is not None:
+        tokenizer.load_state_dict(saved["model"])
+    elif data is not None:
+        _prepare(config, tokenizer, data, pretrain=model is None)
+    distributed.share(tokenizer.state_dict().values())
+    if checkpoints is not None and distributed.rank() == 0 and saved is None:
+        tokenizer.config.save_pretrained(checkpoints.folder)
+
+    opened: DataStream | None = None
+    if stream is None:
+        stream = opened = data.stream() if data is not None else _stream(features, "features", config)
+    groups = stage1.parameter_groups(tokenizer, config.optimizer.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
+    run = Run(tokenizer, optimizer, stream, written=stage1.moved_by_forward(tokenizer))
+    _seed(config.seed + 1 + distributed.rank())  # from here on, every process draws its own noise
+    if saved is not None:
+        run.load(saved)
+
+    writer = None
+    if output is not None and distributed.rank() == 0:
+        writer = MetricsWriter(output, resume_at=run.step if saved else None, tensorboard=config.tensorboard)
+    history = writer.rows if writer is not None else []
+
+    def keep_row(row: dict[str, Any]) -> None:
+        if writer is None:
+            history.append({k: v for k, v in row.items() if k not in ("eta_seconds", "steps")})
+        if progress is not None:
+            progress(row)
+
+    stage = _Stage(config, device)
+    try:
+        stop = train(
+            run,
+            stage.step,
+            config.loop,
+            learning_rate=lambda step: learning_rate(step, config.loop.steps, config.schedule),
+            before_step=stage.enter_phase,
+            checkpoints=checkpoints,
+            writer=writer,
+            progress=keep_row,
+        )
+    finally:
+        if writer is not None:
+            writer.close()
+        if opened is not None:
+            opened.close()
+    tokenizer.eval()
+    finished = run.step >= config.loop.steps
+    path = output if finished and output is not None else None
+    if path is not None and distributed.rank() == 0:
+        save_model(tokenizer, processor_of(config, tokenizer), path)
+    distributed.barrier()
+    return TrainingResult(tokenizer, history, path, stop.signal, data.skipped if data is not None else [])
+
+
+class _Stage:
+    """The step function of stage 1 and its changes of phase."""
+
+    def __init__(self, config: TokenizerTrainingConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.steps = config.loop.steps
+        self.phases = phases(config.order, self.steps, config.first_phase)
+        self.entered: str | None = None
+
+    def enter_phase(self, run: Run) -> None:
+        phase = phase_at(run.step, self.phases)
+        if phase.name == self.entered:
+            return
+        tokenizer = run.model
+        assert isinstance(tokenizer, LaVITTokenizer)
+        for parameter in tokenizer.token_predictor.parameters():
+            parameter.requires_grad_(phase.train_selector)
+        if phase.name != run.phase and phase.quantize and self.config.codebook == "kmeans":
+            wanted = -(-self.config.vectors_per_code * tokenizer.config.num_codes // distributed.world_size())
+            noise = self.config.noise.at(run.step, self.steps)
+            stage1.start_codebook(tokenizer, run.stream, wanted, noise_scale=noise, seed=self.config.seed)  # type: ignore[arg-type]
+        run.phase = self.entered = phase.name
+        step: nn.Module = stage1.Step(tokenizer)
+        if distributed.is_distributed():
+            # A new wrapper for every phase: it counts on a gradient from each parameter that wants one. The codebook
+            # keeps its ranks alike by itself.
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            step = DistributedDataParallel(step, device_ids=ids, broadcast_buffers=False)
+        run.replica = step
+
+    def step(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        config = self.config
+        warm = None
+        if config.warm_start.fraction > 0:
+            warm = Anneal(config.warm_start.weight, 0.0, config.warm_start.fraction).at(step, self.steps)
+        phase = phase_at(step, self.phases)
+        return model(
+            batch,
+            quantize=phase.quantize,
+            tau=config.tau.at(step, self.steps),
+            noise_scale=config.noise.at(step, self.steps),
+            warm_start=warm if phase.train_selector else None,
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- model and data
+
+
+def _build(config: TokenizerTrainingConfig, resumed: Path | None) -> LaVITTokenizer:
+    """The tokenizer that the configuration names; of a resumed run only its sizes, the checkpoint has the weights."""
+    if resumed is not None:
+        return LaVITTokenizer(LaVITTokenizerConfig.from_pretrained(resumed / "checkpoints"))
+    if config.model is not None:
+        if not Path(config.model).is_dir():
+            raise FileNotFoundError(f"model: there is no folder {config.model}")
+        return LaVITTokenizer.from_pretrained(config.model, **config.tokenizer)
+    return LaVITTokenizer(LaVITTokenizerConfig.preset(config.preset, **config.tokenizer))
+
+
+def _prepare(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer, data: _Data, pretrain: bool) -> None:
+    """An encoder that knows something, and the statistics of its features."""
+    if config.encoder is not None:
+        stage1.load_encoder(tokenizer, config.encoder)
+    elif pretrain and config.model is None:
+        if config.preset != "small":
+            raise ValueError(
+                f"encoder: the preset {config.preset} needs a pretrained encoder (EVA-CLIP ViT-g/14): "
+                "--encoder DIR, the release's visual_tokenizer folder"
+            )
+        if distributed.rank() == 0:
+            from lavit.training.encoder import pretrain_encoder
+
+            logger.info("no encoder is given: pretraining one on the shapes world, %d steps", config.encoder_steps)
+            pretrain_encoder(tokenizer, steps=config.encoder_steps, seed=config.seed)
+        distributed.share(tokenizer.state_dict().values())
+    if tokenizer.config.standardize_features and _is_unset(tokenizer):
+        with data.sample() as batches:
+            stage1.measure_features(tokenizer, islice(batches, -(-MEASURED // config.loop.batch_size)))
+
+
+def _is_unset(tokenizer: LaVITTokenizer) -> bool:
+    return bool((tokenizer.feature_mean == 0).all() and (tokenizer.feature_std == 1).all())
+
+
+class _Data:
+    """The images that the configuration names."""
+
+    def __init__(self, config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.processor = processor_of(config, tokenizer)
+        self.dataset: Any
+        if config.data == SHAPES:
+            self.dataset = ShapesWorld(config.seed, "train").scenes(config.scenes).images
+        else:
+            self.dataset = ImageFolder(config.data)
+        self._skipped: dict[str, str] = {}
+        self._streams: list[DataStream] = []
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(name, reason) of the images that could not be read so far."""
+        seen = {item.name: item.reason for stream in self._streams for item in stream.skipped}
+        return list((self._skipped | seen).items())
+
+    def sample(self) -> DataStream:
+        """One pass over the images in random order, the same on every process."""
+        return self._remember(
+            DataStream(
+                self.dataset,
+                self.config.loop.batch_size,
+                transform=self.processor,
+                seed=self.config.seed,
+                epochs=1,
+                workers=self.config.workers,
+            )
+        )
+
+    def stream(self, progress: Callable[[int, int], None] | None = None) -> DataStream:
+        """The training batches: images, or their features from the cache."""
+        config, tokenizer = self.config, self.tokenizer
+        if not config.cache.enabled:
+            return self._remember(_stream(self.dataset, "images", config, self.processor))
+        root = config.cache.folder or (Path(config.output) / "features" if config.output is not None else None)
+        if root is None:
+            raise ValueError("cache.folder: expected a folder for the features, since the run has no output folder")
+        depends_on = dict(tokenizer.encoder.state_dict())
+        if tokenizer.config.standardize_features:
+            depends_on |= {"mean": tokenizer.feature_mean, "std": tokenizer.feature_std}
+        depends_on["pixels"] = torch.tensor([self.processor.size, *self.processor.mean, *self.processor.std])
+        device = tokenizer.quantize.embedding.weight.device
+        cache = open_or_build(
+            root,
+            lambda images: tokenizer.encode_features(images.to(device)),
+            sorted(depends_on.items()),
+            self.dataset,
+            transform=self.processor,
+            dtype=getattr(torch, config.cache.dtype),
+            batch_size=config.loop.batch_size,
+            workers=config.workers,
+            progress=progress,
+        )
+        self._skipped |= {name: reason for _, name, reason in cache.skipped}
+        return _stream(cache.values, "features", config)
+
+    def _remember(self, stream: DataStream) -> DataStream:
+        self._streams.append(stream)
+        return stream
+
+
+def _stream(dataset: Any, key: str, config: TokenizerTrainingConfig, transform: Any = None) -> DataStream:
+    return DataStream(
+        dataset,
+        config.loop.batch_size,
+        key=key,
+        transform=transform,
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        workers=config.workers if transform is not None else 0,
+    )
+
+
+def processor_of(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> LaVITImageProcessor:
+    """The image processor of the model that the run started from, else CLIP's with the tokenizer's size."""
+    if config.model is not None and (Path(config.model) / "preprocessor_config.json").is_file():
+        return LaVITImageProcessor.from_pretrained(config.model)
+    return LaVITImageProcessor(size=tokenizer.config.image_size)
+
+
+# ------------------------------------------------------------------------------------------------------------ output
+
+
+def _open_output(
+    config: TokenizerTrainingConfig, output: Path, checkpoints: Checkpoints, resume: bool, overwrite: bool
+) -> dict[str, Any] | None:
+    """Makes the folder ready and returns the checkpoint to go on from, if any."""
+    latest = checkpoints.latest() if resume else None
+    occupied = not resume and not overwrite and (bool(checkpoints.all()) or (output / "config.json").exists())
+    if occupied:
+        raise FileExistsError(f"output: {output} holds a run; --resume goes on with it, --overwrite replaces it")
+    distributed.barrier()  # all have looked before the first one writes
+    saved = None if latest is None else checkpoints.load(latest)
+    if resume and latest is None:
+        logger.warning("%s: no checkpoint to resume from, starting from the beginning", output)
+    if latest is None:
+        checkpoints.clear()
+    if distributed.rank() == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        configuration.save(config, output / CONFIG_FILE)
+    return saved
+
+
+def save_model(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, folder: Path) -> None:
+    """Saves the model and its image processor into a folder. ``config.json``, without which nothing loads, comes last:
+    what was not written to its end cannot be taken for a model."""
+    hidden = folder / ".model.tmp"
+    shutil.rmtree(hidden, ignore_errors=True)
+    tokenizer.save_pretrained(hidden)
+    processor.save_pretrained(hidden)
+    (folder / "config.json").unlink(missing_ok=True)
+    for file in sorted(hidden.iterdir(), key=lambda path: path.name == "config.json"):
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(file, folder / file.name)
+    hidden.rmdir()
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+# ----------------------------------------------------------------------------------------------------------- command
+
+USAGE = """usage: lavit train tokenizer [--preset small|lavit-g] [--data FOLDER|shapes] [--output FOLDER]
+                             [--config FILE] [--key value ...] [--resume | --overwrite]
+
+Stage 1: trains the dynamic visual tokenizer. The settings come from the preset's recipe or, instead, from --config,
+then from --key value; the section may be left out where one only has the name (--steps for --loop.steps).
+--resume goes on from the newest checkpoint in the output folder, with the settings saved there. A run under torchrun
+uses all its processes: torchrun --nproc-per-node 8 -m lavit.training.tokenizer --data FOLDER --output FOLDER
+Ends with 0; with 1 after an error; with 128 + n when signal n stopped it and the checkpoint is written.
+
+settings [default]:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``lavit train tokenizer``; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in words or "-h" in words:
+        print(USAGE + configuration.describe(TokenizerTrainingConfig))
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config, flags = _read_words(words)
+        result = train_tokenizer(
+            config, progress=_print, resume="resume" in flags, overwrite="overwrite" in flags
+        )
+    except (ValueError, OSError, TrainingDiverged) as problem:
+        if os.environ.get("LAVIT_DEBUG") == "1":
+            raise
+        print(f"lavit train tokenizer: {problem}", file=sys.stderr)
+        return 1
+    if distributed.launched_rank() == 0:
+        _print_end(config, result)
+    return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def _read_words(words: list[str]) -> tuple[TokenizerTrainingConfig, set[str]]:
+    """The configuration: the resumed run's own file, else the recipe of the preset, else --config; then the words."""
+    given, flags = configuration.words(TokenizerTrainingConfig, words, flags=("resume", "overwrite"))
+    if flags >= {"resume", "overwrite"}:
+        raise configuration.ConfigError("--resume, --overwrite: expected at most one of the two")
+    given.setdefault("output", "runs/tokenizer")
+    own = Path(given["output"]) / CONFIG_FILE
+    base: str | Path = own if "resume" in flags and own.is_file() else recipe_file(given.get("preset", "small"))
+    base = given.pop("config", base)
+    return configuration.load(TokenizerTrainingConfig, base, given), flags
+
+
+def _print(row: dict[str, Any]) -> None:
+    print(progress_line(row, row["steps"]), flush=True)
+
+
+def _print_end(config: TokenizerTrainingConfig, result: TrainingResult) -> None:
+    if result.skipped_images:
+        print(f"{len(result.skipped_images)} images could not be read and were skipped:")
+        for name, reason in result.skipped_images[:20]:
+            print(f"  {name}: {reason}")
+    if result.stopped_by is not None and result.path is None:
+        print(f"stopped by signal {result.stopped_by}; go on with --resume --output {config.output}")
+    else:
+        print(f"the tokenizer is in {result.path}; try: lavit tokenize IMAGE --model {result.path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
