@@ -1,0 +1,130 @@
+"""`lavit info`: what is installed, what is built, what each operation will run and why, what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+REQUIRED = ("torch", "triton", "transformers", "diffusers", "safetensors", "pillow", "numpy", "pyyaml", "scikit-image")
+
+OPTIONAL = {
+    "flash-attn": "its attention over variable lengths, and peers for the benchmarks, on CUDA",
+    "xformers": "its memory-efficient attention as a peer for the benchmarks, on CUDA",
+    "apex": "NVIDIA's fused LayerNorm where it is measured faster, on CUDA",
+    "deepspeed": "the ZeRO engine for training on many devices",
+    "liger-kernel": "fused losses and norms for training the language model, on CUDA",
+    "tensorboard": "curves of a training run in TensorBoard, beside the JSON lines",
+}
+
+SETTINGS = {
+    "LAVIT_KERNELS": "implementations asked for",
+    "LAVIT_DEBUG": "checks that read device memory",
+    "TRITON_INTERPRET": "Triton kernels on the CPU",
+    "OMP_NUM_THREADS": "threads of the CPU kernels",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    type: str
+    detail: str
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def devices() -> list[Device]:
+    """The CPU, and every CUDA device that torch sees."""
+    import torch
+
+    found = [Device("cpu", "cpu", f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores")]
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        detail = f"{p.name}, compute {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB"
+        found.append(Device(f"cuda:{i}", "cuda", detail))
+    return found
+
+
+def no_cuda_because() -> str | None:
+    """Why torch sees no CUDA device, or None if it sees one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device or driver"
+
+
+def collect() -> dict:
+    """Everything that is printed, as plain data."""
+    import lavit.kernels  # noqa: F401  (registers the operations)
+    from lavit import __version__
+    from lavit.kernels import dispatch
+    from lavit.kernels.extension import extension
+
+    here = devices()
+    return {
+        "versions": {
+            "lavit": __version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            **{name: installed(name) for name in REQUIRED},
+        },
+        "devices": [asdict(d) for d in here],
+        "no_cuda": no_cuda_because(),
+        "extension": asdict(extension()),
+        "operations": [asdict(c) for t in dict.fromkeys(d.type for d in here) for c in dispatch.table(t)],
+        "optional": {name: {"version": installed(name), "brings": brings} for name, brings in OPTIONAL.items()},
+        "settings": {name: {"value": os.environ.get(name), "means": means} for name, means in SETTINGS.items()},
+    }
+
+
+def columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows of cells, aligned; the last column runs free."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)][:-1]
+    return ["  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
+
+
+def describe_extension(extension: dict) -> str:
+    if extension["problem"]:
+        return f"not in use: {extension['problem']}"
+    parts = {"cpu": "C++ kernels for the CPU", "cuda": "CUDA kernels"}
+    built = " and ".join(parts[d] for d in extension["devices"])
+    lacking = "" if "cuda" in extension["devices"] else "; no CUDA kernels (nvcc was not there when it was built)"
+    return f"{built}{lacking} ({extension['path']})"
+
+
+def render(info: dict) -> str:
+    lines = ["Versions", *columns([(name, value or "not installed") for name, value in info["versions"].items()])]
+    lines += ["", "Devices", *columns([(d["name"], d["detail"]) for d in info["devices"]])]
+    if info["no_cuda"]:
+        lines.append(f"  no GPU: {info['no_cuda']}")
+    lines += ["", "Compiled library lavit._C", f"  {describe_extension(info['extension'])}"]
+    chosen = [(c["operation"], c["device_type"], c["name"], c["reason"]) for c in info["operations"]]
+    lines += ["", "Operations: what runs, and why", *columns(chosen)]
+    optional = [
+        (name, o["version"] or "missing", ("brings " if o["version"] else "would bring ") + o["brings"])
+        for name, o in info["optional"].items()
+    ]
+    lines += ["", "Optional packages", *columns(optional)]
+    settings = [(name, s["value"] or "not set", s["means"]) for name, s in info["settings"].items()]
+    lines += ["", "Settings", *columns(settings)]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="lavit info", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    arguments = parser.parse_args(argv)
+    info = collect()
+    print(json.dumps(info, indent=2) if arguments.json else render(info))
+    return 0

@@ -1,0 +1,25 @@
+"""What all tests share: tests that need a GPU are skipped, visibly, where there is none."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+import torch
+
+# The first example of an operation also compiles or loads something, so a time limit per example says nothing.
+hypothesis.settings.register_profile("lavit", deadline=None, max_examples=60)
+hypothesis.settings.load_profile("lavit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
