@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 OUTLINE = (255, 122, 0)
-_SMALLEST, _LARGEST = 448, 1024  # long side of a map, pixels
+SMALLEST, LARGEST = 448, 1024  # long side of a map, pixels
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 
 
@@ -101,12 +101,12 @@ def _kept(keep: Tensor | np.ndarray | Sequence[bool], height: int, width: int) -
 
 def _resized(image: Image.Image) -> Image.Image:
     long = max(image.size)
-    if long > _LARGEST:
-        return shrink(image, _LARGEST)
-    if long >= _SMALLEST:
+    if long > LARGEST:
+        return shrink(image, LARGEST)
+    if long >= SMALLEST:
         return image
     # A whole factor and no smoothing: the pixels of a small image stay what they are.
-    return image.resize(_scaled(image, -(-_SMALLEST // long)), Image.Resampling.NEAREST)
+    return image.resize(_scaled(image, -(-SMALLEST // long)), Image.Resampling.NEAREST)
 
 
 def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""The commands that have no other home, one module each."""

@@ -1,0 +1,285 @@
+"""``lavit tokenize``: images to tokens, and pictures of the patches that were kept."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import secrets
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lavit.data.folder import ImageFolder
+from lavit.data.images import ImageError, load_image
+from lavit.files import atomic_write
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
+from lavit.tokenmap import LARGEST, draw_sheet, draw_token_map, shrink
+
+SHEET_TILES, TILE = 400, 256
+
+DESCRIPTION = """Turn images into tokens. Files of any usual format, and folders (all images below them).
+
+The selection is deterministic (what the selector prefers) unless --sample or --seed is given. The tokens of an image
+depend on the model, its pixels and the seed, not on the other images of the call."""
+
+EPILOG = """--json: one object with "images": for each "file", "size" [width, height] as read (upright), "grid" [rows,
+columns], "tokens", "ids" and "kept" [[row, column], ...], both in raster order; and "skipped": "file", "reason".
+--map: for one image its map, for several one sheet of small maps (the first 400).
+An image that cannot be read is named and left out. Exit code 0; 1 if some were left out; 2 if all were, or on an error.
+"""
+
+
+@dataclass
+class Tokenized:
+    """One image. kept: (row, column) of the patch of each id."""
+
+    file: str
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    ids: list[int]
+    kept: list[tuple[int, int]]
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "size": self.size,
+            "grid": self.grid,
+            "tokens": len(self.ids),
+            "ids": self.ids,
+            "kept": self.kept,
+        }
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is kept of an image between reading and tokenizing; the image itself may be large.
+
+    pixels: (1, 3, S, S), what the model sees. seed: of the noise, None without sampling. small: for the map.
+    """
+
+    file: str
+    size: tuple[int, int]
+    pixels: Tensor
+    seed: int | None
+    small: Image.Image
+
+
+@dataclass(frozen=True)
+class Unread:
+    file: str
+    reason: str
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _parse(argv)
+    picture_format = _check_outputs(options)
+    device = _device(options.device)
+    seed = secrets.randbits(63) if options.sample else options.seed
+    model, processor = load_model(options.model, device)
+
+    skipped: list[Unread] = []
+    files = list(_files(options.images, skipped))
+    done: list[Tokenized] = []
+    maps: list[Image.Image] = []
+    tile = TILE if len(files) > 1 else None
+    pictures = _read(files, skipped, processor, seed)
+    while batch := list(islice(pictures, options.batch_size)):
+        results = tokenize(model, batch)
+        done += results
+        if options.map:
+            room = SHEET_TILES - len(maps)
+            maps += [_map(r, p.small, tile) for r, p in islice(zip(results, batch, strict=True), room)]
+    if not done:
+        raise ValueError(f"none of the images could be read ({len(skipped)} left out)")
+
+    if options.json:
+        _write_json(options.json, options.model, seed, done, skipped)
+    else:
+        print(table(done))
+    if options.map:
+        sheet = maps[0] if len(maps) == 1 else draw_sheet(maps, [_label(d) for d in done[: len(maps)]], TILE)
+        with atomic_write(options.map) as file:
+            sheet.save(file, picture_format)
+        if len(maps) < len(done):
+            print(f"lavit: {options.map} shows the first {len(maps)} of {len(done)} images", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def load_model(folder: str, device: torch.device) -> tuple[LaVITTokenizer, LaVITImageProcessor]:
+    """A tokenizer and its image processor from a folder. ValueError or OSError with the folder's name; no network."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"--model: there is no folder {folder}")
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"--model: {folder} holds no tokenizer (it has no config.json)")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    processor = LaVITImageProcessor.from_pretrained(folder)
+    try:
+        model = LaVITTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # files of unknown origin: whatever they break, the folder is what to look at
+        raise ValueError(f"--model: {folder} cannot be loaded: {error}") from error
+    return model.eval().to(device), processor
+
+
+def prepare(file: str, image: Image.Image, processor: LaVITImageProcessor, seed: int | None = None) -> Picture:
+    """An RGB image for `tokenize`. With a seed its selection will be sampled, else it is deterministic."""
+    own = None if seed is None else _image_seed(seed, image)
+    return Picture(file, image.size, processor(image), own, shrink(image, LARGEST))
+
+
+def tokenize(model: LaVITTokenizer, pictures: Sequence[Picture]) -> list[Tokenized]:
+    """The tokens of at least one picture, all of them with a seed or all without."""
+    side = model.config.image_size // model.config.patch_size
+    pixels = torch.cat([p.pixels for p in pictures]).to(model.device)
+    seeds = [p.seed for p in pictures if p.seed is not None]
+    tokens = model.encode(pixels, seeds=seeds or None, deterministic=not seeds).to("cpu")
+    bounds = tokens.cu_seqlens.tolist()
+    results = []
+    for number, picture in enumerate(pictures):
+        kept = [divmod(p, side) for p in tokens.keep[number].nonzero().flatten().tolist()]
+        ids = tokens.ids[bounds[number] : bounds[number + 1]].tolist()
+        results.append(Tokenized(picture.file, picture.size, (side, side), ids, kept))
+    return results
+
+
+def table(results: Sequence[Tokenized], shown: int = 8) -> str:
+    """A line for each image: file, pixels, tokens of patches, the first ids."""
+    rows = [("file", "pixels", "tokens", "of", "ids")]
+    for r in results:
+        ids = " ".join(map(str, r.ids[:shown])) + (" ..." if len(r.ids) > shown else "")
+        rows.append((r.file, f"{r.size[0]}x{r.size[1]}", str(len(r.ids)), str(r.grid[0] * r.grid[1]), ids))
+    file, pixels, tokens, patches = (max(len(row[c]) for row in rows) for c in range(4))
+    return "\n".join(
+        f"{row[0]:<{file}}  {row[1]:>{pixels}}  {row[2]:>{tokens}}  {row[3]:>{patches}}  {row[4]}".rstrip()
+        for row in rows
+    )
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="lavit tokenize",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("images", metavar="IMAGE", nargs="+", help="an image file or a folder of them")
+    add("--model", metavar="DIR", help="folder of a tokenizer, as `lavit quickstart` and `lavit train` write it")
+    add("--json", metavar="F", help="write the tokens to this file instead of a table; - for the standard output")
+    add("--map", metavar="F", help="write a picture of the kept patches to this file (.png, .jpg, .webp, .pdf)")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--seed", type=int, metavar="S", help="sample the selection, repeatably")
+    choice.add_argument("--sample", action="store_true", help="sample the selection with a new seed (told by --json)")
+    add("--device", metavar="D", help="cpu, cuda, cuda:1, ...; a GPU is taken if there is one")
+    add("--batch-size", type=int, default=16, metavar="B", help="images at a time [16]")
+    options = parser.parse_args(argv)
+    if options.model is None:
+        raise ValueError("--model DIR is needed: the folder of a tokenizer; `lavit quickstart` makes one")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size: expected at least 1, got {options.batch_size}")
+    return options
+
+
+def _check_outputs(options: argparse.Namespace) -> str | None:
+    """What can go wrong with the outputs is told before the work, not after. Returns the format of the map."""
+    for name in ("json", "map"):
+        target = getattr(options, name)
+        if target is None or (name == "json" and target == "-"):
+            continue
+        if Path(target).is_dir() or not Path(target).resolve().parent.is_dir():
+            what = "is a folder" if Path(target).is_dir() else "is in a folder that does not exist"
+            raise ValueError(f"--{name}: expected a file to write, {target} {what}")
+    if options.map is None:
+        return None
+    suffix = Path(options.map).suffix.lower()
+    picture_format = Image.registered_extensions().get(suffix)
+    if picture_format not in ("PNG", "JPEG", "WEBP", "PDF"):
+        raise ValueError(f"--map: expected a name that ends in .png, .jpg, .webp or .pdf, got {options.map}")
+    return picture_format
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {name} cannot be used ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def _files(sources: Iterable[str], skipped: list[Unread]) -> Iterator[str]:
+    for source in sources:
+        if not Path(source).is_dir():
+            yield source
+            continue
+        try:
+            folder = ImageFolder(source)
+        except (ValueError, OSError) as error:
+            _skip(skipped, source, str(error).removeprefix("root: "))
+        else:
+            yield from map(str, folder.paths)
+
+
+def _read(
+    files: Iterable[str], skipped: list[Unread], processor: LaVITImageProcessor, seed: int | None
+) -> Iterator[Picture]:
+    for file in files:
+        try:
+            yield prepare(file, load_image(file), processor, seed)
+        except ImageError as error:
+            _skip(skipped, file, str(error).removeprefix(f"{file}: "))
+
+
+def _skip(skipped: list[Unread], file: str, reason: str) -> None:
+    skipped.append(Unread(file, reason))
+    print(f"lavit: skipped {file}: {reason}", file=sys.stderr)
+
+
+def _image_seed(seed: int, image: Image.Image) -> int:
+    """From the pixels, so that an image draws the same noise wherever it stands in whatever call."""
+    digest = hashlib.blake2b(f"{seed}/{image.size}/".encode(), digest_size=7)
+    digest.update(image.tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _map(result: Tokenized, image: Image.Image, tile: int | None) -> Image.Image:
+    keep = torch.zeros(result.grid, dtype=torch.bool)
+    for row, column in result.kept:
+        keep[row, column] = True
+    # On a sheet the numbers would be too small to read.
+    picture = draw_token_map(image, keep.flatten(), result.grid, result.ids if tile is None else None)
+    return picture if tile is None else shrink(picture, tile)
+
+
+def _label(result: Tokenized) -> str:
+    return f"{Path(result.file).name}: {len(result.ids)} of {result.grid[0] * result.grid[1]}"
+
+
+def _write_json(
+    target: str, model: str, seed: int | None, done: Sequence[Tokenized], skipped: Sequence[Unread]
+) -> None:
+    head = {"model": model, "selection": "deterministic" if seed is None else "sampled", "seed": seed}
+    parts = {"images": [d.record() for d in done], "skipped": [vars(s) for s in skipped]}
+    # A line for each image: to be read by people and by line-wise tools too.
+    lines = [json.dumps(head)[1:-1]]
+    for name, records in parts.items():
+        body = ",\n  ".join(json.dumps(r) for r in records)
+        lines.append(f'"{name}": [\n  {body}\n ]' if records else f'"{name}": []')
+    text = "{" + ",\n ".join(lines) + "}\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    with atomic_write(target, "w") as file:
+        file.write(text)

@@ -1,0 +1,177 @@
+"""`lavit tokenize`: what it says about an image, what it writes, and what it does with files it cannot read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lavit.cli import main
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small tokenizer that has learned nothing but has a mind of its own about every patch."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    tokenizer = LaVITTokenizer(LaVITTokenizerConfig.preset("small"))
+    with torch.no_grad():
+        for parameter in tokenizer.token_predictor.parameters():
+            parameter.mul_(20 if parameter.dim() > 1 else 1)
+    tokenizer.save_pretrained(folder)
+    LaVITImageProcessor(32).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, size in enumerate([(32, 32), (50, 20), (1, 1), (300, 200)]):
+        noise = np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+    return folder
+
+
+def run(capsys, *argv):
+    code = main(["tokenize", *map(str, argv)])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.out, captured.err
+
+
+def records(capsys, *argv):
+    code, out, _ = run(capsys, *argv, "--json", "-")
+    assert code == 0
+    return {os.path.basename(r["file"]): r for r in json.loads(out)["images"]}
+
+
+def test_json_says_what_encode_says(model, pictures, tmp_path, capsys):
+    code, out, _ = run(capsys, pictures, "--model", model, "--json", tmp_path / "t.json")
+    assert (code, out) == (0, "")
+    written = json.loads((tmp_path / "t.json").read_text())
+    assert written["selection"] == "deterministic" and written["seed"] is None and written["skipped"] == []
+    tokenizer = LaVITTokenizer.from_pretrained(model).eval()
+    images = [Image.open(pictures / f"{i}.png") for i in range(4)]
+    tokens = tokenizer.encode(LaVITImageProcessor.from_pretrained(model)(images), deterministic=True)
+    ids = tokens.ragged().unbind()
+    for i, record in enumerate(written["images"]):
+        assert record["file"] == str(pictures / f"{i}.png")
+        assert record["size"] == list(images[i].size) and record["grid"] == [8, 8]
+        assert record["ids"] == ids[i].tolist() and record["tokens"] == len(ids[i])
+        kept = tokens.keep[i].view(8, 8).nonzero()
+        assert record["kept"] == kept.tolist()
+
+
+@pytest.mark.parametrize("options", [(), ("--seed", 7)])
+def test_tokens_do_not_depend_on_neighbours_order_or_batch_size(model, pictures, capsys, options):
+    files = sorted(pictures.iterdir())
+    together = records(capsys, *files, "--model", model, *options)
+    backwards = records(capsys, *files[::-1], "--model", model, "--batch-size", 3, *options)
+    alone = {}
+    for file in files:
+        alone |= records(capsys, file, "--model", model, *options)
+    assert together == backwards == alone
+
+
+def test_seed_repeats_and_sample_differs_and_tells_its_seed(model, pictures, capsys):
+    def keep(*options):
+        code, out, _ = run(capsys, pictures, "--model", model, "--json", "-", *options)
+        written = json.loads(out)
+        return written["seed"], [r["kept"] for r in written["images"]]
+
+    assert keep("--seed", 1) == keep("--seed", 1)
+    assert keep("--seed", 1)[1] != keep("--seed", 2)[1]
+    seed, drawn = keep("--sample")
+    assert drawn != keep()[1]
+    assert keep("--seed", seed) == (seed, drawn)
+
+
+def test_table_without_json(model, pictures, capsys):
+    code, out, err = run(capsys, pictures, "--model", model)
+    lines = out.strip().split("\n")
+    assert code == 0 and err == ""
+    assert lines[0].split() == ["file", "pixels", "tokens", "of", "ids"]
+    assert len(lines) == 5 and "300x200" in lines[4] and lines[4].split()[3] == "64"
+
+
+def test_unreadable_images_are_named_and_the_rest_goes_on(model, pictures, tmp_path, capsys):
+    data = (pictures / "3.png").read_bytes()
+    (pictures / "cut.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "empty").mkdir()
+    argv = [pictures, tmp_path / "none.png", tmp_path / "empty", "--model", model, "--json", tmp_path / "t.json"]
+    code, _, err = run(capsys, *argv)
+    assert code == 1
+    written = json.loads((tmp_path / "t.json").read_text())
+    assert [os.path.basename(r["file"]) for r in written["images"]] == ["0.png", "1.png", "2.png", "3.png"]
+    reasons = {os.path.basename(s["file"]): s["reason"] for s in written["skipped"]}
+    assert reasons.keys() == {"cut.png", "none.png", "empty"}
+    assert "truncated" in reasons["cut.png"] and reasons["none.png"] == "no such file"
+    assert all(name in err and reason in err for name, reason in reasons.items())
+
+
+def test_nothing_readable_is_code_2_and_writes_nothing(model, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"text")
+    outputs = ["--json", tmp_path / "t.json", "--map", tmp_path / "m.png"]
+    code, _, err = run(capsys, tmp_path / "a.png", "--model", model, *outputs)
+    assert code == 2 and "none of the images could be read" in err
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_map_of_one_image_and_sheet_of_several(model, pictures, tmp_path, capsys):
+    assert run(capsys, pictures / "3.png", "--model", model, "--map", tmp_path / "one.png")[0] == 0
+    one = Image.open(tmp_path / "one.png")
+    assert one.size == (600, 400)
+    assert run(capsys, pictures, "--model", model, "--map", tmp_path / "all.jpg")[0] == 0
+    sheet = Image.open(tmp_path / "all.jpg")
+    assert sheet.format == "JPEG" and sheet.width > 500
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.jpg", "one.png", "pictures"]
+
+
+def test_failure_while_writing_leaves_the_old_file(model, pictures, tmp_path, capsys, monkeypatch):
+    target = tmp_path / "m.png"
+    target.write_text("old")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, _, err = run(capsys, pictures, "--model", model, "--map", target)
+    assert code == 2 and "No space left on device" in err
+    assert target.read_text() == "old" and sorted(os.listdir(tmp_path)) == ["m.png", "pictures"]
+
+
+def test_wrong_use_is_one_line_before_any_work(model, pictures, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (tmp_path / "hollow").mkdir()
+    cases = [
+        ([], "--model DIR is needed"),
+        (["--model", tmp_path / "nowhere"], "no folder"),
+        (["--model", tmp_path / "hollow"], "config.json"),
+        (["--model", broken], "broken cannot be loaded"),
+        (["--model", model, "--map", tmp_path / "m.xyz"], "--map: expected a name that ends in"),
+        (["--model", model, "--map", tmp_path / "no" / "m.png"], "folder that does not exist"),
+        (["--model", model, "--json", tmp_path], "is a folder"),
+        (["--model", model, "--device", "toaster"], "--device: toaster"),
+        (["--model", model, "--batch-size", 0], "--batch-size"),
+    ]
+    for argv, message in cases:
+        code, out, err = run(capsys, pictures, *argv)
+        assert code == 2 and out == "", argv
+        assert err.startswith("lavit: error: ") and message in err and err.count("\n") == 1, (argv, err)
+
+
+def test_size_of_a_rotated_photograph_is_the_upright_one(model, tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    assert records(capsys, tmp_path / "turned.jpg", "--model", model)["turned.jpg"]["size"] == [30, 40]
