@@ -1,4 +1,4 @@
-"""The compiled form (csrc/cpu/pad.cpp, csrc/cuda/pad.cu): rows are moved as bytes, mask and positions written in the same pass."""
+"""The compiled form (csrc/cpu/pad.cpp, csrc/cuda/pad.cu): rows, mask and positions are written in one pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled form (csrc/cpu/partition.cpp, csrc/cuda/partition.cu): one pass over the mask, the scan over the batch included."""
+"""The compiled form (csrc/cpu/partition.cpp, csrc/cuda/partition.cu): masks to order and offsets in one call."""
 
 from __future__ import annotations
 

@@ -56,4 +56,5 @@ def same(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit, in shape and dtype; also for dtypes without comparison."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return a.numel() == 0 or torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+    a, b = (t.contiguous().view(-1).view(torch.uint8) for t in (a, b)) if a.numel() else (a, a)
+    return a.numel() == 0 or torch.equal(a, b)
