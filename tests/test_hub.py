@@ -33,7 +33,8 @@ CONFIG = LaVITTokenizerConfig(
 
 def tensors(name: str, prefix: str = "") -> dict[str, Tensor]:
     state = load_file(GOLDEN / f"{name}.safetensors")
-    return {k[len(prefix) :]: t.float() if t.is_floating_point() else t for k, t in state.items() if k.startswith(prefix)}
+    state = {k[len(prefix) :]: t for k, t in state.items() if k.startswith(prefix)}
+    return {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "min_keep": 1,
         "feature_position": True,
         "standardize_features": True,
+        "initializer_range": 0.1,  # about 1 / sqrt(hidden_size): with 0.02 all vectors start out nearly parallel
     },
 }
 
@@ -66,6 +67,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
         commitment_weight, ema_decay, dead_code_fraction: its training (derived from BEiT v2, apart from the last);
             a code used less than dead_code_fraction times the mean use is replaced by a vector of the batch.
     projection_dim: width of the language model that `vit_proj` maps to; None leaves the projection out.
+    initializer_range: standard deviation of new weights and embeddings (a narrow model learns faster with more).
 
     Raises ValueError for an unknown name (with the nearest known ones) and for sizes that do not fit together.
     """
@@ -110,6 +112,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
         unit_codes: bool = True,
         feature_position: bool = False,
         standardize_features: bool = False,
+        initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
         refuse_unknown(kwargs)
@@ -149,6 +152,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
         self.unit_codes = unit_codes
         self.feature_position = feature_position
         self.standardize_features = standardize_features
+        self.initializer_range = initializer_range
         super().__init__(**kwargs)
         self._check()
 
@@ -191,6 +195,8 @@ class LaVITTokenizerConfig(PretrainedConfig):
             raise ValueError(f"min_keep: expected 0 to {self.num_patches} (the patches), got {self.min_keep}")
         if not 0 < self.keep_rate <= 1:
             raise ValueError(f"keep_rate: expected a number in (0, 1], got {self.keep_rate}")
+        if not self.initializer_range > 0:
+            raise ValueError(f"initializer_range: expected a positive number, got {self.initializer_range}")
         if not self.tau > 0:
             raise ValueError(f"tau: expected a positive number, got {self.tau}")
         if not 0 <= self.ema_decay < 1:

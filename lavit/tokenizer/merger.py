@@ -177,6 +177,7 @@ class Merger(nn.Module):
         """The release's form: features (B, N, C), keep (B, N) -> (B, N, C), all rows, exact gradient to ``keep``."""
         origin, x = self.ln_vision(features), features
         for block in self.blocks:
+            assert isinstance(block, MergerBlock)
             x = block.dense(x, origin, keep)
         return self.norm(x)
 
@@ -190,6 +191,7 @@ class Merger(nn.Module):
         context = self._context(features, kept, layout)
         x = kept.values
         for block in self.blocks:
+            assert isinstance(block, MergerBlock)
             x = block.packed(x, context)
         return kept.with_values(self.norm(x))
 

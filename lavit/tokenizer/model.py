@@ -108,7 +108,7 @@ class LaVITTokenizer(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -118,18 +118,18 @@ class LaVITTokenizer(PreTrainedModel):
             nn.init.zeros_(module.q_bias)
             nn.init.zeros_(module.v_bias)
         elif isinstance(module, EvaEncoder):
-            nn.init.trunc_normal_(module.cls_token, std=0.02)
-            nn.init.trunc_normal_(module.pos_embed, std=0.02)
+            nn.init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            nn.init.trunc_normal_(module.pos_embed, std=self.config.initializer_range)
         elif isinstance(module, TokenDecoder):
-            nn.init.trunc_normal_(module.pos_embed, std=0.02)
-            nn.init.trunc_normal_(module.query_embed, std=0.02)
+            nn.init.trunc_normal_(module.pos_embed, std=self.config.initializer_range)
+            nn.init.trunc_normal_(module.query_embed, std=self.config.initializer_range)
         elif isinstance(module, AttentionPool):
-            nn.init.trunc_normal_(module.positional_embedding, std=0.02)
+            nn.init.trunc_normal_(module.positional_embedding, std=self.config.initializer_range)
         elif isinstance(module, Codebook):
             # Standard deviation of a unit vector's entries; training starts from initialize() anyway.
             nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
         elif module is self and self.config.feature_position:
-            nn.init.trunc_normal_(self.feature_position, std=0.02)
+            nn.init.trunc_normal_(self.feature_position, std=self.config.initializer_range)
 
     @property
     def num_patches(self) -> int:
@@ -265,7 +265,7 @@ class LaVITTokenizer(PreTrainedModel):
         """
         width, out_dim = self.config.hidden_size, self.config.decoder_out_dim
         if out_dim not in (None, width):
-            raise ValueError(f"decoder_out_dim: expected hidden_size {width} to compare with the features, got {out_dim}")
+            raise ValueError(f"decoder_out_dim: expected hidden_size {width} to compare with features, got {out_dim}")
         target = self._features_of(images, features)
         x = self._positioned(target)
         selection = self._select(x, seeds, deterministic, noise, tau, noise_scale)
@@ -274,16 +274,10 @@ class LaVITTokenizer(PreTrainedModel):
             reconstruction, ids, commitment = self._reconstruct_all_rows(x, layout, quantize)
         else:
             reconstruction, ids, commitment = self._reconstruct_kept_rows(x, layout, quantize)
-        cosine = F.cosine_similarity(
-            in_full_precision(reconstruction), in_full_precision(target.detach()), dim=-1
-        )
+        cosine = F.cosine_similarity(in_full_precision(reconstruction), in_full_precision(target.detach()), dim=-1)
         reconstruction_loss = (1 - cosine).sum() / max(cosine.numel(), 1)
         ratio_loss = self._ratio_loss(selection.keep)
-        loss = (
-            reconstruction_loss
-            + self.config.ratio_weight * ratio_loss
-            + self.config.commitment_weight * commitment
-        )
+        loss = reconstruction_loss + self.config.ratio_weight * ratio_loss + self.config.commitment_weight * commitment
         return LaVITTokenizerOutput(
             loss=loss,
             reconstruction_loss=reconstruction_loss,
@@ -296,9 +290,7 @@ class LaVITTokenizer(PreTrainedModel):
             cu_seqlens=selection.cu_kept,
         )
 
-    def _reconstruct_kept_rows(
-        self, x: Tensor, layout: Layout, quantize: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _reconstruct_kept_rows(self, x: Tensor, layout: Layout, quantize: bool) -> tuple[Tensor, Tensor | None, Tensor]:
         merged = self._merge(x, layout)
         codes, ids, commitment = self._quantize(self._encode_task(merged.values), quantize, None)
         keep = layout.selection.keep
@@ -306,9 +298,7 @@ class LaVITTokenizer(PreTrainedModel):
         codes = codes.to(self._dtype_of(self.decoder.in_proj))
         return self.decoder(merged.with_values(codes), key_weight=weight), ids, commitment
 
-    def _reconstruct_all_rows(
-        self, x: Tensor, layout: Layout, quantize: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _reconstruct_all_rows(self, x: Tensor, layout: Layout, quantize: bool) -> tuple[Tensor, Tensor | None, Tensor]:
         """The same function by way of all N rows, so that the mask's gradient also knows what a dropped patch's token
         would have changed: it would have had the rank that follows from the kept patches before it."""
         keep = layout.selection.keep
@@ -432,23 +422,25 @@ class LaVITTokenizer(PreTrainedModel):
     # Files.
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[Any] | None, *model_args: Any, **kwargs: Any
+    ) -> Any:
         """transformers' method, but strict: a checkpoint that lacks or adds tensors, or has one of another shape, is
         refused with a ValueError that names all of them."""
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs["ignore_mismatched_sizes"] = True
+        kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)
+        source = pretrained_model_name_or_path
         try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
+            loaded: Any = super().from_pretrained(source, *model_args, **kwargs)
         except SafetensorError as error:
-            raise ValueError(f"{pretrained_model_name_or_path}: a weights file is damaged ({error})") from error
-        wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
+            raise ValueError(f"{source}: a weights file is damaged ({error})") from error
+        model, info = loaded
         model.freeze()
+        wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
         message = describe_tensors(info["missing_keys"], info["unexpected_keys"], wrong_shape)
         if message:
-            raise ValueError(f"{pretrained_model_name_or_path}: the weights do not fit the configuration: {message}")
-        return (model, info) if wants_info else model
+            raise ValueError(f"{source}: the weights do not fit the configuration: {message}")
+        return loaded if wants_info else model
 
 
 def describe_tensors(missing: Any, unexpected: Any, wrong_shape: Any = ()) -> str:

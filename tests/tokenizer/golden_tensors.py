@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def golden_config(**overrides: Any) -> LaVITTokenizerConfig:
     return LaVITTokenizerConfig(**{**SIZES, **overrides})
 
 
-@lru_cache(maxsize=None)
+@cache
 def golden(name: str) -> dict[str, Tensor]:
     """A golden file; floating tensors in float64, in which all of them are exact."""
     tensors = load_file(FOLDER / f"{name}.safetensors")

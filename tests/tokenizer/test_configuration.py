@@ -38,7 +38,12 @@ def test_unknown_preset_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("num_code", "num_codes"), ("hiden_size", "hidden_size"), ("merger_dept", "merger_depth"), ("ema_decai", "ema_decay")],
+    [
+        ("num_code", "num_codes"),
+        ("hiden_size", "hidden_size"),
+        ("merger_dept", "merger_depth"),
+        ("ema_decai", "ema_decay"),
+    ],
 )
 def test_unknown_name_is_refused_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(ValueError, match=rf"unknown name '{name}' \(did you mean .*{hint}"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -26,12 +26,12 @@ def layout_of(keep: Tensor) -> Layout:
     return Layout.measure(Selection(keep, keep, *partition(keep.detach() > 0.5)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def golden_merger(dtype: torch.dtype) -> Merger:
     return load(Merger(golden_config()), "merger", "merger.", dtype)
 
 
-@lru_cache(maxsize=None)
+@cache
 def small_merger() -> Merger:
     torch.manual_seed(0)
     return Merger(SMALL).double()

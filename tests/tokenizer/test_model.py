@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -34,7 +34,7 @@ def tiny(**overrides: Any) -> LaVITTokenizer:
     return LaVITTokenizer(LaVITTokenizerConfig.preset("small", **{**TINY, **overrides})).eval()
 
 
-@lru_cache(maxsize=None)
+@cache
 def shared() -> LaVITTokenizer:
     return tiny()
 
@@ -226,7 +226,8 @@ def test_losses_are_the_formulas() -> None:
     below, above = (0.36 - rates).clamp(min=0), (rates - 0.48).clamp(min=0)
     ratio = (0.4 - rates.mean()) ** 2 + below.square().mean() + above.square().mean()
     torch.testing.assert_close(out.ratio_loss, ratio)
-    cosine = F.cosine_similarity(model.decode(VisualTokens(out.ids, out.cu_seqlens, out.selection.keep)), features, dim=-1)
+    decoded = model.decode(VisualTokens(out.ids, out.cu_seqlens, out.selection.keep))
+    cosine = F.cosine_similarity(decoded, features, dim=-1)
     torch.testing.assert_close(out.reconstruction_loss, 1 - cosine.mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(out.loss, out.reconstruction_loss + 2 * ratio + out.commitment_loss)
     torch.testing.assert_close(out.keep_rate, rates.mean())
