@@ -70,9 +70,9 @@ def blocks(
             yield padded(images, size_q, size_k)
 
 
-def with_spare_row(x: Tensor, dtype: torch.dtype, fill: float = 0) -> Tensor:
-    """(T, ...) -> (T + 1, ...) in the dtype computed in."""
-    return torch.cat((x.to(dtype), x.new_full((1, *x.shape[1:]), fill, dtype=dtype)))
+def with_spare_row(x: Tensor, dtype: torch.dtype, fill: float = 0, wanted: bool = True) -> Tensor:
+    """(T, ...) -> (T + 1, ...) in the dtype computed in; only cast where no block is padded."""
+    return torch.cat((x.to(dtype), x.new_full((1, *x.shape[1:]), fill, dtype=dtype))) if wanted else x.to(dtype)
 
 
 def gather(x: Tensor, at: Place) -> Tensor:
@@ -118,11 +118,13 @@ def varlen_attention(
     (total_q, heads, dim), total_k = q.shape, k.shape[0]
     out = q.new_zeros((total_q + 1, heads, dim), dtype=compute)
     lse = q.new_full((total_q + 1, heads), torch.inf, dtype=compute)
-    q_all, k_all, v_all = (with_spare_row(x, compute) for x in (q, k, v))
+    parts = list(blocks(cu_q, cu_k, max_q, max_k, heads, total_q, total_k))
+    padded = any(isinstance(at_q, Tensor) for at_q, _, _ in parts)
+    q_all, k_all, v_all = (with_spare_row(x, compute, wanted=padded) for x in (q, k, v))
     log_weight = None
     if key_weight is not None:
         log_weight = with_spare_row(key_weight, compute).log_().clamp_(min=HIDDEN)
-    for at_q, at_k, rows_k in blocks(cu_q, cu_k, max_q, max_k, heads, total_q, total_k):
+    for at_q, at_k, rows_k in parts:
         s = torch.bmm(gather(q_all, at_q) * scale, gather(k_all, at_k).transpose(1, 2))
         hide(s.view(-1, heads, *s.shape[1:]), rows_k, total_k, causal, log_weight)
         m = s.amax(dim=-1, keepdim=True)
@@ -153,13 +155,15 @@ def varlen_attention_backward(
     """The gradients of reference.py, the weights computed again from lse."""
     compute = lse.dtype
     (total_q, heads, _), total_k = q.shape, k.shape[0]
-    q_all, k_all, v_all, g_all = (with_spare_row(x, compute) for x in (q, k, v, grad))
+    parts = list(blocks(cu_q, cu_k, max_q, max_k, heads, total_q, total_k))
+    padded = any(isinstance(at_q, Tensor) for at_q, _, _ in parts)
+    q_all, k_all, v_all, g_all = (with_spare_row(x, compute, wanted=padded) for x in (q, k, v, grad))
     delta = with_spare_row((grad.to(compute) * out.to(compute)).sum(dim=-1), compute)
     lse_all = with_spare_row(lse, compute, torch.inf)
     weight = None if key_weight is None else with_spare_row(key_weight, compute)
-    dq, dk, dv = (torch.zeros_like(x) for x in (q_all, k_all, v_all))
+    dq, dk, dv = (lse.new_zeros((n + 1, *q.shape[1:])) for n in (total_q, total_k, total_k))
     dw = lse.new_zeros(0 if weight is None else weight.shape)
-    for at_q, at_k, rows_k in blocks(cu_q, cu_k, max_q, max_k, heads, total_q, total_k):
+    for at_q, at_k, rows_k in parts:
         qb, kb, g = gather(q_all, at_q) * scale, gather(k_all, at_k), gather(g_all, at_q)
         s = torch.bmm(qb, kb.transpose(1, 2))
         hide(s.view(-1, heads, *s.shape[1:]), rows_k, total_k, causal)

@@ -1,0 +1,83 @@
+import logging
+
+import pytest
+
+from lavit.kernels import dispatch
+from lavit.kernels.dispatch import Implementation, register
+
+
+def gpu_only(device_type):
+    return None if device_type == "cuda" else "needs a GPU"
+
+
+@pytest.fixture
+def operation(monkeypatch):
+    monkeypatch.setattr(dispatch, "OPERATIONS", {})
+    monkeypatch.delenv("LAVIT_KERNELS", raising=False)
+    yield register("op", Implementation("fast", "it is fast", gpu_only), Implementation("reference", "always there"))
+    dispatch._choose.cache_clear()
+
+
+def test_the_first_usable_implementation_is_chosen_and_the_others_explained(operation):
+    assert operation.choose("auto", "cuda") == "fast"
+    (choice,) = dispatch.table("cpu")
+    assert (choice.name, choice.reason) == ("reference", "always there; not fast: needs a GPU")
+
+
+def test_a_preference_may_differ_between_devices(monkeypatch):
+    monkeypatch.setattr(dispatch, "OPERATIONS", {})
+    first, second = Implementation("first", "one"), Implementation("reference", "two")
+    operation = register("op", first, second, preference={"cpu": ("reference", "first")})
+    assert operation.choose("auto", "cpu") == "reference" and operation.choose("auto", "cuda") == "first"
+    dispatch._choose.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("variable", "chosen"),
+    [
+        ("reference", "reference"),
+        ("op=reference", "reference"),
+        ("other=reference, op=reference", "reference"),
+        ("other=reference", "fast"),
+        ("nowhere", "fast"),
+    ],
+)
+def test_the_environment_asks_for_one_or_for_all(operation, monkeypatch, variable, chosen):
+    monkeypatch.setenv("LAVIT_KERNELS", variable)
+    assert operation.choose("auto", "cuda") == chosen
+
+
+def test_the_argument_wins_over_the_environment(operation, monkeypatch):
+    monkeypatch.setenv("LAVIT_KERNELS", "fast")
+    assert operation.choose("reference", "cuda") == "reference"
+
+
+def test_what_cannot_run_or_does_not_exist_is_refused_by_name(operation, monkeypatch):
+    with pytest.raises(ValueError, match="impl=: op has the implementations fast, reference; got 'triton'"):
+        operation.choose("triton", "cpu")
+    with pytest.raises(RuntimeError, match="impl=: op cannot run 'fast' on cpu: needs a GPU"):
+        operation.choose("fast", "cpu")
+    monkeypatch.setenv("LAVIT_KERNELS", "op=fast")
+    with pytest.raises(RuntimeError, match="LAVIT_KERNELS: op cannot run 'fast' on cpu"):
+        operation.choose("auto", "cpu")
+
+
+def test_a_choice_is_logged_once(operation, caplog):
+    with caplog.at_level(logging.INFO, logger="lavit.kernels"):
+        for _ in range(3):
+            operation.choose("auto", "cpu")
+    assert [r.getMessage() for r in caplog.records] == [
+        "op on cpu: reference (always there; not fast: needs a GPU)"
+    ]
+
+
+def test_every_operation_needs_a_reference():
+    with pytest.raises(ValueError, match="op: every operation needs a reference implementation"):
+        register("op", Implementation("fast", "it is fast"))
+
+
+def test_every_operation_of_the_library_has_a_choice_on_the_cpu():
+    import lavit.kernels  # noqa: F401  registers them
+
+    names = {choice.operation for choice in dispatch.table("cpu")}
+    assert {"gumbel_select", "nearest_code", "policy_attention", "varlen_attention", "code_statistics"} <= names

@@ -1,0 +1,170 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from lavit.kernels import nearest_code
+from lavit.kernels.nearest_code.library import nearest_code_op
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+IMPLS = ["reference", "cpu"]
+
+
+def vectors(n, dim, seed=0, dtype=torch.float32):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def distances(x, codebook, metric, normalize_x):
+    """|x - c|^2 as the paper writes it, in float64: (n, K)."""
+    x, c = x.double(), codebook.double()
+    x = F.normalize(x, dim=1) if metric == "cosine" or normalize_x else x
+    c = F.normalize(c, dim=1) if metric == "cosine" else c
+    return (x[:, None] - c[None]).square().sum(dim=-1)
+
+
+def assert_nearest(ids, x, codebook, metric, normalize_x):
+    """The chosen code is the float64 one, or as near as float32 rounding of the products can tell.
+
+    A score x.c - |c|^2/2 carries an error of at most (D + 3) eps (|x||c| + |c|^2/2), the distance twice that, and two
+    codes are compared.
+    """
+    d = distances(x, codebook, metric, normalize_x)
+    gap = d.gather(1, ids[:, None]).squeeze(1) - d.min(dim=1).values
+    xn = torch.ones(len(x)) if metric == "cosine" or normalize_x else x.double().norm(dim=1)
+    cn = torch.tensor(1.0) if metric == "cosine" else codebook.double().norm(dim=1).max()
+    eps = torch.finfo(x.dtype if x.dtype == torch.float64 else torch.float32).eps
+    assert bool((gap <= 4 * (x.shape[1] + 3) * eps * (xn * cn + cn**2 / 2)).all())
+
+
+def golden_codes(name):
+    """Vectors, codes and indices. The file's `codebook` repeats `codebook_unnormalized`, so that the unit codes are
+    taken from what was looked up, `z_q`; codes that were never chosen stay NaN, which is never chosen here either."""
+    golden = load_file(GOLDEN / "quantizer.safetensors")
+    if name == "unnormalized":
+        return golden["z"], golden["codebook_unnormalized"], golden["indices_unnormalized"]
+    codebook = torch.full_like(golden["codebook"], float("nan"))
+    codebook[golden["indices"]] = golden["z_q"]
+    return golden["z"], codebook, golden["indices"]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("name", "metric"), [("unnormalized", "euclidean"), ("unit", "euclidean"), ("unit", "cosine")])
+def test_golden_indices(impl, dtype, name, metric):
+    """Equal in float64, and in float32 wherever the float64 gap to the second code exceeds float32's rounding."""
+    z, codebook, expected = golden_codes(name)
+    ids = nearest_code(z.to(dtype), codebook.to(dtype), metric=metric, impl=impl)
+    best = distances(z, codebook, metric, True).nan_to_num(float("inf")).topk(2, dim=1, largest=False).values
+    clear = best[:, 1] - best[:, 0] > (1e-12 if dtype == torch.float64 else 1e-5)
+    assert bool(clear.double().mean() > 0.98)
+    assert torch.equal(ids[clear], expected[clear])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 40),
+    st.integers(1, 70),
+    st.integers(1, 33),
+    st.sampled_from([("cosine", True), ("euclidean", True), ("euclidean", False)]),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.integers(0, 2**31),
+)
+def test_both_implementations_find_the_nearest(n, num_codes, dim, how, dtype, seed):
+    metric, normalize_x = how
+    x, codebook = vectors(n, dim, seed, dtype), vectors(num_codes, dim, seed + 1, dtype)
+    for impl in IMPLS:
+        ids, score = nearest_code(
+            x, codebook, metric=metric, normalize_x=normalize_x, return_score=True, impl=impl
+        )
+        assert ids.shape == score.shape == (n,) and ids.dtype == torch.int64 and score.dtype == torch.float32
+        assert_nearest(ids, x, codebook, metric, normalize_x)
+        d = distances(x, codebook, metric, normalize_x).gather(1, ids[:, None]).squeeze(1)
+        expected = 1 - d / 2 if metric == "cosine" else d
+        scale = 1 if metric == "cosine" else (x.double().norm(dim=1) + codebook.double().norm(dim=1).max()) ** 2 + 1
+        assert bool(((score.double() - expected).abs() <= 4 * (dim + 3) * 2**-23 * scale).all())
+
+
+def test_tiles_meet_without_seams():
+    """Sizes beyond one tile of 512 x 2048, the last ones ragged; every row and every code can be the answer."""
+    codebook = F.normalize(vectors(4099, 16), dim=1)
+    x = codebook[torch.randperm(4099, generator=torch.Generator().manual_seed(1))[:1031]]
+    for metric in ("cosine", "euclidean"):
+        ids = nearest_code(x, codebook, metric=metric, impl="cpu")
+        assert torch.equal(codebook[ids], x)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_ties_go_to_the_lowest_id_within_and_across_tiles(impl, metric):
+    codebook = vectors(5000, 8)
+    codebook[[3000, 4999]] = codebook[17].clone()
+    codebook[2500] = codebook[2499]
+    x = codebook[[17, 2500]]
+    assert nearest_code(x, codebook, metric=metric, normalize_x=False, impl=impl).tolist() == [17, 2499]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_rows_and_codes_that_are_not_finite(impl, metric):
+    x, codebook = vectors(6, 4), vectors(9, 4)
+    x[1, 2], x[4, 0] = float("nan"), float("inf")
+    clean = nearest_code(x.nan_to_num(0, 0, 0), codebook, metric=metric, impl=impl)
+    ids, score = nearest_code(x, codebook, metric=metric, return_score=True, impl=impl)
+    assert ids[[1, 4]].tolist() == [-1, -1] and bool(score[[1, 4]].isnan().all())
+    good = torch.tensor([0, 2, 3, 5])
+    assert torch.equal(ids[good], clean[good])
+    codebook[0] = float("nan")
+    codebook[5, 1] = float("-inf")
+    ids = nearest_code(x[good], codebook, metric=metric, impl=impl)
+    assert not bool(((ids == 0) | (ids == 5) | (ids == -1)).any())
+    codebook[:] = float("nan")
+    assert nearest_code(x, codebook, metric=metric, impl=impl).tolist() == [-1] * 6
+
+
+def test_a_row_does_not_depend_on_how_many_are_searched_with_it():
+    x, codebook = vectors(530, 32), vectors(300, 32)
+    ids, score = nearest_code(x, codebook, return_score=True, impl="cpu")
+    for n in (1, 2, 3, 15, 16, 17, 100, 511, 513):
+        one = nearest_code(x[:n], codebook, return_score=True, impl="cpu")
+        assert torch.equal(one[0], ids[:n]) and torch.equal(one[1], score[:n])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_half_precision_inputs_are_compared_in_float32(impl):
+    x, codebook = vectors(50, 32, 0, torch.bfloat16), vectors(200, 32, 1, torch.bfloat16)
+    assert torch.equal(nearest_code(x, codebook, impl=impl), nearest_code(x.float(), codebook.float(), impl=impl))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_opcheck(impl, n):
+    torch.library.opcheck(nearest_code_op, (vectors(n, 8), vectors(7, 8), "euclidean", True, "exact", impl))
+
+
+def test_compiles_without_a_graph_break():
+    run = torch.compile(nearest_code, fullgraph=True, dynamic=True, backend="aot_eager")
+    codebook = vectors(20, 8)
+    for n in (5, 9):
+        x = vectors(n, 8).requires_grad_()
+        assert torch.equal(run(x, codebook), nearest_code(x, codebook))
+
+
+@pytest.mark.parametrize(
+    ("x", "codebook", "options", "error", "message"),
+    [
+        (torch.zeros(3), torch.zeros(4, 2), {}, ValueError, r"x: expected shape \(n, D\), got \(3,\)"),
+        (torch.zeros(3, 2), torch.zeros(0, 2), {}, ValueError, r"codebook: expected shape \(K, 2\) with K >= 1, got"),
+        (torch.zeros(3, 2), torch.zeros(4, 3), {}, ValueError, r"codebook: expected shape \(K, 2\)"),
+        (torch.zeros(3, 2).long(), torch.zeros(4, 2), {}, TypeError, "x: expected a float64"),
+        (torch.zeros(3, 2), torch.zeros(4, 2), {"metric": "l1"}, ValueError, "metric: expected one of cosine, euc"),
+        (torch.zeros(3, 2), torch.zeros(4, 2), {"precision": "low"}, ValueError, "precision: expected one of exact"),
+        (torch.zeros(3, 2), torch.zeros(4, 2), {"impl": "cuda"}, ValueError, "impl=: nearest_code has the impl"),
+    ],
+)
+def test_wrong_arguments_are_named(x, codebook, options, error, message):
+    with pytest.raises(error, match=message):
+        nearest_code(x, codebook, **options)

@@ -1,0 +1,146 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lavit.kernels import policy_attention
+from lavit.kernels.policy_attention.library import policy_attention_op
+
+KINDS = ["causal", "cross"]
+
+
+def case(batch, patches, heads, dim, seed=0, dtype=torch.float64, mask="between"):
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(batch, patches, heads, dim, generator=generator, dtype=torch.float64) for _ in range(3))
+    keep = torch.rand(batch, patches, generator=generator, dtype=torch.float64)
+    keep = {"between": keep, "hard": (keep < 0.4).double(), "none": keep * 0, "all": keep * 0 + 1}[mask]
+    return tuple(x.to(dtype) for x in (2 * q, 2 * k, v, keep))
+
+
+def formula(q, k, v, keep, kind, eps):
+    """The release's weights, token by token; the diagonal of the causal policy is the constant 1."""
+    batch, n, heads, dim = q.shape
+    out = []
+    for b in range(batch):
+        for h in range(heads):
+            s = q[b, :, h] @ k[b, :, h].T / dim**0.5
+            e = (s - s.max(dim=1, keepdim=True).values).exp()
+            if kind == "cross":
+                p = (1 - keep[b])[None].expand(n, n)
+            else:
+                rows = [torch.cat((keep[b, :i], keep.new_ones(1), keep.new_zeros(n - i - 1))) for i in range(n)]
+                p = torch.stack(rows)
+            w = e * p
+            out.append((w + eps / n) / (w.sum(dim=1, keepdim=True) + eps) @ v[b, :, h])
+    return torch.stack(out).view(batch, heads, n, dim).transpose(1, 2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.sampled_from(KINDS),
+    st.sampled_from([1e-6, 0.3]),
+    st.sampled_from(["between", "hard", "none", "all"]),
+    st.integers(0, 2**31),
+)
+def test_forward_and_explicit_backward_are_those_of_the_formula(b, n, h, d, kind, eps, mask, seed):
+    inputs = [x.requires_grad_() for x in case(b, n, h, d, seed, mask=mask)]
+    weight = torch.randn(b, n, h, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected, got = formula(*inputs, kind, eps), policy_attention(*inputs, kind=kind, eps=eps)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    grads = torch.autograd.grad((got * weight).sum(), inputs)
+    for a, e in zip(grads, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
+        scale = max(1.0, float(e.abs().max()))
+        torch.testing.assert_close(a / scale, e / scale, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("eps", [1e-6, 0.0, 0.2])
+def test_gradcheck_with_a_mask_at_0_at_1_and_between(kind, eps):
+    q, k, v, keep = case(2, 4, 2, 3)
+    keep[0, 1], keep[1, 2] = 0.0, 1.0
+    inputs = [x.requires_grad_() for x in (q, k, v, keep)]
+    assert torch.autograd.gradcheck(lambda *a: policy_attention(*a, kind=kind, eps=eps), inputs)
+
+
+def test_without_epsilon_it_is_the_softmax_over_the_visible_tokens():
+    q, k, v, keep = case(2, 7, 2, 5, mask="hard")
+    got = policy_attention(q, k, v, keep, kind="cross", eps=0.0)
+    for b in range(2):
+        j = keep[b] == 0
+        s = torch.einsum("ihd,jhd->hij", q[b], k[b, j]) / 5**0.5
+        torch.testing.assert_close(got[b], torch.einsum("hij,jhd->ihd", s.softmax(dim=-1), v[b, j]))
+
+
+def test_nothing_dropped_gives_the_mean_with_epsilon_and_zeros_without():
+    q, k, v, keep = case(2, 6, 2, 3, mask="all")
+    mean = v.mean(dim=1, keepdim=True).expand_as(v)
+    torch.testing.assert_close(policy_attention(q, k, v, keep, kind="cross"), mean)
+    got = policy_attention(q.requires_grad_(), k, v, keep.requires_grad_(), kind="cross", eps=0.0)
+    got.sum().backward()
+    assert not got.any() and not q.grad.any() and bool(keep.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision(kind, dtype):
+    """bfloat16: at most twice the error of the formula with every step rounded; float32: 1e-5 of the largest value."""
+    inputs = case(2, 16, 2, 8, mask="hard", dtype=dtype)
+    exact = formula(*(x.double() for x in inputs), kind, 1e-6)
+    plain = formula(*inputs, kind, 1e-6).double()
+    got = policy_attention(*inputs, kind=kind)
+    assert got.dtype == dtype
+    allowed = 2 * (plain - exact).abs().max() if dtype == torch.bfloat16 else 1e-5 * exact.abs().max()
+    assert float((got.double() - exact).abs().max()) <= float(allowed)
+
+
+def test_a_bool_mask_is_a_mask_of_zeros_and_ones():
+    q, k, v, keep = case(2, 5, 1, 3, mask="hard")
+    assert torch.equal(policy_attention(q, k, v, keep.bool()), policy_attention(q, k, v, keep))
+
+
+def test_images_do_not_meet():
+    q, k, v, keep = case(4, 9, 2, 8, dtype=torch.float32, mask="hard")
+    whole = policy_attention(q, k, v, keep)
+    torch.testing.assert_close(policy_attention(q[1:2], k[1:2], v[1:2], keep[1:2]), whole[1:2])
+    poisoned = v.clone()
+    poisoned[0] = float("nan")
+    assert torch.equal(policy_attention(q, k, poisoned, keep)[1:], whole[1:])
+
+
+@pytest.mark.parametrize(("b", "n"), [(0, 3), (2, 0), (1, 1), (2, 5)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck(b, n, kind):
+    inputs = [x.requires_grad_() for x in case(b, n, 2, 3)]
+    torch.library.opcheck(policy_attention_op, (*inputs, kind, 1e-6, 0.5, "auto"))
+
+
+def test_compiles_without_a_graph_break():
+    run = torch.compile(policy_attention, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (4, 6):
+        inputs = [x.requires_grad_() for x in case(2, n, 2, 3)]
+        got, expected = run(*inputs), policy_attention(*inputs)
+        assert torch.equal(got, expected)
+        grads = (torch.autograd.grad(y.square().sum(), inputs) for y in (got, expected))
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_wrong_arguments_are_named():
+    q, k, v, keep = case(2, 5, 2, 3)
+    with pytest.raises(ValueError, match=r"q: expected shape \(B, N, H, D\), got \(5, 2, 3\)"):
+        policy_attention(q[0], k, v, keep)
+    with pytest.raises(ValueError, match=r"k: expected shape \(2, 5, 2, 3\) to match q, got \(2, 4, 2, 3\)"):
+        policy_attention(q, k[:, 1:], v, keep)
+    with pytest.raises(ValueError, match=r"keep: expected shape \(2, 5\) to match q, got \(2, 4\)"):
+        policy_attention(q, k, v, keep[:, 1:])
+    with pytest.raises(TypeError, match="v: expected torch.float64 to match q, got torch.float32"):
+        policy_attention(q, k, v.float(), keep)
+    with pytest.raises(TypeError, match="keep: expected a float64"):
+        policy_attention(q, k, v, keep.long())
+    with pytest.raises(ValueError, match="kind: expected one of causal, cross; got 'self'"):
+        policy_attention(q, k, v, keep, kind="self")
+    with pytest.raises(ValueError, match="eps: expected a number of at least 0"):
+        policy_attention(q, k, v, keep, eps=-1.0)
