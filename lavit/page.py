@@ -54,18 +54,28 @@ def image_tag(image: Image.Image, alt: str, css: str = "", photograph: bool = Fa
     return f'<img class="{css}" {size} alt="{escape(alt)}" src="data:image/{kind};base64,{data}">'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], name: str, numbers: Sequence[int] = ()) -> str:
-    """A table whose first column names the row. ``numbers``: columns of numbers. Cells are HTML, the rest is text."""
-    css = ['class="number"' if i in numbers else "" for i in range(len(head))]
-    lines = [f'<th scope="col" {c}>{escape(h)}</th>' for h, c in zip(head, css, strict=True)]
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], name: str, numbers: Sequence[int] = (), stacked: bool = False
+) -> str:
+    """A table whose first column names the row. Cells are HTML, the rest is text.
+
+    numbers: columns of numbers. stacked: on a phone a row becomes two lines, its last cell below the others.
+    """
+    css = [' class="number"' if i in numbers else "" for i in range(len(head))]
+    # A row that is laid out as a grid is a row to a screen reader only if it says so.
+    table_role, row_role, head_role, name_role, cell_role = (
+        (f' role="{role}"' if stacked else "") for role in ("table", "row", "columnheader", "rowheader", "cell")
+    )
+    titles = [f'<th scope="col"{head_role}{c}>{escape(h)}</th>' for h, c in zip(head, css, strict=True)]
     body = []
     for first, *rest in rows:
-        cells = [f"<td {c}>{cell}</td>" for cell, c in zip(rest, css[1:], strict=True)]
-        body.append(f'<tr><th scope="row">{first}</th>{"".join(cells)}</tr>')
+        cells = [f"<td{cell_role}{c}>{cell}</td>" for cell, c in zip(rest, css[1:], strict=True)]
+        body.append(f'<tr{row_role}><th scope="row"{name_role}>{first}</th>{"".join(cells)}</tr>')
     # The focusable region lets a keyboard scroll a table that is wider than a phone.
     return (
-        f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0"><table>'
-        f"<thead><tr>{''.join(lines)}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">'
+        f"<table{table_role}{' class=stacked' if stacked else ''}>"
+        f"<thead><tr{row_role}>{''.join(titles)}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
@@ -174,7 +184,8 @@ h3.group { margin: 26px 0 12px; font-size: 18px; }
 .chart .box { fill: var(--wash); }
 .chart .mean { fill: none; stroke: var(--amber); stroke-width: 2.5; }
 .chart .switch { fill: none; stroke: var(--soft); stroke-width: 1.3; stroke-dasharray: 4 4; }
-.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--rule); border-radius: 14px; }
+.scroll { position: relative; overflow-x: auto; background: var(--card);
+  border: 1px solid var(--rule); border-radius: 14px; }
 table { width: 100%; border-collapse: collapse; font-size: 14.5px; line-height: 1.45; }
 th, td { padding: 9px 14px; text-align: left; vertical-align: top; border-top: 1px solid var(--hair); }
 thead th { border-top: 0; color: var(--soft); font-size: 13px; font-weight: 600; white-space: nowrap; }
@@ -204,6 +215,13 @@ td code { overflow-wrap: anywhere; }
   header, main, footer { padding-left: 16px; padding-right: 16px; }
   .numbers { grid-template-columns: 1fr 1fr; } .numbers a { padding: 14px; } .numbers span { font-size: 13px; }
   th, td { padding-left: 10px; padding-right: 10px; }
+  .stacked, .stacked tbody { display: block; }
+  .stacked thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden; }
+  .stacked tr { display: grid; grid-template-columns: 1fr auto auto; gap: 0 12px; padding: 9px 12px;
+    border-top: 1px solid var(--hair); }
+  .stacked tbody tr:first-child { border-top: 0; }
+  .stacked tbody tr > * { padding: 0; border: 0; }
+  .stacked td:last-child { grid-column: 1 / -1; color: var(--soft); font-size: 13.5px; }
 }
 @media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
 @media print { .card, .chart, tr { break-inside: avoid; } section { margin-top: 32px; } }

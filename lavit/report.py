@@ -444,7 +444,9 @@ def _implementations(result: QuickstartResult) -> str:
         for c in result.kernels
     ]
     head = ("operation", "device", "implementation", "reason")
-    return section("implementations", "Implementations in use", lead, table(head, rows, "Implementations"))
+    return section(
+        "implementations", "Implementations in use", lead, table(head, rows, "Implementations", stacked=True)
+    )
 
 
 def _reproduce(result: QuickstartResult) -> str:
@@ -456,7 +458,8 @@ def _reproduce(result: QuickstartResult) -> str:
     facts += [(escape(name), escape(version)) for name, version in result.versions.items()]
     parts = [(escape(name), integer(count)) for name, count in result.parameters.items()]
     body = f'<pre tabindex="0"><code>{escape(result.command)}</code></pre>'
-    body += '<div class="two"><div><h3 class="group">Setting</h3>' + table(("", "value"), facts, "Setting") + "</div>"
+    setting = table(("what", "value"), facts, "Setting")
+    body += f'<div class="two"><div><h3 class="group">Setting</h3>{setting}</div>'
     if parts:
         parts.append(("together", integer(sum(result.parameters.values()))))
         body += (
