@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from stand_in import assert_same, everything, make_run, rate, rows, step_function
 
 from lavit.training import loop
 from lavit.training.checkpoint import CheckpointError, Checkpoints
 from lavit.training.loop import LoopConfig, StopRequest, TrainingDiverged
 from lavit.training.metrics import MetricsWriter
-from tests.training.stand_in import assert_same, everything, make_run, rate, rows, step_function
 
 CONFIG = LoopConfig(steps=9, accumulate=2, log_every=2)
 
@@ -151,7 +151,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_straight_run(folder, stop_at, po
 def test_killed_by_sigterm_mid_accumulation_another_process_goes_on_bit_for_bit(folder):
     config = LoopConfig(steps=30, accumulate=3, log_every=4)
     wanted, wanted_rows = straight(folder, config)
-    command = [sys.executable, "-m", "tests.training.stand_in", str(folder / "again")]
+    command = [sys.executable, str(Path(__file__).with_name("stand_in.py")), str(folder / "again")]
     root = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen([*command, "no"], stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
