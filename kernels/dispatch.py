@@ -109,7 +109,7 @@ def _choose(operation: str, impl: str, device_type: str, variable: str) -> Choic
 
 
 def _automatic(op: Operation, device_type: str) -> Choice:
-    passed_over = []
+    passed_over: list[str] = []
     for name in op.preference.get(device_type, tuple(op.implementations)):
         reason = op.implementations[name].unusable(device_type)
         if reason is None:

@@ -26,6 +26,8 @@ LARGE = 1 << 16
 # Where the rows of a block are: those of one image, or (b, H, L) indices among the (T + 1) * H rows of all heads.
 # Row T is spare and stands for the padding.
 Place = slice | Tensor
+# The places of the queries and of the keys, and the keys' rows, (b, Lk), without regard to heads.
+Block = tuple[Place, Place, Place]
 
 
 def padded_size(length: int) -> int:
@@ -43,19 +45,16 @@ def rows_of(cu: Tensor, images: Tensor | None, size: int, total: int) -> Tensor:
     return torch.where(row < end[:, None], row, total)
 
 
-def blocks(
-    cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, heads: int, total_q: int, total_k: int
-) -> Iterator[tuple[Place, Place, slice | Tensor]]:
-    """For each block of images, the places of its queries and keys, and the keys' rows without regard to heads."""
+def padded_block(
+    cu_q: Tensor, cu_k: Tensor, images: Tensor | None, size_q: int, size_k: int, heads: int, total_q: int, total_k: int
+) -> Block:
+    rows_q, rows_k = rows_of(cu_q, images, size_q, total_q), rows_of(cu_k, images, size_k, total_k)
+    head = torch.arange(heads, device=cu_q.device)[:, None]
+    return rows_q[:, None, :] * heads + head, rows_k[:, None, :] * heads + head, rows_k
 
-    def padded(images: Tensor | None, size_q: int, size_k: int) -> tuple[Tensor, Tensor, Tensor]:
-        rows_q, rows_k = rows_of(cu_q, images, size_q, total_q), rows_of(cu_k, images, size_k, total_k)
-        head = torch.arange(heads, device=cu_q.device)[:, None]
-        return rows_q[:, None, :] * heads + head, rows_k[:, None, :] * heads + head, rows_k
 
-    if cu_q.device.type != "cpu":
-        yield padded(None, max_q, max_k)
-        return
+def blocks_by_size(cu_q: Tensor, cu_k: Tensor, heads: int, total_q: int, total_k: int) -> Iterator[Block]:
+    """Large images one by one, small ones with those of the same padded sizes. Reads the offsets."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     ends_q, ends_k = cu_q.tolist(), cu_k.tolist()
     for image in range(len(ends_q) - 1):
@@ -67,7 +66,15 @@ def blocks(
             groups[padded_size(n), padded_size(m)].append(image)
     for (size_q, size_k), members in groups.items():
         for images in torch.tensor(members).split(max(1, BLOCK // (size_q * size_k * heads))):
-            yield padded(images, size_q, size_k)
+            yield padded_block(cu_q, cu_k, images, size_q, size_k, heads, total_q, total_k)
+
+
+def blocks(cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, heads: int, total_q: int, total_k: int) -> list[Block]:
+    if cu_q.device.type == "cpu":
+        return list(blocks_by_size(cu_q, cu_k, heads, total_q, total_k))
+    if cu_q.shape[0] == 1 or max_q == 0 or max_k == 0:
+        return []
+    return [padded_block(cu_q, cu_k, None, max_q, max_k, heads, total_q, total_k)]
 
 
 def with_spare_row(x: Tensor, dtype: torch.dtype, fill: float = 0, wanted: bool = True) -> Tensor:
@@ -90,7 +97,7 @@ def scatter(target: Tensor, at: Place, x: Tensor) -> None:
         target.flatten(0, 1).index_copy_(0, at.flatten(), x.flatten(0, 1))
 
 
-def hide(s: Tensor, rows_k: slice | Tensor, total_k: int, causal: bool, log_weight: Tensor | None = None) -> Tensor:
+def hide(s: Tensor, rows_k: Place, total_k: int, causal: bool, log_weight: Tensor | None = None) -> Tensor:
     """Add to the logits (b, H, Lq, Lk), in place, log w and HIDDEN at padding and, causal, at keys of higher rank."""
     if log_weight is not None:
         s.add_(log_weight[rows_k].view(s.shape[0], 1, 1, s.shape[3]))
@@ -118,7 +125,7 @@ def varlen_attention(
     (total_q, heads, dim), total_k = q.shape, k.shape[0]
     out = q.new_zeros((total_q + 1, heads, dim), dtype=compute)
     lse = q.new_full((total_q + 1, heads), torch.inf, dtype=compute)
-    parts = list(blocks(cu_q, cu_k, max_q, max_k, heads, total_q, total_k))
+    parts = blocks(cu_q, cu_k, max_q, max_k, heads, total_q, total_k)
     padded = any(isinstance(at_q, Tensor) for at_q, _, _ in parts)
     q_all, k_all, v_all = (with_spare_row(x, compute, wanted=padded) for x in (q, k, v))
     log_weight = None
@@ -155,7 +162,7 @@ def varlen_attention_backward(
     """The gradients of reference.py, the weights computed again from lse."""
     compute = lse.dtype
     (total_q, heads, _), total_k = q.shape, k.shape[0]
-    parts = list(blocks(cu_q, cu_k, max_q, max_k, heads, total_q, total_k))
+    parts = blocks(cu_q, cu_k, max_q, max_k, heads, total_q, total_k)
     padded = any(isinstance(at_q, Tensor) for at_q, _, _ in parts)
     q_all, k_all, v_all, g_all = (with_spare_row(x, compute, wanted=padded) for x in (q, k, v, grad))
     delta = with_spare_row((grad.to(compute) * out.to(compute)).sum(dim=-1), compute)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavit.kernels import varlen_attention
-from lavit.kernels.varlen_attention.library import varlen_attention_op
+from lavit.kernels.varlen_attention.library import sdpa, varlen_attention_op
 
 IMPLS = ["reference", "sdpa"]
 # The last image is large enough for the block of its own that sdpa gives to 2^16 logits and more.
@@ -80,6 +80,21 @@ def test_sdpa_equals_the_reference(lengths, heads, dim, causal, weighted, seed):
     case = Case(lengths_q, lengths_k, heads, dim, spare=seed % 3, seed=seed)
     options = {"causal": causal, "weighted": weighted}
     for a, b in zip(case.run("sdpa", **options), case.run("reference", **options), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_one_block_padded_to_the_bounds_is_the_same_attention(monkeypatch, weighted, causal):
+    """The form for devices whose offsets the host does not read, and bounds that no image reaches."""
+    case = Case(LENGTHS[1] if causal else LENGTHS[0], LENGTHS[1])
+    expected = case.run("sdpa", causal=causal, weighted=weighted)
+
+    def one_block(cu_q, cu_k, *counts):
+        return [sdpa.padded_block(cu_q, cu_k, None, 234, 240, *counts)]
+
+    monkeypatch.setattr(sdpa, "blocks_by_size", one_block)
+    for a, b in zip(case.run("sdpa", causal=causal, weighted=weighted), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
