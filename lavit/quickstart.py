@@ -123,7 +123,7 @@ class _Quickstart:
 
         with self._stage("encoder") as note:
             torch.manual_seed(config.seed)
-            model = LaVITTokenizer(self._preset()).to(self.device)
+            model = self._new_model()
             encoder_history = pretrain_encoder(
                 model,
                 steps=config.encoder_steps,
@@ -256,7 +256,7 @@ class _Quickstart:
     def _plan(self) -> None:
         """Time a few steps of throw-away models, and say what will take how long."""
         config, probe_batch = self.config, 32
-        model = LaVITTokenizer(self._preset()).to(self.device)
+        model = self._new_model()
         draw = ShapesWorld(config.seed).scenes(probe_batch)
         images = self.processor(draw.images).to(self.device)
 
@@ -330,6 +330,10 @@ class _Quickstart:
     def _preset(self) -> LaVITTokenizerConfig:
         return LaVITTokenizerConfig.preset("small", **self.recipe.tokenizer)
 
+    def _new_model(self) -> LaVITTokenizer:
+        model = LaVITTokenizer(self._preset())
+        return model if self.device.type == "cpu" else model.to(device=self.device)  # type: ignore[call-arg, arg-type]
+
     def _device_name(self) -> str:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
@@ -378,7 +382,7 @@ def _versions() -> dict[str, str]:
 
 def _parameters(model: LaVITTokenizer) -> dict[str, int]:
     """Parameters of each part of the model, under the words that people use for it."""
-    parts = {
+    parts: dict[str, list[torch.nn.Module]] = {
         "encoder": [model.encoder],
         "selector": [model.token_predictor],
         "merger": [model.causal_encoder],

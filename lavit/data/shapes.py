@@ -32,7 +32,8 @@ SPLITS = ("train", "test")
 
 _RGB = np.array([[0.86, 0.16, 0.16], [0.15, 0.68, 0.24], [0.18, 0.32, 0.88], [0.93, 0.83, 0.17]], dtype=np.float32)
 _GREY = 0.5
-_NOISE = 0.015  # standard deviation of the pixel noise, in units of the full range
+_NOISE = 0.008  # standard deviation of the pixel noise, in units of the full range
+_SEEN = 0.125  # from grey, far above the noise
 _RADIUS = (4.0, 6.5)  # pixels; the largest object still fits into its 16-pixel cell
 _NOISE_WORDS = SIZE * SIZE * 3 // 8  # one byte of noise for every channel of every pixel
 _TRUTH_WORDS = 4 + 4 * CELLS  # places and count, then shape with colour, x, y and radius for every cell
@@ -65,14 +66,14 @@ class Scenes:
     def patches(self, patch_size: int) -> np.ndarray:
         """What each square patch shows, (n, N) int64 in raster order: the kind of the object that reaches into it, or 0.
 
-        A patch shows an object where a pixel differs from grey by eight deviations of the noise. Raises ``ValueError``
+        A patch shows an object where a pixel differs from grey by an eighth of the full range. Raises ``ValueError``
         for a patch size that does not divide a cell, because then a patch could show two objects.
         """
         if patch_size < 1 or CELL % patch_size:
             raise ValueError(f"patch_size: expected a divisor of {CELL}, got {patch_size}")
         n, side, per_cell = len(self), SIZE // patch_size, CELL // patch_size
         colour = self.images.astype(np.int16) - round(_GREY * 255)
-        seen = (abs(colour) > 8 * _NOISE * 255).reshape(n, side, patch_size, side, patch_size * 3).any((2, 4))
+        seen = (abs(colour) > _SEEN * 255).reshape(n, side, patch_size, side, patch_size * 3).any((2, 4))
         kinds = self.cells.reshape(n, GRID, GRID).repeat(per_cell, axis=1).repeat(per_cell, axis=2)
         return np.where(seen, kinds, EMPTY).reshape(n, side * side)
 

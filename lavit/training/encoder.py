@@ -55,7 +55,8 @@ def pretrain_encoder(
     can only spend its tokens where the content is if the features say where it is.
 
     Returns a row for every ``log_every`` steps, with step, loss, accuracy (share of the patches of objects that are
-    named rightly) and images_per_second; ``progress`` gets each as it comes. The encoder is left frozen. The caller's random generators are left as they were. Raises ``ValueError`` for an encoder of another image size.
+    named rightly) and images_per_second; ``progress`` gets each as it comes. The encoder is left frozen, the caller's
+    random generators as they were. Raises ``ValueError`` for an encoder of another image size.
     """
     config = tokenizer.config
     if config.image_size != SIZE:

@@ -1,0 +1,108 @@
+"""A miniature of the quickstart goes through every stage; what it writes is whole, right and repeatable."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lavit import quickstart
+from lavit.data.shapes import ShapesWorld
+from lavit.quickstart import QuickstartConfig, main, run_quickstart, summary
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    lines: list[str] = []
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    result = run_quickstart(QuickstartConfig.fast(output=folder, device="cpu", seed=3), say=lines.append)
+    assert torch.equal(torch.get_rng_state(), before)
+    return folder, result, lines
+
+
+def test_it_writes_report_numbers_and_model(run):
+    folder, result, _ = run
+    assert {path.name for path in folder.iterdir()} == {"report.html", "results.json", "tokenizer"}
+    assert (folder / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(summary(result)))
+
+
+def test_the_saved_model_gives_the_reported_tokens(run):
+    folder, result, _ = run
+    model = LaVITTokenizer.from_pretrained(folder / "tokenizer").eval()
+    processor = LaVITImageProcessor.from_pretrained(folder / "tokenizer")
+    images = ShapesWorld(3, "test").scenes(len(result.scenes)).images
+    keep = model.encode(processor(images), deterministic=True).keep.numpy()
+    assert np.array_equal(keep, np.stack([scene.keep for scene in result.scenes]))
+
+
+def test_counts_add_up(run):
+    _, result, _ = run
+    tokens = [n for group in result.content.values() for n in group]
+    assert len(tokens) == len(result.cosines) == QuickstartConfig.fast().test_scenes
+    assert sum(result.code_counts) == sum(tokens)
+    assert [scene.tokens for scene in result.scenes] == [int(scene.keep.sum()) for scene in result.scenes]
+    assert [photo.tokens for photo in result.photos] == [int(photo.keep.sum()) for photo in result.photos]
+    assert all(0 <= value <= 1 for row in result.probe for value in (row.tokens, row.encoder, row.chance))
+    assert sum(stage.seconds for stage in result.stages) <= result.seconds
+
+
+def test_every_stage_is_announced_with_an_estimate_and_ends_with_its_time(run):
+    _, result, lines = run
+    names = [stage.name for stage in result.stages]
+    assert names == ["scenes", "encoder", "features", "tokenizer", "evaluation", "photographs"]
+    plan = next(k for k, line in enumerate(lines) if "in all:" in line)
+    for name in names:
+        announced = next(k for k, line in enumerate(lines) if line.startswith(f"{name}: about "))
+        assert plan < announced
+    assert any("step 10/10" in line and "to go" in line for line in lines)
+
+
+def test_the_same_seed_gives_the_same_numbers(run, tmp_path):
+    _, first, _ = run
+    again = run_quickstart(QuickstartConfig.fast(output=tmp_path, device="cpu", seed=3), say=lambda line: None)
+    assert again.cosines == first.cosines
+    assert again.code_counts == first.code_counts
+    assert again.probe == first.probe
+
+
+def test_without_photographs_it_says_so_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "find_photographs", lambda limit: [])
+    sizes = {"encoder_steps": 1, "train_scenes": 32, "test_scenes": 8, "probe_scenes": 8, "probe_steps": 1}
+    recipe = {"loop.steps": 2, "loop.batch_size": 8, "vectors_per_code": 1}
+    lines: list[str] = []
+    config = QuickstartConfig(output=tmp_path, device="cpu", recipe=recipe, encoder_batch=8, **sizes)
+    assert run_quickstart(config, say=lines.append).photos == []
+    assert any("no photographs" in line for line in lines)
+
+
+@pytest.mark.parametrize("words", [["--seed", "-1"], ["--seed", "many"], ["--steps", "3"], ["extra"]])
+def test_wrong_words_end_with_usage_and_code_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage: lavit quickstart" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
+    file = tmp_path / "taken"
+    file.write_text("kept")
+    with pytest.raises(SystemExit):
+        main(["--output", str(file)])
+    assert "--output" in capsys.readouterr().err
+    assert file.read_text() == "kept"
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="device"):
+        main(["--fast", "--device", "abacus", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.gpu
+def test_it_runs_on_a_gpu(tmp_path):
+    result = run_quickstart(QuickstartConfig.fast(output=tmp_path, device="cuda"), say=lambda line: None)
+    assert result.device == torch.cuda.get_device_name()
