@@ -25,6 +25,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+LIBRARY = Path("lavit") / "_C.abi3.so"
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 COMMON_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
@@ -54,7 +55,7 @@ def torch_directory() -> Path:
             for entry in path:
                 if (Path(entry) / "torch" / "include").is_dir():
                     return Path(entry) / "torch"
-    raise BuildError("no torch >= 2.10 to compile against: install torch first, or leave out --no-build-isolation")
+    raise BuildError("no torch >= 2.10 to compile against, installing pure Python: a second installation will find it")
 
 
 def find_cxx() -> str:
@@ -162,14 +163,19 @@ def build(target: Path, folder: Path, mode: str) -> str:
 class BuildLibrary(build_ext):
     """setuptools decides where the library goes; how it is made is told above."""
 
+    def run(self) -> None:
+        if self.inplace:  # the source tree holds the library; an earlier build's must not pass for this one's
+            (ROOT / LIBRARY).unlink(missing_ok=True)
+        super().run()
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(LIBRARY)
+
     def build_extension(self, ext: Extension) -> None:
         mode = os.environ.get("LAVIT_BUILD") or "auto"
         if mode not in ("auto", "cpu", "0", "require"):
             raise SystemExit(f"LAVIT_BUILD: expected auto, cpu, 0 or require, got {mode!r}")
         target = Path(self.get_ext_fullpath(ext.name))
-        # A library of an earlier build must not pass for this one's: the source tree holds it in an editable install.
-        for stale in (target, ROOT / "lavit" / target.name):
-            stale.unlink(missing_ok=True)
         if mode == "0":
             say("LAVIT_BUILD=0, installing pure Python")
             return
@@ -181,9 +187,10 @@ class BuildLibrary(build_ext):
             say(str(error))
 
 
-setup(
-    # The library registers operators and has no Python module in it; the limited API is a promise about its name.
-    ext_modules=[Extension("lavit._C", sources=[], py_limited_api=True, optional=True)],
-    cmdclass={"build_ext": BuildLibrary},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+if __name__ == "__main__":
+    setup(
+        # The library registers operators and has no Python module in it; the limited API is a promise about its name.
+        ext_modules=[Extension("lavit._C", sources=[], py_limited_api=True, optional=True)],
+        cmdclass={"build_ext": BuildLibrary},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )

@@ -8,16 +8,41 @@ lavit is being installed into has none that satisfies the project's own requirem
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from functools import lru_cache
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
-from setuptools import build_meta
-from setuptools.build_meta import (
+SETUPTOOLS = (70, 1)  # the first that makes wheels by itself
+
+
+def ensure_setuptools() -> None:
+    """Under --no-build-isolation a bare environment has no setuptools, or one that makes no wheels.
+
+    Then one is fetched to a temporary folder, as isolation would have done; the environment stays as it is.
+    """
+    try:
+        if tuple(int(n) for n in version("setuptools").split(".")[:2]) >= SETUPTOOLS:
+            return
+    except PackageNotFoundError:
+        pass
+    folder = tempfile.mkdtemp(prefix="lavit-build-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    wanted = "setuptools>=" + ".".join(map(str, SETUPTOOLS))
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", folder, wanted], check=True)
+    sys.path.insert(0, folder)
+
+
+ensure_setuptools()
+
+from setuptools import build_meta  # noqa: E402
+from setuptools.build_meta import (  # noqa: E402
     build_editable,
     build_sdist,
     build_wheel,
@@ -40,7 +65,7 @@ __all__ = [
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 
-@lru_cache(maxsize=None)
+@cache
 def target_path() -> list[str]:
     """``sys.path`` of the environment being installed into: what its interpreter has without pip's isolation.
 

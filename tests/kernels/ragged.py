@@ -52,9 +52,12 @@ def values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return (numbers % 2 == 0) if dtype == torch.bool else numbers.to(torch.float32).to(dtype)
 
 
+def bits(x: Tensor) -> Tensor:
+    return x.contiguous().view(-1).view(torch.uint8)
+
+
 def same(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit, in shape and dtype; also for dtypes without comparison."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    a, b = (t.contiguous().view(-1).view(torch.uint8) for t in (a, b)) if a.numel() else (a, a)
-    return a.numel() == 0 or torch.equal(a, b)
+    return a.numel() == 0 or torch.equal(bits(a), bits(b))

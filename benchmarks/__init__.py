@@ -1,0 +1,1 @@
+"""Measurements: every file under benchmarks/kernels mirrors an operation of kernels/."""
