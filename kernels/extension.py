@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ def library_path() -> Path | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def extension() -> Extension:
     """Load the library once and say what it offers."""
     path = library_path()
