@@ -304,8 +304,9 @@ def _content(result: QuickstartResult) -> str:
         values = list(means.values())
         follows = all(a < b for a, b in zip(values[:-1], values[1:], strict=True))
         verdict = "More objects get more tokens" if follows else "The number of tokens does not rise with every object"
-        r = correlation(*zip(*pairs, strict=True)) if len({n for _, n in pairs}) > 1 else math.nan
-        lead = f"{verdict}: {listed}; correlation {decimal(r, 2)}. {lead}"
+        if len({n for _, n in pairs}) > 1:  # a correlation with a constant does not exist
+            listed += f"; correlation {decimal(correlation(*zip(*pairs, strict=True)), 2)}"
+        lead = f"{verdict}: {listed}. {lead}"
     chart = charts.strip(
         "Tokens against the number of objects",
         {str(objects): result.content[objects] for objects in means},

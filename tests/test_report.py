@@ -230,6 +230,16 @@ def test_degenerate_numbers_do_not_break_the_page() -> None:
     assert outline.open == [] and "nan" not in outline.text.lower()
 
 
+def test_the_page_does_not_claim_what_the_run_did_not_show() -> None:
+    result = plausible_result(scenes=1, photos=0)
+    assert "More objects get more tokens" in Outline(render_report(result)).text
+    result.content = {1: [30, 31], 2: [19], 3: [11]}
+    text = Outline(render_report(result)).text
+    assert "does not rise with every object: 30.5 for 1, 19.0 for 2, 11.0 for 3; correlation \u22120." in text
+    result.content = {1: [4, 4], 2: [4]}
+    assert "4.0 for 1, 4.0 for 2. A dot" in Outline(render_report(result)).text
+
+
 def test_text_from_outside_stays_text() -> None:
     evil = '<img src=x onerror="alert(1)"> & \'"'
     result = plausible_result(scenes=1, photos=1)
