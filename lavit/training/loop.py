@@ -128,7 +128,8 @@ def train(
     writer: MetricsWriter | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> StopRequest:
-    """Trains from ``run.step`` to ``config.steps``, or until SIGTERM or SIGINT.
+    """Trains from ``run.step`` to ``config.steps``, or until SIGTERM or SIGINT where there are `checkpoints`: then the
+    step is finished and saved. Without them a signal acts as it would elsewhere.
 
     learning_rate: step -> rate; a parameter group may scale it with its "lr_scale". before_step: called first thing in
     every step, for changes of phase. progress: gets every row of metrics, with "eta_seconds".
@@ -136,7 +137,7 @@ def train(
     Raises TrainingDiverged after ``config.max_bad_steps`` bad steps in a row.
     """
     report = _Reporter(run, config, writer, progress)
-    with StopRequest() as stop:
+    with StopRequest(listen=checkpoints is not None) as stop:
         while run.step < config.steps and not stop.agreed:
             if before_step is not None:
                 before_step(run)
@@ -227,16 +228,18 @@ class StopRequest:
     """Turns SIGTERM and SIGINT into a request to stop after the step; a second signal acts as it would have before.
 
     signal: the number that came, or None. agreed: all processes of the run know of it. The handlers that were there
-    before are put back at the end. Outside the main thread, where Python allows no handlers, it does nothing.
+    before are put back at the end. Outside the main thread, where Python allows no handlers, and with listen=False it
+    does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, listen: bool = True) -> None:
+        self.listen = listen
         self.signal: int | None = None
         self.agreed = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
+        if self.listen and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._request)
         return self

@@ -201,6 +201,15 @@ def test_handlers_are_put_back_and_a_second_signal_acts_as_before():
         signal.signal(signal.SIGTERM, old)
 
 
+def test_run_that_saves_nothing_leaves_signals_to_its_caller():
+    def interrupt(model, batch, step):
+        signal.raise_signal(signal.SIGINT)
+        return step_function(model, batch, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(make_run(), step_function=interrupt)
+
+
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "log_every", "max_bad_steps"])
 def test_impossible_settings_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}: expected a number >= 1, got 0"):
