@@ -18,7 +18,7 @@ from lavit.training.metrics import COUNTS
 
 # Parts that the stage-1 loss does not reach: the frozen encoder, the projection to the language model and the heads
 # that condition a U-Net. They take no gradient and have no place in the optimizer.
-UNTRAINED = ("encoder.", "vit_proj.", "decoder.unet_proj", "decoder.attnpool", "decoder.attn_pool", "quantize.")
+UNTRAINED = ("encoder.", "vit_proj.", "decoder.unet_", "quantize.")
 # Not shrunk by weight decay, besides everything with one dimension: embeddings.
 EMBEDDINGS = ("pos_embed", "query_embed", "feature_position")
 
@@ -117,6 +117,14 @@ def parameter_groups(tokenizer: LaVITTokenizer, weight_decay: float) -> list[dic
 def moved_by_forward(tokenizer: LaVITTokenizer) -> list[Tensor]:
     """The codebook and its statistics, which a training forward pass moves."""
     return [tokenizer.quantize.embedding.weight, *tokenizer.quantize.buffers()]
+
+
+def train_selector(tokenizer: LaVITTokenizer, wanted: bool) -> None:
+    """Lets the selector learn or freezes it, together with the position embedding in its input: a selector whose input
+    still moved would not be frozen."""
+    tokenizer.token_predictor.requires_grad_(wanted)
+    if tokenizer.config.feature_position:
+        tokenizer.feature_position.requires_grad_(wanted)
 
 
 # ------------------------------------------------------------------------------------------------- encoder and codebook

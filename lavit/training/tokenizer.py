@@ -184,8 +184,7 @@ class _Stage:
             return
         tokenizer = run.model
         assert isinstance(tokenizer, LaVITTokenizer)
-        for parameter in tokenizer.token_predictor.parameters():
-            parameter.requires_grad_(phase.train_selector)
+        stage1.train_selector(tokenizer, phase.train_selector)
         if phase.name != run.phase and phase.quantize and self.config.codebook == "kmeans":
             wanted = -(-self.config.vectors_per_code * tokenizer.config.num_codes // distributed.world_size())
             noise = self.config.noise.at(run.step, self.steps)

@@ -98,18 +98,21 @@ def test_reconstruction_improves_and_every_part_is_reported():
     assert [row["step"] for row in history] == list(range(1, 61))
 
 
-def test_encoder_and_projection_have_neither_gradient_nor_optimizer_state():
-    model = tiny()
+@pytest.mark.parametrize("condition", [None, "lowres", "highres"])
+def test_encoder_projection_and_unet_heads_have_neither_gradient_nor_optimizer_state(condition):
+    model = tiny(decoder_condition=condition, condition_dim=8, condition_dim_2=12)
     before = state_of(model)
     result = train_tokenizer(settings(), model=model)
     after = state_of(result.model)
     for name in before:
-        if name.startswith(("encoder.", "vit_proj.")):
+        if name.startswith(("encoder.", "vit_proj.", "decoder.unet_")):
             assert torch.equal(before[name], after[name]), name
     groups = stage1.parameter_groups(model, 0.1)
     trained = {id(p) for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        assert (id(parameter) in trained) == (not name.startswith(("encoder.", "vit_proj.", "quantize."))), name
+        assert (id(parameter) in trained) == (
+            not name.startswith(("encoder.", "vit_proj.", "quantize.", "decoder.unet_"))
+        ), name
         assert (id(parameter) in trained) == parameter.requires_grad
     assert groups[1]["weight_decay"] == 0 and all(p.dim() > 1 for p in groups[0]["params"])
 
@@ -144,6 +147,8 @@ def test_selector_then_codebook_freezes_the_selector_when_the_codebook_begins():
     assert [row["phase"] for row in history] == ["selector"] * 4 + ["codebook"] * 4
     assert same(states[0], states[3], "quantize.") and not same(states[0], states[3], "token_predictor.")
     assert same(states[3], states[7], "token_predictor.") and not same(states[3], states[4], "quantize.")
+    # The selector's input stays too, or the selection would still move.
+    assert same(states[3], states[7], "feature_position") and not same(states[0], states[3], "feature_position")
     assert not same(states[4], states[7], "causal_encoder.")
 
 
