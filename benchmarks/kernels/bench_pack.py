@@ -45,7 +45,8 @@ def boolean_pad(x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
 
 def nested_pad(x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     offsets = torch.nn.functional.pad(keep.sum(1).cumsum(0), (1, 0))
-    nested = torch.nested.nested_tensor_from_jagged(x[keep], offsets)
+    # Without the true maximum it pads to the number of all rows.
+    nested = torch.nested.nested_tensor_from_jagged(x[keep], offsets, max_seqlen=int(offsets.diff().max()))
     padded = torch.nested.to_padded_tensor(nested, 0.0)
     return padded, torch.arange(padded.shape[1], device=x.device) < offsets.diff()[:, None]
 
@@ -61,9 +62,11 @@ def lavit_pack(impl: str):
 def lavit_pad(impl: str):
     def run(x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         order, cu, _ = partition(keep, impl=impl)
-        rows = pack(x, order, cu, total=keep.numel(), impl=impl)
-        # The peers pad to the longest image; knowing it costs the one synchronisation of this task.
-        padded, mask, _ = pad(Ragged(rows, cu, int(cu.diff().max())), impl=impl)
+        # The peers pad to the longest image; the one synchronisation of this task tells it, and the total with it.
+        bounds = cu.tolist()
+        rows = pack(x, order, cu, total=bounds[-1], impl=impl)
+        longest = max(z - a for a, z in zip(bounds[:-1], bounds[1:], strict=True))
+        padded, mask, _ = pad(Ragged(rows, cu, longest), impl=impl)
         return padded, mask
 
     return run
