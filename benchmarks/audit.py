@@ -77,7 +77,7 @@ def audit_cuda(nvcc: str) -> list[Kernel]:
     sources = sorted((ROOT / "csrc").rglob("*.cu"))
     jobs = [(source, architecture) for source in sources for architecture in ARCHITECTURES]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        reports = pool.map(lambda job: compile_report(nvcc, *job, Path(folder)), jobs)
+        reports = pool.map(lambda job: compile_report(nvcc, job[0], job[1], Path(folder)), jobs)
         kernels = [k for (s, a), report in zip(jobs, reports, strict=True) for k in parse(report, s.name, a)]
     readable = demangle(sorted({k.name for k in kernels}))
     return [Kernel(k.source, readable[k.name], k.architecture, k.registers, k.spilled, k.shared) for k in kernels]

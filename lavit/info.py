@@ -88,7 +88,7 @@ def collect() -> dict:
     }
 
 
-def columns(rows: list[tuple[str, ...]]) -> list[str]:
+def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Rows of cells, aligned; the last column runs free."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)][:-1]
     return ["  " + "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]

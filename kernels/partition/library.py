@@ -25,5 +25,5 @@ def partition_op(keep: Tensor, impl: str) -> tuple[Tensor, Tensor, Tensor]:
 @partition_op.register_fake
 def _(keep: Tensor, impl: str) -> tuple[Tensor, Tensor, Tensor]:
     batch, patches = keep.shape
-    new = {"dtype": torch.int32, "device": keep.device}
-    return torch.empty(batch, patches, **new), torch.empty(batch + 1, **new), torch.empty(batch + 1, **new)
+    order, cu = keep.new_empty((batch, patches), dtype=torch.int32), keep.new_empty((batch + 1,), dtype=torch.int32)
+    return order, cu, torch.empty_like(cu)
