@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "merger_depth": 2,
         "decoder_depth": 2,
         "num_heads": 4,
-        "mlp_ratio": 4.0,
+        "mlp_ratio": 2.0,
         "code_dim": 16,
         "num_codes": 256,
         "projection_dim": 128,
@@ -44,7 +44,8 @@ class LaVITTokenizerConfig(PretrainedConfig):
         encoder_depth, encoder_heads, encoder_mlp_ratio, encoder_layer_norm_eps: the encoder's blocks.
         encoder_head_dim: width of the encoder's CLIP head, which the release's files hold and tokenization does not
             use; None leaves the head and the final norm out.
-        feature_position: add a learned (1, N, C) embedding to the features before selector and merger.
+        feature_position: add a learned (1, N, C) embedding to the features before selector and merger. It and the
+            decoder's queries start as the same waves over the plane, so that codes can tell places from the start.
         standardize_features: subtract a mean and divide by a deviation per position and channel (buffers).
     Selector
         tau: Gumbel-softmax temperature. min_keep: an image never keeps fewer patches.

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.initialization import copy_
 from transformers.utils import ModelOutput
 
 from lavit.kernels import Ragged, Selection, gumbel_select
@@ -21,8 +22,11 @@ from .configuration import LaVITTokenizerConfig
 from .decoder import AttentionPool, TokenDecoder
 from .encoder import EvaAttention, EvaEncoder
 from .merger import Layout, Merger
+from .position import plane_waves
 from .quantizer import Codebook, Quantizer, in_full_precision
 from .selector import Selector, in_precision
+
+POSITION_SCALE = 0.5  # deviation of a new feature position; that of a standardised feature is 1
 
 
 class VisualTokens(NamedTuple):
@@ -129,7 +133,10 @@ class LaVITTokenizer(PreTrainedModel):
             # Standard deviation of a unit vector's entries; training starts from initialize() anyway.
             nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
         elif module is self and self.config.feature_position:
-            nn.init.trunc_normal_(self.feature_position, std=self.config.initializer_range)
+            side = self.config.image_size // self.config.patch_size
+            waves = POSITION_SCALE * plane_waves(side, self.config.hidden_size).unsqueeze(0)
+            copy_(self.feature_position, waves)
+            copy_(self.decoder.query_embed, waves)
 
     @property
     def num_patches(self) -> int:

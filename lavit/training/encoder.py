@@ -22,6 +22,7 @@ STEPS = 400
 BATCH = 64
 LEARNING_RATE = 2e-3
 SCENES_PER_DRAW = 2048
+NOISE = 0.15  # deviation of the noise that the encoder learns to look through, in normalised pixels
 
 
 class Heads(nn.Module):
@@ -51,8 +52,9 @@ def pretrain_encoder(
     """Train ``tokenizer.encoder`` in place on scenes of the shapes world, on the device that it is on.
 
     The loss is the mean squared error of each patch's normalised pixels plus the cross-entropy of what the patch shows.
-    The second is per patch and not per cell, so that patches of the background have little to tell: a dynamic tokenizer
-    can only spend its tokens where the content is if the features say where it is.
+    The second is per patch and not per cell, and the encoder sees the scenes with more noise than they have, so that
+    patches of the background have little to tell: a dynamic tokenizer can only spend its tokens where the content is
+    if the features say where that is.
 
     Returns a row for every ``log_every`` steps, with step, loss, accuracy (share of the patches of objects that are
     named rightly) and images_per_second; ``progress`` gets each as it comes. The encoder is left frozen, the caller's
@@ -96,7 +98,7 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = peak * _schedule(step, steps)
         images, kinds = next(batches)
-        pixels, scores = heads(encoder(images))
+        pixels, scores = heads(encoder(images + NOISE * torch.randn_like(images)))
         wanted = F.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
         loss = 5 * F.mse_loss(pixels, wanted) + 3 * F.cross_entropy(scores.flatten(0, 1), kinds.flatten())
         optimizer.zero_grad(set_to_none=True)
