@@ -169,7 +169,8 @@ class BuildLibrary(build_ext):
         super().run()
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(LIBRARY)
+        """One name for every Python; asked with the package's name and without."""
+        return os.path.join(*fullname.split(".")) + ".abi3.so"
 
     def build_extension(self, ext: Extension) -> None:
         mode = os.environ.get("LAVIT_BUILD") or "auto"

@@ -97,6 +97,29 @@ def test_without_a_compiler_one_line_says_so(tmp_path, mode, code):
     assert not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("arguments, where", [(["--inplace"], "lavit"), (["--build-lib", "out"], "out/lavit")])
+def test_the_library_is_built_where_it_is_looked_for(tmp_path, arguments, where):
+    """With a stand-in for the sources, so that it takes no time."""
+    pytest.importorskip("setuptools")
+    for name in ("setup.py", "pyproject.toml", "_build"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    (tmp_path / "README.md").touch()
+    for folder in ("lavit", "csrc/cpu"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "lavit/__init__.py", tmp_path / "lavit/__init__.py")
+    (tmp_path / "csrc/library.cpp").write_text("int nothing() { return 0; }")
+    result = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", *arguments],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "LAVIT_BUILD": "cpu"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "lavit: built C++ kernels" in result.stderr
+    from lavit.kernels.extension import LIBRARY
+
+    assert (tmp_path / where / LIBRARY).is_file()
+
+
 def test_import_is_light():
     code = "import sys, lavit; print([m for m in ('torch', 'transformers', 'numpy', 'PIL') if m in sys.modules])"
     assert python(code) == "[]"
