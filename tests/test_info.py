@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import json
+import sys
 
 import torch
 
@@ -31,3 +34,19 @@ def test_a_missing_library_is_told_with_its_reason():
     assert text == "not in use: lavit._C is not built"
     text = info.describe_extension({"path": "/x/_C.abi3.so", "devices": ("cpu",), "problem": None})
     assert text.startswith("C++ kernels for the CPU; no CUDA kernels")
+
+
+def test_the_unrelated_apex_of_the_package_index_is_not_taken_for_nvidias(tmp_path, monkeypatch):
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").write_text("")
+    metadata = tmp_path / "apex-0.9.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: apex\nVersion: 0.9\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.metadata.version("apex") == "0.9"
+    assert info.installed("apex") is None
+    (tmp_path / "apex" / "normalization").mkdir()
+    (tmp_path / "apex" / "normalization" / "__init__.py").write_text("")
+    importlib.invalidate_caches()
+    monkeypatch.delitem(sys.modules, "apex", raising=False)
+    assert info.installed("apex") == "0.9"
