@@ -102,6 +102,10 @@ def _train(
     resume: bool,
     overwrite: bool,
 ) -> TrainingResult:
+    # What can be wrong with the words is found before anything is written, or an older run overwritten.
+    if model is None:
+        _check_start(config)
+    dataset = _open_dataset(config) if stream is None and features is None else None
     output = Path(config.output) if config.output is not None else None
     checkpoints = None
     saved: dict[str, Any] | None = None
@@ -113,7 +117,7 @@ def _train(
     tokenizer = model if model is not None else _build(config, output if saved else None)
     nn.Module.to(tokenizer, device).train()
     tokenizer.encoder.eval()
-    data = _Data(config, tokenizer) if stream is None and features is None else None
+    data = _Data(config, tokenizer, dataset) if dataset is not None else None
     if saved is not None:
         tokenizer.load_state_dict(saved["model"])
     elif data is not None:
@@ -216,13 +220,33 @@ class _Stage:
 # ---------------------------------------------------------------------------------------------------- model and data
 
 
+def _check_start(config: TokenizerTrainingConfig) -> None:
+    LaVITTokenizerConfig.preset(config.preset, **config.tokenizer)  # refuses unknown names and sizes that do not fit
+    if config.model is not None and not Path(config.model).is_dir():
+        raise FileNotFoundError(f"model: there is no folder {config.model}")
+    if config.encoder is not None and not Path(config.encoder).exists():
+        raise FileNotFoundError(f"encoder: there is no file or folder {config.encoder}")
+    if config.encoder is None and config.model is None and config.preset != "small":
+        raise ValueError(
+            f"encoder: the preset {config.preset} needs a pretrained encoder (EVA-CLIP ViT-g/14): "
+            "--encoder DIR, the release's visual_tokenizer folder"
+        )
+
+
+def _open_dataset(config: TokenizerTrainingConfig) -> Any:
+    """The images that the configuration names: a uint8 array (n, 32, 32, 3) or the files of a folder."""
+    if config.data == SHAPES:
+        return ShapesWorld(config.seed, "train").scenes(config.scenes).images
+    if not Path(config.data).is_dir():
+        raise FileNotFoundError(f"data: there is no folder {config.data}")
+    return ImageFolder(config.data)
+
+
 def _build(config: TokenizerTrainingConfig, resumed: Path | None) -> LaVITTokenizer:
     """The tokenizer that the configuration names; of a resumed run only its sizes, the checkpoint has the weights."""
     if resumed is not None:
         return LaVITTokenizer(LaVITTokenizerConfig.from_pretrained(resumed / "checkpoints"))
     if config.model is not None:
-        if not Path(config.model).is_dir():
-            raise FileNotFoundError(f"model: there is no folder {config.model}")
         return LaVITTokenizer.from_pretrained(config.model, **config.tokenizer)
     return LaVITTokenizer(LaVITTokenizerConfig.preset(config.preset, **config.tokenizer))
 
@@ -232,11 +256,6 @@ def _prepare(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer, data: _
     if config.encoder is not None:
         stage1.load_encoder(tokenizer, config.encoder)
     elif pretrain and config.model is None:
-        if config.preset != "small":
-            raise ValueError(
-                f"encoder: the preset {config.preset} needs a pretrained encoder (EVA-CLIP ViT-g/14): "
-                "--encoder DIR, the release's visual_tokenizer folder"
-            )
         if distributed.rank() == 0:
             from lavit.training.encoder import pretrain_encoder
 
@@ -255,14 +274,9 @@ def _is_unset(tokenizer: LaVITTokenizer) -> bool:
 class _Data:
     """The images that the configuration names."""
 
-    def __init__(self, config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> None:
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(self, config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer, dataset: Any) -> None:
+        self.config, self.tokenizer, self.dataset = config, tokenizer, dataset
         self.processor = processor_of(config, tokenizer)
-        self.dataset: Any
-        if config.data == SHAPES:
-            self.dataset = ShapesWorld(config.seed, "train").scenes(config.scenes).images
-        else:
-            self.dataset = ImageFolder(config.data)
         self._skipped: dict[str, str] = {}
         self._streams: list[DataStream] = []
 

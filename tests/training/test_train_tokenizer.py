@@ -354,7 +354,8 @@ def test_folder_with_a_broken_image_trains_and_names_it(tmp_path, capsys):
         (["--steps", "many"], "loop.steps: expected a whole number, got 'many'"),
         (["--tokenizer.num_code", "9"], "num_codes"),
         (["--preset", "large"], "preset: expected small or lavit-g, got 'large'"),
-        (["--data", "/no/such/folder"], "/no/such/folder"),
+        (["--data", "/no/such/folder"], "data: there is no folder /no/such/folder"),
+        (["--model", "/no/such/folder"], "model: there is no folder /no/such/folder"),
         (["--encoder", "/no/such/file"], "encoder: there is no file or folder /no/such/file"),
         (["--resume", "--overwrite"], "at most one"),
         (["--device", "cuda:9x"], "device: expected auto, cpu, cuda or cuda:N"),
@@ -364,6 +365,13 @@ def test_wrong_use_is_one_clear_line(tmp_path, capsys, more, message):
     assert lavit(words(tmp_path / "run", *more)) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_large_preset_asks_for_an_encoder_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="lavit-g needs a pretrained encoder"):
+        train_tokenizer(TokenizerTrainingConfig.recipe("lavit-g", {"output": str(tmp_path / "run")}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_encoder_that_does_not_fit_names_its_tensors(tmp_path):
