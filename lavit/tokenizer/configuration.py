@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "min_keep": 1,
         "feature_position": True,
         "standardize_features": True,
-        "initializer_range": 0.1,  # about 1 / sqrt(hidden_size): with 0.02 all vectors start out nearly parallel
+        "initializer_range": None,
     },
 }
 
@@ -44,8 +44,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
         encoder_depth, encoder_heads, encoder_mlp_ratio, encoder_layer_norm_eps: the encoder's blocks.
         encoder_head_dim: width of the encoder's CLIP head, which the release's files hold and tokenization does not
             use; None leaves the head and the final norm out.
-        feature_position: add a learned (1, N, C) embedding to the features before selector and merger. It and the
-            decoder's queries start as the same waves over the plane, so that codes can tell places from the start.
+        feature_position: add a learned (1, N, C) embedding to the features before selector and merger.
         standardize_features: subtract a mean and divide by a deviation per position and channel (buffers).
     Selector
         tau: Gumbel-softmax temperature. min_keep: an image never keeps fewer patches.
@@ -68,7 +67,9 @@ class LaVITTokenizerConfig(PretrainedConfig):
         commitment_weight, ema_decay, dead_code_fraction: its training (derived from BEiT v2, apart from the last);
             a code used less than dead_code_fraction times the mean use is replaced by a vector of the batch.
     projection_dim: width of the language model that `vit_proj` maps to; None leaves the projection out.
-    initializer_range: standard deviation of new weights and embeddings (a narrow model learns faster with more).
+    initializer_range: standard deviation of new weights and embeddings. None, for small models that learn from nothing:
+        Glorot's, from each layer's own sizes, and positions of patches start as the same waves over the plane in
+        encoder, features and decoder's queries, so that the codes can tell places from the start.
 
     Raises ValueError for an unknown name (with the nearest known ones) and for sizes that do not fit together.
     """
@@ -113,7 +114,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
         unit_codes: bool = True,
         feature_position: bool = False,
         standardize_features: bool = False,
-        initializer_range: float = 0.02,
+        initializer_range: float | None = 0.02,
         **kwargs: Any,
     ) -> None:
         refuse_unknown(kwargs)
@@ -196,8 +197,8 @@ class LaVITTokenizerConfig(PretrainedConfig):
             raise ValueError(f"min_keep: expected 0 to {self.num_patches} (the patches), got {self.min_keep}")
         if not 0 < self.keep_rate <= 1:
             raise ValueError(f"keep_rate: expected a number in (0, 1], got {self.keep_rate}")
-        if not self.initializer_range > 0:
-            raise ValueError(f"initializer_range: expected a positive number, got {self.initializer_range}")
+        if self.initializer_range is not None and not self.initializer_range > 0:
+            raise ValueError(f"initializer_range: expected a positive number or None, got {self.initializer_range}")
         if not self.tau > 0:
             raise ValueError(f"tau: expected a positive number, got {self.tau}")
         if not 0 <= self.ema_decay < 1:

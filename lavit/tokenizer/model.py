@@ -26,7 +26,9 @@ from .position import plane_waves
 from .quantizer import Codebook, Quantizer, in_full_precision
 from .selector import Selector, in_precision
 
-POSITION_SCALE = 0.5  # deviation of a new feature position; that of a standardised feature is 1
+# Deviations of new embeddings where the configuration leaves them open; that of a standardised feature is 1.
+EMBEDDING_STD = 0.1
+POSITION_STD = 0.5
 
 
 class VisualTokens(NamedTuple):
@@ -111,8 +113,11 @@ class LaVITTokenizer(PreTrainedModel):
         self.freeze()
 
     def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        embedding_std = EMBEDDING_STD if std is None else std
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            glorot = (2 / sum(module.weight.flatten(1).shape)) ** 0.5
+            nn.init.trunc_normal_(module.weight, std=glorot if std is None else std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -122,21 +127,28 @@ class LaVITTokenizer(PreTrainedModel):
             nn.init.zeros_(module.q_bias)
             nn.init.zeros_(module.v_bias)
         elif isinstance(module, EvaEncoder):
-            nn.init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
-            nn.init.trunc_normal_(module.pos_embed, std=self.config.initializer_range)
+            nn.init.trunc_normal_(module.cls_token, std=embedding_std)
+            self._init_positions(module.pos_embed)
         elif isinstance(module, TokenDecoder):
-            nn.init.trunc_normal_(module.pos_embed, std=self.config.initializer_range)
-            nn.init.trunc_normal_(module.query_embed, std=self.config.initializer_range)
+            nn.init.trunc_normal_(module.pos_embed, std=embedding_std)
+            self._init_positions(module.query_embed)
         elif isinstance(module, AttentionPool):
-            nn.init.trunc_normal_(module.positional_embedding, std=self.config.initializer_range)
+            nn.init.trunc_normal_(module.positional_embedding, std=embedding_std)
         elif isinstance(module, Codebook):
             # Standard deviation of a unit vector's entries; training starts from initialize() anyway.
             nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
         elif module is self and self.config.feature_position:
-            side = self.config.image_size // self.config.patch_size
-            waves = POSITION_SCALE * plane_waves(side, self.config.hidden_size).unsqueeze(0)
-            copy_(self.feature_position, waves)
-            copy_(self.decoder.query_embed, waves)
+            self._init_positions(self.feature_position)
+
+    def _init_positions(self, embedding: Tensor) -> None:
+        """embedding (1, N, C), or (1, 1 + N, C) with the class token's place in front."""
+        if self.config.initializer_range is not None:
+            nn.init.trunc_normal_(embedding, std=self.config.initializer_range)
+            return
+        start = torch.zeros_like(embedding)
+        side = self.config.image_size // self.config.patch_size
+        start[:, -side * side :] = POSITION_STD * plane_waves(side, embedding.shape[-1]).to(start)
+        copy_(embedding, start)
 
     @property
     def num_patches(self) -> int:

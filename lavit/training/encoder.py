@@ -20,7 +20,7 @@ from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 
 STEPS = 400
 BATCH = 64
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 SCENES_PER_DRAW = 2048
 NOISE = 0.15  # deviation of the noise that the encoder learns to look through, in normalised pixels
 
