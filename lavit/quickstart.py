@@ -24,12 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.utils.logging import disable_progress_bar
 
 import lavit
 from lavit.data import load_image
 from lavit.data.shapes import Scenes, ShapesWorld, caption
 from lavit.evaluation import chance, tokenize_and_decode, tokens_by_objects, train_probe
+from lavit.evaluation.probe import BATCH as PROBE_BATCH
 from lavit.evaluation.probe import CellProbe
+from lavit.figure import write_figure
 from lavit.files import atomic_write
 from lavit.kernels import dispatch
 from lavit.photographs import find_photographs
@@ -43,6 +46,7 @@ from lavit.training.stage1 import measure_features
 from lavit.training.tokenizer import TokenizerTrainingConfig, save_model, train_tokenizer
 
 REPORT, RESULTS, MODEL = "report.html", "results.json", "tokenizer"
+MEASURED = 2048  # scenes that the mean and deviation of the features are taken from
 PHOTO_SIDE = 512
 
 
@@ -134,7 +138,7 @@ class _Quickstart:
             note(f"{config.encoder_steps} steps: draw every patch again and name what it shows; then frozen")
 
         with self._stage("features") as note:
-            measure_features(model, self._image_batches(train.images[: config.train_scenes]))
+            measure_features(model, self._image_batches(train.images[:MEASURED]))
             features = self._encode(model, train.images)
             held_out = self._encode(model, test.images)
             note("the frozen encoder's features of all scenes, computed once")
@@ -254,27 +258,41 @@ class _Quickstart:
     # What is said, and how long it will take.
 
     def _plan(self) -> None:
-        """Time a few steps of throw-away models, and say what will take how long."""
-        config, probe_batch = self.config, 32
+        """Time a few steps of a throw-away model, and say what will take how long."""
+        config, recipe, count = self.config, self.recipe.loop, 32
         model = self._new_model()
-        draw = ShapesWorld(config.seed).scenes(probe_batch)
-        images = self.processor(draw.images).to(self.device)
+        scenes = ShapesWorld(config.seed).scenes(count)
 
+        def encode() -> Tensor:
+            return model.encode_features(self.processor(scenes.images).to(self.device))
+
+        def learn(loss: Callable[[], Tensor], of: torch.nn.Module) -> Callable[[], None]:
+            optimizer = torch.optim.AdamW([p for p in of.parameters() if p.requires_grad], fused=True)
+
+            def step() -> None:
+                optimizer.zero_grad()
+                loss().backward()
+                optimizer.step()
+
+            return step
+
+        encoded = self._seconds(encode)
+        features, images = encode(), self.processor(scenes.images).to(self.device)
+        tokenized = self._seconds(lambda: tokenize_and_decode(model, features))
+        tokenizer = self._seconds(learn(lambda: model.train()(features=features).loss, model))
         model.encoder.requires_grad_(True)
-        encoder = self._seconds(lambda: model.encoder(images).square().mean().backward())
-        model.encoder.requires_grad_(False)
-        features = model.encode_features(images)
-        encode = self._seconds(lambda: model.encode_features(images))
-        model.train()
-        tokenizer = self._seconds(lambda: model(features=features).loss.backward())
-        both_probes = 2 * config.probe_steps * 2e-3
+        encoder = self._seconds(learn(lambda: model.encoder(images).square().mean(), model.encoder))
+        probe = CellProbe(*features.shape[1:]).to(self.device)
+        probed = self._seconds(learn(lambda: probe(features).mean(), probe))
+        scenes_encoded = max(config.train_scenes, config.probe_scenes) + config.test_scenes + MEASURED
         self.estimates = {
-            "scenes": 1e-4 * max(config.train_scenes, config.probe_scenes),
-            "encoder": config.encoder_steps * config.encoder_batch / probe_batch * encoder,
-            "features": (2 * config.train_scenes + config.test_scenes) / probe_batch * encode,
-            "tokenizer": self.recipe.loop.steps * self.recipe.loop.batch_size / probe_batch * tokenizer,
-            "evaluation": (config.test_scenes + config.probe_scenes) / probe_batch * tokenizer / 3 + both_probes,
-            "photographs": 2.0,
+            "scenes": 1e-4 * scenes_encoded,
+            "encoder": config.encoder_steps * config.encoder_batch / count * encoder,
+            "features": scenes_encoded / count * encoded,
+            "tokenizer": recipe.steps * recipe.batch_size / count * tokenizer,
+            "evaluation": (config.test_scenes + config.probe_scenes) / count * tokenized
+            + 2 * config.probe_steps * PROBE_BATCH / count * probed,
+            "photographs": 1.0,
         }
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.estimates.items())
         self.say(f"about {duration(sum(self.estimates.values()))} in all: {parts}")
@@ -406,19 +424,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder to write [quickstart]")
     parser.add_argument("--seed", type=_seed, default=0, help="of the scenes, the weights and the noise [0]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument("--figure", type=Path, help="also draw the main results into this PNG file")
     parser.add_argument(
         "--fast", action="store_true", help="a miniature run of seconds that learns next to nothing: does it work here?"
     )
     options = parser.parse_args(argv)
     if options.output.exists() and not options.output.is_dir():
         parser.error(f"--output: expected a folder, got the file {options.output}")
+    if options.figure is not None and not options.figure.absolute().parent.is_dir():
+        parser.error(f"--figure: the folder of {options.figure} does not exist")
     make = QuickstartConfig.fast if options.fast else QuickstartConfig
     words = [] if argv is None else list(argv)
-    run_quickstart(
+    disable_progress_bar()  # transformers would draw one for the single file that is saved
+    result = run_quickstart(
         make(output=options.output, seed=options.seed, device=options.device),
         say=lambda line: print(line, flush=True),
         command=shlex.join(["lavit", "quickstart", *words]),
     )
+    if options.figure is not None:
+        write_figure(result, options.figure)
+        print(f"Figure: {options.figure}")
     return 0
 
 

@@ -79,6 +79,25 @@ def test_without_photographs_it_says_so_and_goes_on(tmp_path, monkeypatch):
     assert any("no photographs" in line for line in lines)
 
 
+def test_the_command_passes_its_words_on_and_draws_the_figure(run, tmp_path, monkeypatch):
+    _, result, _ = run
+    calls = []
+    monkeypatch.setattr(quickstart, "run_quickstart", lambda config, **kw: calls.append((config, kw)) or result)
+    words = ["--fast", "--seed", "5", "--output", str(tmp_path / "out"), "--figure", str(tmp_path / "figure.png")]
+    assert main(words) == 0
+    config, kw = calls[0]
+    assert config == QuickstartConfig.fast(output=tmp_path / "out", seed=5)
+    assert kw["command"].startswith("lavit quickstart --fast --seed 5")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_in_no_folder_is_refused_before_anything_runs(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--fast", "--output", str(tmp_path / "out"), "--figure", str(tmp_path / "none" / "figure.png")])
+    assert "--figure" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("words", [["--seed", "-1"], ["--seed", "many"], ["--steps", "3"], ["extra"]])
 def test_wrong_words_end_with_usage_and_code_2(words, capsys):
     with pytest.raises(SystemExit) as stop:

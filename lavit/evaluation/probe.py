@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from lavit.data.shapes import CELLS, GRID, NUM_CLASSES
 
+BATCH = 128
+
 
 @dataclass(frozen=True)
 class ProbeScore:
@@ -73,7 +75,7 @@ def train_probe(
     cells: np.ndarray,
     *,
     steps: int = 400,
-    batch_size: int = 128,
+    batch_size: int = BATCH,
     learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> CellProbe:
