@@ -64,7 +64,7 @@ class Scenes:
         return (self.cells != EMPTY).sum(1)
 
     def patches(self, patch_size: int) -> np.ndarray:
-        """What each square patch shows, (n, N) int64 in raster order: the kind of the object that reaches into it, or 0.
+        """What each square patch shows, (n, N) int64 in raster order: the kind of the object that reaches in, or 0.
 
         A patch shows an object where a pixel differs from grey by an eighth of the full range. Raises ``ValueError``
         for a patch size that does not divide a cell, because then a patch could show two objects.
