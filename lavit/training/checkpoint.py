@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavit.files import atomic_write
+from lavit.files import atomic_write, sync_folder
 from lavit.training import distributed
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Checkpoints:
                 shutil.rmtree(replaced, ignore_errors=True)
                 os.replace(final, replaced)
             os.replace(hidden, final)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             shutil.rmtree(replaced, ignore_errors=True)
             self._forget_old()
         distributed.barrier()
@@ -210,12 +210,3 @@ def _read(path: Path, map_location: Any) -> Any:
         raise CheckpointError(f"{path}: the file is missing") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as problem:
         raise CheckpointError(f"{path}: cannot be read ({str(problem).splitlines()[0]})") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
