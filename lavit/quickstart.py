@@ -14,7 +14,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean, median
@@ -30,7 +30,6 @@ import lavit
 from lavit.data import load_image
 from lavit.data.shapes import Scenes, ShapesWorld, caption
 from lavit.evaluation import chance, tokenize_and_decode, tokens_by_objects, train_probe
-from lavit.evaluation.probe import BATCH as PROBE_BATCH
 from lavit.evaluation.probe import CellProbe
 from lavit.figure import write_figure
 from lavit.files import atomic_write
@@ -258,55 +257,33 @@ class _Quickstart:
     # What is said, and how long it will take.
 
     def _plan(self) -> None:
-        """Time a few steps of a throw-away model, and say what will take how long."""
-        config, recipe, count = self.config, self.recipe.loop, 32
-        model = self._new_model()
-        scenes = ShapesWorld(config.seed).scenes(count)
-
-        def encode() -> Tensor:
-            return model.encode_features(self.processor(scenes.images).to(self.device))
-
-        def learn(loss: Callable[[], Tensor], of: torch.nn.Module) -> Callable[[], None]:
-            optimizer = torch.optim.AdamW([p for p in of.parameters() if p.requires_grad], fused=True)
-
-            def step() -> None:
-                optimizer.zero_grad()
-                loss().backward()
-                optimizer.step()
-
-            return step
-
-        encoded = self._seconds(encode)
-        features, images = encode(), self.processor(scenes.images).to(self.device)
-        tokenized = self._seconds(lambda: tokenize_and_decode(model, features))
-        tokenizer = self._seconds(learn(lambda: model.train()(features=features).loss, model))
-        model.encoder.requires_grad_(True)
-        encoder = self._seconds(learn(lambda: model.encoder(images).square().mean(), model.encoder))
-        probe = CellProbe(*features.shape[1:]).to(self.device)
-        probed = self._seconds(learn(lambda: probe(features).mean(), probe))
-        scenes_encoded = max(config.train_scenes, config.probe_scenes) + config.test_scenes + MEASURED
+        """Time a few steps of everything on a throw-away model, and say what will take how long."""
+        config, recipe = self.config, self.recipe
+        model, scenes = self._new_model(), ShapesWorld(config.seed).scenes(64)
+        features = self._encode(model, scenes.images)
+        few: dict[str, Any] = {"steps": 8, "log_every": 1}
+        encoder = _step_seconds(
+            lambda tick: pretrain_encoder(model, batch_size=config.encoder_batch, progress=tick, **few)
+        )
+        short = replace(recipe, first_phase=0.0, codebook="keep", loop=replace(recipe.loop, **few))
+        tokenizer = _step_seconds(
+            lambda tick: train_tokenizer(short, model=model, features=features.repeat(8, 1, 1), progress=tick)
+        )
+        probe = _call_seconds(lambda: train_probe(features, scenes.cells, steps=10)) / 10
+        encoded = _call_seconds(lambda: self._encode(model, scenes.images)) / len(scenes)
+        tokenized = _call_seconds(lambda: tokenize_and_decode(model, features)) / len(scenes)
+        to_encode = max(config.train_scenes, config.probe_scenes) + config.test_scenes
+        to_encode += min(MEASURED, config.train_scenes)
         self.estimates = {
-            "scenes": 1e-4 * scenes_encoded,
-            "encoder": config.encoder_steps * config.encoder_batch / count * encoder,
-            "features": scenes_encoded / count * encoded,
-            "tokenizer": recipe.steps * recipe.batch_size / count * tokenizer,
-            "evaluation": (config.test_scenes + config.probe_scenes) / count * tokenized
-            + 2 * config.probe_steps * PROBE_BATCH / count * probed,
+            "scenes": 1e-4 * to_encode,
+            "encoder": config.encoder_steps * encoder,
+            "features": to_encode * encoded,
+            "tokenizer": recipe.loop.steps * tokenizer,
+            "evaluation": (config.test_scenes + config.probe_scenes) * tokenized + 2 * config.probe_steps * probe,
             "photographs": 1.0,
         }
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.estimates.items())
         self.say(f"about {duration(sum(self.estimates.values()))} in all: {parts}")
-
-    def _seconds(self, step: Callable[[], Any]) -> float:
-        """Median time of a step, after two that warm up."""
-        times = []
-        for _ in range(7):
-            began = time.perf_counter()
-            step()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            times.append(time.perf_counter() - began)
-        return median(times[2:])
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[Callable[[str], None]]:
@@ -356,6 +333,26 @@ class _Quickstart:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"CPU ({platform.machine()})"
+
+
+def _step_seconds(run: Callable[[Callable[[Any], None]], Any]) -> float:
+    """Median time between two calls of what ``run`` is given to call after each step; the first interval, in which the
+    machine warms up, is left out where there are more."""
+    ticks: list[float] = []
+    run(lambda row: ticks.append(time.perf_counter()))
+    times = [after - before for before, after in zip(ticks[:-1], ticks[1:], strict=True)]
+    return median(times[1:] or times)
+
+
+def _call_seconds(step: Callable[[], Any], times: int = 4) -> float:
+    """Median time of a call."""
+
+    def repeat(tick: Callable[[Any], None]) -> None:
+        for _ in range(times + 1):
+            step()
+            tick(None)
+
+    return _step_seconds(repeat)
 
 
 def summary(result: QuickstartResult) -> dict[str, Any]:
