@@ -74,6 +74,8 @@ def no_cuda_because() -> str | None:
 
 def collect() -> dict:
     """Everything that is printed, as plain data."""
+    import torch
+
     import lavit.kernels  # noqa: F401  (registers the operations)
     from lavit import __version__
     from lavit.kernels import dispatch
@@ -86,6 +88,7 @@ def collect() -> dict:
             "python": platform.python_version(),
             "system": platform.platform(),
             **{name: installed(name) for name in REQUIRED},
+            "torch": str(torch.__version__),  # names the CUDA that it was built for, as the package's metadata do not
         },
         "devices": [asdict(d) for d in here],
         "no_cuda": no_cuda_because(),

@@ -206,8 +206,13 @@ def test_run_that_saves_nothing_leaves_signals_to_its_caller():
         signal.raise_signal(signal.SIGINT)
         return step_function(model, batch, step)
 
-    with pytest.raises(KeyboardInterrupt):
-        go(make_run(), step_function=interrupt)
+    # Python's own handler: a process that was started in the background of a shell ignores SIGINT.
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            go(make_run(), step_function=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, old)
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "log_every", "max_bad_steps"])
