@@ -44,7 +44,7 @@ from lavit.training.metrics import duration
 from lavit.training.stage1 import measure_features
 from lavit.training.tokenizer import TokenizerTrainingConfig, save_model, train_tokenizer
 
-REPORT, RESULTS, MODEL = "report.html", "results.json", "tokenizer"
+REPORT, FIGURE, RESULTS, MODEL = "report.html", "figure.png", "results.json", "tokenizer"
 MEASURED = 2048  # scenes that the mean and deviation of the features are taken from
 PHOTO_SIDE = 512
 
@@ -190,6 +190,7 @@ class _Quickstart:
             grid=_grid(model),
         )
         write_report(result, config.output / REPORT)
+        write_figure(result, config.output / FIGURE)
         numbers = summary(result)
         with atomic_write(config.output / RESULTS, "w") as file:
             file.write(json.dumps(numbers, indent=2) + "\n")
@@ -421,26 +422,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder to write [quickstart]")
     parser.add_argument("--seed", type=_seed, default=0, help="of the scenes, the weights and the noise [0]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    parser.add_argument("--figure", type=Path, help="also draw the main results into this PNG file")
     parser.add_argument(
         "--fast", action="store_true", help="a miniature run of seconds that learns next to nothing: does it work here?"
     )
     options = parser.parse_args(argv)
     if options.output.exists() and not options.output.is_dir():
         parser.error(f"--output: expected a folder, got the file {options.output}")
-    if options.figure is not None and not options.figure.absolute().parent.is_dir():
-        parser.error(f"--figure: the folder of {options.figure} does not exist")
     make = QuickstartConfig.fast if options.fast else QuickstartConfig
     words = [] if argv is None else list(argv)
     disable_progress_bar()  # transformers would draw one for the single file that is saved
-    result = run_quickstart(
+    run_quickstart(
         make(output=options.output, seed=options.seed, device=options.device),
         say=lambda line: print(line, flush=True),
         command=shlex.join(["lavit", "quickstart", *words]),
     )
-    if options.figure is not None:
-        write_figure(result, options.figure)
-        print(f"Figure: {options.figure}")
     return 0
 
 
