@@ -58,6 +58,11 @@ class Ragged:
         return cls(values, cu.to(device=values.device, dtype=torch.int32), max(lengths))
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What an operation computes ``x`` in: float32, or float64 where x has it."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 class Selection(NamedTuple):
     """Which patches of each image stay (LaVIT section 3.1), with the stable partition that packing needs.
 

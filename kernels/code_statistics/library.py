@@ -6,6 +6,7 @@ import torch
 
 from lavit.kernels.code_statistics import reference
 from lavit.kernels.dispatch import Implementation, debugging, register
+from lavit.kernels.types import compute_dtype
 
 OPERATION = register("code_statistics", Implementation("reference", "sort and segment sums in PyTorch"))
 
@@ -24,5 +25,5 @@ def code_statistics_op(x, ids, num_codes, impl):
 
 @code_statistics_op.register_fake
 def _(x, ids, num_codes, impl):
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x)
     return x.new_empty((num_codes,), dtype=dtype), x.new_empty((num_codes, x.shape[1]), dtype=dtype)

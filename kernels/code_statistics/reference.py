@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lavit.kernels.types import compute_dtype
+
 
 def code_statistics(x: Tensor, ids: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """counts (K,), sums (K, D). Within a code the rows are added in their order: the same bits every run."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x)
     sorted_ids, order = ids.sort(stable=True)
     codes = torch.arange(num_codes + 1, device=ids.device)
     offsets = torch.searchsorted(sorted_ids, codes)

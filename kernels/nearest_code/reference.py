@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lavit.kernels.types import compute_dtype
+
 
 def prepare(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool) -> tuple[Tensor, Tensor, Tensor]:
     """x', c' and b such that the nearest code is arg max_j x'.c'_j + b_j, in float32 (float64 for float64).
@@ -14,7 +16,7 @@ def prepare(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool) -> tupl
     |x - c|^2 = |x|^2 - 2 (x.c - |c|^2/2) and |x|^2 is the same for every code; leaving it out keeps its rounding out.
     A code with NaN or Inf gets c' = 0, b = -inf: it is never the nearest.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x)
     x, c = x.to(dtype), codebook.to(dtype)
     if metric == "cosine" or normalize_x:
         x = F.normalize(x, dim=1)

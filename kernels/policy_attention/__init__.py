@@ -14,6 +14,7 @@ from lavit.kernels.checks import (
     check_shape,
 )
 from lavit.kernels.policy_attention.library import policy_attention_op
+from lavit.kernels.types import compute_dtype
 
 __all__ = ["policy_attention"]
 
@@ -54,6 +55,6 @@ def policy_attention(
     check_one_of("kind", kind, ("causal", "cross"))
     if not eps >= 0:
         raise ValueError(f"eps: expected a number of at least 0, got {eps}")
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(q)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     return policy_attention_op(q, k, v, keep.to(compute), kind, float(eps), scale, impl)

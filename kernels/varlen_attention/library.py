@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lavit.kernels.checks import debug_offsets
 from lavit.kernels.dispatch import Implementation, debugging, register, without_autocast
+from lavit.kernels.types import compute_dtype
 from lavit.kernels.varlen_attention import reference, sdpa
 
 OPERATION = register(
@@ -42,7 +43,7 @@ def varlen_attention_op(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, s
 
 @varlen_attention_op.register_fake
 def _(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(q)
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=compute)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lavit.kernels.types import compute_dtype
+
 Image = tuple[slice, slice]
 
 LARGEST_EXPONENT = 80.0
@@ -43,7 +45,7 @@ def varlen_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """out (Tq, H, D) in q's dtype and lse (Tq, H) = log sum_j w_j exp(s_ij), +inf where the set of keys is empty."""
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(q)
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = torch.full(q.shape[:2], torch.inf, dtype=compute, device=q.device)
     log_weight = None if key_weight is None else key_weight.to(compute).log()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lavit.kernels.types import compute_dtype
 from lavit.kernels.varlen_attention.reference import LARGEST_EXPONENT
 
 # Added to the logits of what must not be seen. Finite, so that a row that sees nothing stays free of NaN.
@@ -121,7 +122,7 @@ def varlen_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """out (Tq, H, D), lse (Tq, H), as in reference.py."""
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(q)
     (total_q, heads, dim), total_k = q.shape, k.shape[0]
     out = q.new_zeros((total_q + 1, heads, dim), dtype=compute)
     lse = q.new_full((total_q + 1, heads), torch.inf, dtype=compute)

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from lavit.kernels import Ragged, Selection, gumbel_select
 from lavit.kernels.dispatch import debugging
+from lavit.kernels.types import compute_dtype
 
 from .configuration import LaVITTokenizerConfig
 from .decoder import AttentionPool, TokenDecoder
@@ -195,7 +196,7 @@ class LaVITTokenizer(PreTrainedModel):
         noise: (B, N, 2) Gumbel noise. tau: None for the configuration's. noise_scale: multiplies the noise; 0 decides
         like ``deterministic``.
         """
-        return self._select(self._positioned(features), seeds, deterministic, noise, tau, noise_scale)
+        return self._select(self.positioned(features), seeds, deterministic, noise, tau, noise_scale)
 
     def features(
         self,
@@ -286,7 +287,7 @@ class LaVITTokenizer(PreTrainedModel):
         if out_dim not in (None, width):
             raise ValueError(f"decoder_out_dim: expected hidden_size {width} to compare with features, got {out_dim}")
         target = self._features_of(images, features)
-        x = self._positioned(target)
+        x = self.positioned(target)
         selection = self._select(x, seeds, deterministic, noise, tau, noise_scale)
         layout = Layout.measure(selection)
         if self.training and self.config.selector_gradient == "exact" and selection.keep.requires_grad:
@@ -369,7 +370,8 @@ class LaVITTokenizer(PreTrainedModel):
             raise ValueError(f"features: expected shape (B, {expected[0]}, {expected[1]}), got {tuple(features.shape)}")
         return features
 
-    def _positioned(self, features: Tensor) -> Tensor:
+    def positioned(self, features: Tensor) -> Tensor:
+        """What selector and merger see: the features (B, N, C), with the position embedding if there is one."""
         return features + self.feature_position if self.config.feature_position else features
 
     def _select(
@@ -411,7 +413,7 @@ class LaVITTokenizer(PreTrainedModel):
     ) -> tuple[Ragged, Selection]:
         """Merged kept rows (T, C) of finite input. The test of it shares the one host synchronisation."""
         source = self._features_of(images, features)
-        x = self._positioned(source)
+        x = self.positioned(source)
         selection = self._select(x, seeds, deterministic, noise, None, 1.0)
         *sizes, finite = torch.cat((Layout.sizes(selection), x.isfinite().all().long().view(1))).tolist()
         if not finite:
@@ -426,7 +428,7 @@ class LaVITTokenizer(PreTrainedModel):
     def _encode_task(self, rows: Tensor) -> Tensor:
         """(..., C) -> (..., code_dim) in float32 (float64 stays): what decides the ids is not left to autocast."""
         with torch.autocast(rows.device.type, enabled=False):
-            return in_precision(self.encode_task_layer, rows if rows.dtype == torch.float64 else rows.float())
+            return in_precision(self.encode_task_layer, rows.to(compute_dtype(rows)))
 
     def _check_ids(self, ids: Tensor) -> None:
         if ids.numel() and (ids.device.type == "cpu" or debugging()):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavit.kernels import code_statistics, nearest_code
+from lavit.kernels.types import compute_dtype
 
 from .configuration import LaVITTokenizerConfig
 
@@ -197,7 +198,7 @@ class Quantizer(nn.Module):
 
 
 def in_full_precision(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return x.to(compute_dtype(x))
 
 
 def scramble(index: Tensor, seed: Tensor) -> Tensor:

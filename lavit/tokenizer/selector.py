@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavit.kernels.types import compute_dtype
+
 from .configuration import LaVITTokenizerConfig
 
 
@@ -31,7 +33,7 @@ class Selector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, 2) log-probabilities."""
         with torch.autocast(features.device.type, enabled=False):
-            x = features if features.dtype == torch.float64 else features.float()
+            x = features.to(compute_dtype(features))
             x = in_precision(self.in_conv, x)
             local, context = x.chunk(2, dim=-1)
             x = torch.cat((local, context.mean(dim=1, keepdim=True).expand_as(local)), dim=-1)

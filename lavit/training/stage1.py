@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavit.hub import ENCODER_FILE, read_tensors, tokenizer_folder
+from lavit.kernels.types import compute_dtype
 from lavit.tokenizer import LaVITTokenizer
 from lavit.tokenizer.model import describe_tensors
 from lavit.training.metrics import COUNTS
@@ -61,7 +62,7 @@ def features_of(tokenizer: LaVITTokenizer, batch: dict[str, Tensor]) -> Tensor:
     device = tokenizer.quantize.embedding.weight.device
     if "features" in batch:
         features = batch["features"].to(device, non_blocking=True)
-        return features if features.dtype == torch.float64 else features.float()
+        return features.to(compute_dtype(features))
     return tokenizer.encode_features(batch["images"].to(device, non_blocking=True))
 
 
@@ -76,8 +77,7 @@ def contrast_loss(tokenizer: LaVITTokenizer, features: Tensor) -> Tensor:
     count = max(1, round(tokenizer.config.keep_rate * target.numel()))
     chosen = torch.zeros(target.numel(), dtype=torch.int64, device=features.device)
     chosen.index_fill_(0, target.flatten().topk(min(count, target.numel())).indices, 1)
-    x = features + tokenizer.feature_position if tokenizer.config.feature_position else features
-    scores = tokenizer.token_predictor(x).flatten(0, 1)  # class 0 means keep
+    scores = tokenizer.token_predictor(tokenizer.positioned(features)).flatten(0, 1)  # class 0 means keep
     return F.nll_loss(scores, 1 - chosen)
 
 
