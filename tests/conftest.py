@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 import torch
+
+# Triton chooses between compiler and interpreter when it is imported, which nothing has done yet.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The first example of an operation also compiles or loads something, so a time limit per example says nothing.
 hypothesis.settings.register_profile("lavit", deadline=None, max_examples=60)

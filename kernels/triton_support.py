@@ -1,0 +1,79 @@
+"""What the Triton kernels share: where they can run, and what the audit needs to compile them without a GPU.
+
+Importing this does not import triton, which decides at its own import between compiler and interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OLDEST = (8, 0)
+
+
+def interpreted() -> bool:
+    """Whether this process runs Triton kernels in Triton's interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def triton_unusable(device_type: str) -> str | None:
+    """Why Triton kernels cannot run on a device type, or None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device_type == "cpu":
+        return None if interpreted() else "Triton kernels need a GPU (TRITON_INTERPRET=1 interprets them, for tests)"
+    if device_type != "cuda":
+        return f"no Triton kernels for {device_type}"
+    return _capability_problem()
+
+
+@cache
+def _capability_problem() -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST:
+        return "made for compute capability %d.%d and newer, this GPU has %d.%d" % (*OLDEST, *capability)
+    return None
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device: make it that of ``x``."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many programs run side by side; in the interpreter, where it does not matter, an H100's."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation of a Triton kernel, for ``python -m benchmarks.audit``. Each triton.py lists its own: variants().
+
+    kernel: the ``@triton.jit`` function.
+    label: what distinguishes this compilation, for instance "float32 128x64".
+    signature: argument name to Triton type ("*fp32", "i32", ...), for every argument that is no constexpr.
+    constants: the constexpr arguments; None for a pointer that is absent.
+    divisible: integer arguments that are multiples of 16 wherever this variant runs; pointers always are.
+    tensor_cores: the compilation must contain tensor-core instructions.
+    architectures: for which it is meant, as in sm_90.
+    """
+
+    kernel: Any
+    label: str
+    signature: dict[str, str]
+    constants: dict[str, Any] = field(default_factory=dict)
+    divisible: tuple[str, ...] = ()
+    num_warps: int = 4
+    num_stages: int = 3
+    tensor_cores: bool = False
+    architectures: tuple[int, ...] = (80, 90, 100)
