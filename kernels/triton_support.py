@@ -40,7 +40,8 @@ def _capability_problem() -> str | None:
         return "no CUDA device"
     capability = torch.cuda.get_device_capability()
     if capability < OLDEST:
-        return "made for compute capability %d.%d and newer, this GPU has %d.%d" % (*OLDEST, *capability)
+        needed, has = (".".join(map(str, c)) for c in (OLDEST, capability))
+        return f"made for compute capability {needed} and newer, this GPU has {has}"
     return None
 
 
