@@ -6,19 +6,28 @@ import torch
 
 from lavit.kernels.dispatch import Implementation, register
 from lavit.kernels.nearest_code import cpu, reference
+from lavit.kernels.triton_support import triton_unusable
 
 
 def _not_cpu(device_type: str) -> str | None:
     return None if device_type == "cpu" else "made for the CPU's caches"
 
 
+def _triton(x, codebook, metric, normalize_x, precision):
+    from lavit.kernels.nearest_code.triton import search  # importing triton is slow, and it may be absent
+
+    return search(x, codebook, metric, normalize_x, precision)
+
+
 OPERATION = register(
     "nearest_code",
+    Implementation("triton", "tensor cores, a proven bound and an exact rescoring", triton_unusable),
     Implementation("cpu", "tiles that stay in the cache, bounded memory", _not_cpu),
     Implementation("reference", "the whole matrix of scores in PyTorch"),
+    preference={"cpu": ("cpu", "reference")},
 )
 
-FORWARD = {"cpu": cpu.nearest_code, "reference": reference.nearest_code}
+FORWARD = {"cpu": cpu.nearest_code, "reference": reference.nearest_code, "triton": _triton}
 
 
 @torch.library.custom_op(
