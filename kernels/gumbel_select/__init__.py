@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavit.kernels.checks import check_float, check_int64, check_rank, check_same_device, check_shape
+from lavit.kernels.checks import INT32_MAX, check_float, check_int64, check_rank, check_same_device, check_shape
 from lavit.kernels.gumbel_select.library import gumbel_select_op
 from lavit.kernels.types import Selection
 
@@ -30,14 +30,16 @@ def gumbel_select(
     tau: temperature of the relaxed probability; it does not move the decision.
     noise: (B, N, 2) given Gumbel noise: keep where s0 + g0 >= s1 + g1.
     seeds: (B,) int64. The noise of an image then depends on its seed and the patch index only: the same tokens in any
-        batch, on any device. Without ``noise`` and ``seeds``, ``torch.manual_seed`` governs the seeds.
+        batch, on any device. Without ``noise`` and ``seeds``, they are drawn by ``torch.randint`` on the device:
+        ``torch.manual_seed`` governs them, and every replay of a CUDA graph draws new ones.
     deterministic: no noise, keep where s0 >= s1.
     min_keep: no image keeps fewer patches; the most probable ones are added, at equal probability the first.
+    impl: "triton" (up to 4096 patches an image, else "reference") or "reference".
 
     Returns a Selection. ``keep`` is exactly 0 or 1 and has the straight-through gradient of ``prob``. A patch with NaN
     scores is dropped, has prob 0 and no gradient, and is not added by ``min_keep`` either.
     Raises ValueError or TypeError on a wrong shape, dtype or device, when more than one of ``noise``, ``seeds`` and
-    ``deterministic`` is given, and when ``min_keep`` exceeds N.
+    ``deterministic`` is given, when ``min_keep`` exceeds N, and above 2**31 - 1 patches in all.
     """
     check_float("scores", scores)
     check_rank("scores", scores, "(B, N, 2)")
@@ -50,13 +52,13 @@ def gumbel_select(
         raise ValueError(f"min_keep: expected 0 to {num_patches} (the patches of an image), got {min_keep}")
     if (noise is not None) + (seeds is not None) + deterministic > 1:
         raise ValueError("noise, seeds, deterministic: expected at most one of them, got more")
-    if scores.dtype in (torch.bfloat16, torch.float16):
-        scores = scores.float()
+    if batch * num_patches > INT32_MAX:
+        raise ValueError(f"scores: expected at most {INT32_MAX} patches in all, got {batch * num_patches}")
     if noise is not None:
         check_float("noise", noise)
         check_shape("noise", noise, scores.shape, "scores")
         check_same_device("noise", noise, "scores", scores)
-        noise = noise.detach().to(scores.dtype)
+        noise = noise.detach()
     elif seeds is not None:
         check_int64("seeds", seeds)
         check_shape("seeds", seeds, (batch,), "scores")

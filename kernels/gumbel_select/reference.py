@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lavit.kernels.partition.reference import partition
+from lavit.kernels.types import compute_dtype
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -51,17 +52,20 @@ def logistic_noise(seeds: Tensor, num_patches: int) -> Tensor:
 def gumbel_select(
     scores: Tensor, noise: Tensor | None, seeds: Tensor | None, tau: float, min_keep: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(keep, prob, order, cu_kept, cu_dropped) for scores (B, N, 2) in float32 or float64.
+    """(keep, prob, order, cu_kept, cu_dropped) for scores (B, N, 2), in float32 or, for float64 scores, in float64.
 
     With d = s0 - s1 and one of: Gumbel ``noise`` g (B, N, 2), margin = (s0 + g0) - (s1 + g1); ``seeds`` (B,),
     margin = d + logit u; neither, margin = d.
         prob = sigma(margin / tau)
         keep = margin > 0, or margin >= 0 without seeds (logit u, being continuous, has no ties to speak of; the
                first of two equal entries wins an arg max)
+    Given noise is added in the precision of the result; all else is computed in float64 and rounded once.
     """
+    dtype = compute_dtype(scores)
+    scores = scores.to(dtype)
     if noise is not None:
-        noisy = scores + noise
-        margin = noisy[..., 0] - noisy[..., 1]
+        noisy = scores + noise.to(dtype)
+        margin = (noisy[..., 0] - noisy[..., 1]).double()
     else:
         margin = scores[..., 0].double() - scores[..., 1].double()
     if seeds is not None:
@@ -73,11 +77,17 @@ def gumbel_select(
         ranked = margin.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         best = ranked.argsort(dim=1, descending=True, stable=True)[:, :min_keep]
         keep = keep.scatter(1, best, True) & ~margin.isnan()
-    prob = torch.where(margin.isnan(), 0.0, (margin / tau).sigmoid()).to(scores.dtype)
-    return keep.to(scores.dtype), prob, *partition(keep)
+    prob = torch.where(margin.isnan(), 0.0, (margin / tau).sigmoid()).to(dtype)
+    return keep.to(dtype), prob, *partition(keep)
 
 
-def gumbel_select_backward(grad_keep: Tensor, grad_prob: Tensor, prob: Tensor, tau: float) -> Tensor:
-    """Straight-through: keep has the gradient of prob. d prob / d s0 = p (1 - p) / tau = -d prob / d s1."""
-    d = (grad_keep + grad_prob) * prob * (1 - prob) / tau
-    return torch.stack((d, -d), dim=-1)
+def gumbel_select_backward(
+    grad_keep: Tensor | None, grad_prob: Tensor | None, prob: Tensor, tau: float, dtype: torch.dtype
+) -> Tensor:
+    """Straight-through: keep has the gradient of prob. d prob / d s0 = p (1 - p) / tau = -d prob / d s1.
+
+    An absent gradient is zero. The result (B, N, 2) has the ``dtype`` of the scores.
+    """
+    given = [g for g in (grad_keep, grad_prob) if g is not None]
+    d = sum(given, torch.zeros_like(prob)) * prob * (1 - prob) / tau
+    return torch.stack((d, -d), dim=-1).to(dtype)

@@ -3,15 +3,38 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from conftest import skip_unless_usable
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from lavit.kernels import gumbel_select
-from lavit.kernels.gumbel_select.library import gumbel_select_op
+from lavit.kernels import Selection, gumbel_select
+from lavit.kernels.gumbel_select.library import gumbel_select_backward_op, gumbel_select_op
 from lavit.kernels.gumbel_select.reference import logistic_noise, odd_numbers, philox4x32
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(params=["reference", "triton"])
+def impl(request, device):
+    skip_unless_usable("gumbel_select", request.param, device)
+    return request.param
+
+
+@pytest.fixture
+def select(impl, device):
+    """gumbel_select by one implementation on one device, from and to tensors on the CPU."""
+
+    def run(scores, **options):
+        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+        return Selection(*(t.cpu() for t in gumbel_select(scores.to(device), impl=impl, **moved)))
+
+    return run
+
+
+def many_examples(count):
+    """The fixture is the same for every example, so that it need not be made anew."""
+    return settings(max_examples=count, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def scores_of(batch, patches, dtype=torch.float32, seed=0):
@@ -35,29 +58,42 @@ def test_philox_gives_the_known_answers_of_random123(counter, key, expected):
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.5])
-def test_golden_masks_and_probabilities(tau):
+def test_golden_masks_and_probabilities(select, tau):
     golden = load_file(GOLDEN / "selector.safetensors")
-    got = gumbel_select(golden["selector_logp"], noise=golden["gumbel_noise"], tau=tau)
+    got = select(golden["selector_logp"], noise=golden["gumbel_noise"], tau=tau)
     assert torch.equal(got.keep, golden[f"keep_mask_tau{tau}"])
     torch.testing.assert_close(got.prob, golden[f"gumbel_soft_tau{tau}"][..., 0], rtol=1e-12, atol=1e-15)
 
 
-def test_given_noise_equals_the_hard_gumbel_softmax_of_pytorch_with_its_gradient():
+def test_given_noise_equals_the_hard_gumbel_softmax_of_pytorch_with_its_gradient(select):
     scores = scores_of(3, 7, torch.float64).requires_grad_()
-    noise = -torch.empty(3, 7, 2, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(1)).log()
+    torch.manual_seed(1)
+    noise = -torch.empty_like(scores).exponential_().log()
+    torch.manual_seed(1)
+    hard = F.gumbel_softmax(scores, tau=0.7, hard=True)[..., 0]
     weight = torch.linspace(-1, 1, 21, dtype=torch.float64).view(3, 7)
-    soft = F.softmax((scores + noise) / 0.7, dim=-1)[..., 0]
-    hard = (soft >= 0.5).double() + soft - soft.detach()
     (expected,) = torch.autograd.grad((hard * weight).sum(), scores)
-    got = gumbel_select(scores, noise=noise, tau=0.7)
+    got = select(scores, noise=noise, tau=0.7)
     (grad,) = torch.autograd.grad((got.keep * weight).sum(), scores)
     torch.testing.assert_close(got.keep, hard, rtol=0, atol=1e-15)
     torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-15)
 
 
-def test_gradient_of_the_relaxed_probability():
+def test_gradient_of_the_relaxed_probability(select):
     scores = scores_of(2, 3, torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: gumbel_select(s, seeds=torch.tensor([5, -6]), tau=0.7).prob, scores)
+    assert torch.autograd.gradcheck(lambda s: select(s, seeds=torch.tensor([5, -6]), tau=0.7).prob, scores)
+
+
+def test_keep_and_prob_have_the_same_gradient_and_it_adds_up(select):
+    """0.5 and 0.25 in the scores' own dtype: sums and products by them are exact."""
+    scores = scores_of(2, 5, torch.bfloat16).requires_grad_()
+    got = select(scores, seeds=torch.tensor([1, 2]))
+    by_keep, by_prob, both = (
+        torch.autograd.grad(loss, scores, retain_graph=True)[0]
+        for loss in (got.keep.sum() / 2, got.prob.sum() / 4, (got.keep / 2 + got.prob / 2).sum())
+    )
+    assert by_keep.dtype == torch.bfloat16 and bool(by_keep.any())
+    assert torch.equal(by_keep, 2 * by_prob) and torch.equal(by_keep * 2, both)
 
 
 def test_uniform_numbers_are_exact_in_float32_and_never_0_or_1():
@@ -76,49 +112,52 @@ def test_noise_is_logistic_and_unrelated_between_patches_images_and_calls():
     centred = noise.sigmoid() - 0.5
     for a, b in ((centred[:, 1:], centred[:, :-1]), (centred[1:], centred[:-1])):
         assert abs(float((a * b).mean()) * 12) < 4 / n**0.5
-    torch.manual_seed(0)
-    scores = torch.zeros(64, 256, 2)
-    first, second = (gumbel_select(scores).keep - 0.5 for _ in range(2))
+
+
+def test_decisions_of_two_calls_are_unrelated(select):
+    scores = torch.zeros(8, 2048, 2)
+    first, second = (select(scores).keep - 0.5 for _ in range(2))
     assert abs(float((first * second).mean()) * 4) < 4 / first.numel() ** 0.5
 
 
-def test_keep_rate_is_the_sigmoid_of_the_score_difference():
-    d = torch.tensor([-3.0, -0.5, 0.0, 1.0, 4.0])
-    scores = torch.stack((d, torch.zeros(5)), dim=1)[None].expand(20000, 5, 2)
-    rate = gumbel_select(scores, seeds=torch.arange(20000), tau=0.3).keep.mean(dim=0)
-    p = d.sigmoid()
-    assert bool(((rate - p).abs() < 4.5 * (p * (1 - p) / 20000).sqrt()).all())
+def test_keep_rate_is_the_sigmoid_of_the_score_difference(select):
+    """Five differences, 16384 draws each, in 20 images of 4096 patches."""
+    p = torch.tensor([-3.0, -0.5, 0.0, 1.0, 4.0]).sigmoid()
+    d = p.logit().repeat(16384).view(20, 4096)
+    keep = select(torch.stack((d, torch.zeros_like(d)), dim=2), seeds=torch.arange(20), tau=0.3).keep
+    rate = keep.view(16384, 5).mean(dim=0)
+    assert bool(((rate - p).abs() < 4.5 * (p * (1 - p) / 16384).sqrt()).all())
 
 
-def test_manual_seed_governs_the_draw():
+def test_manual_seed_governs_the_draw(select):
     scores = scores_of(4, 33)
     torch.manual_seed(3)
-    first, second = gumbel_select(scores), gumbel_select(scores)
+    first, second = select(scores), select(scores)
     torch.manual_seed(3)
-    again = gumbel_select(scores)
+    again = select(scores)
     assert torch.equal(first.keep, again.keep) and torch.equal(first.prob, again.prob)
     assert not torch.equal(first.prob, second.prob)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 6), st.integers(0, 40), st.integers(0, 2**31), st.randoms())
-def test_an_image_depends_on_its_seed_and_scores_only(batch, patches, seed, random):
+@many_examples(15)
+@given(batch=st.integers(0, 6), patches=st.integers(0, 40), seed=st.integers(0, 2**31), random=st.randoms())
+def test_an_image_depends_on_its_seed_and_scores_only(select, batch, patches, seed, random):
     scores = scores_of(batch, patches, seed=seed)
     seeds = torch.tensor([random.randint(-(2**63), 2**63 - 1) for _ in range(batch)], dtype=torch.int64)
-    got = gumbel_select(scores, seeds=seeds, min_keep=min(1, patches))
+    got = select(scores, seeds=seeds, min_keep=min(1, patches))
     for b in range(batch):
-        alone = gumbel_select(scores[b : b + 1], seeds=seeds[b : b + 1], min_keep=min(1, patches))
+        alone = select(scores[b : b + 1], seeds=seeds[b : b + 1], min_keep=min(1, patches))
         for whole, one in zip(got[:3], alone[:3], strict=True):
             assert torch.equal(whole[b], one[0])
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 5), st.integers(0, 40), st.integers(0, 45), st.integers(0, 2**31))
-def test_partition_is_stable_and_min_keep_adds_the_most_probable(batch, patches, least, seed):
+@many_examples(25)
+@given(batch=st.integers(0, 5), patches=st.integers(0, 40), least=st.integers(0, 45), seed=st.integers(0, 2**31))
+def test_partition_is_stable_and_min_keep_adds_the_most_probable(select, batch, patches, least, seed):
     least = min(least, patches)
     scores = scores_of(batch, patches, seed=seed)
     seeds = torch.arange(batch)
-    plain, got = gumbel_select(scores, seeds=seeds), gumbel_select(scores, seeds=seeds, min_keep=least)
+    plain, got = select(scores, seeds=seeds), select(scores, seeds=seeds, min_keep=least)
     assert torch.equal(got.prob, plain.prob)
     for b in range(batch):
         kept = set(plain.keep[b].nonzero().flatten().tolist())
@@ -132,50 +171,180 @@ def test_partition_is_stable_and_min_keep_adds_the_most_probable(batch, patches,
     assert int(got.cu_kept[0]) == int(got.cu_dropped[0]) == 0
 
 
-def test_deterministic_keeps_where_the_first_score_is_not_smaller():
+def test_deterministic_keeps_where_the_first_score_is_not_smaller(select):
     scores = torch.tensor([[[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]])
-    got = gumbel_select(scores, deterministic=True, tau=2.0)
+    got = select(scores, deterministic=True, tau=2.0)
     assert got.keep.tolist() == [[0.0, 1.0, 1.0]]
     torch.testing.assert_close(got.prob, torch.tensor([[-0.5, 0.0, 0.5]]).sigmoid())
 
 
 @pytest.mark.parametrize("mode", ["noise", "seeds", "deterministic"])
-def test_nan_scores_are_dropped_without_gradient_whatever_min_keep_asks(mode):
+def test_nan_scores_are_dropped_without_gradient_whatever_min_keep_asks(select, mode):
     scores = torch.tensor([[[float("nan"), 0.0], [-9.0, 9.0], [0.0, float("nan")]]], requires_grad=True)
     given_ = {"noise": torch.zeros(1, 3, 2), "seeds": torch.tensor([1]), "deterministic": True}[mode]
-    got = gumbel_select(scores, min_keep=3, **{mode: given_})
+    got = select(scores, min_keep=3, **{mode: given_})
     (got.keep + got.prob).sum().backward()
     assert got.keep.tolist() == [[0.0, 1.0, 0.0]]
     assert got.prob[0, 0] == 0 and bool(scores.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_scores_are_computed_in_float32(dtype):
+def test_half_scores_are_computed_in_float32(select, dtype):
     half = scores_of(2, 9, dtype)
-    got, expected = (gumbel_select(s, seeds=torch.tensor([1, 2])) for s in (half, half.float()))
+    got, expected = (select(s, seeds=torch.tensor([1, 2])) for s in (half, half.float()))
     assert got.keep.dtype == got.prob.dtype == torch.float32
     assert torch.equal(got.prob, expected.prob) and torch.equal(got.order, expected.order)
 
 
 @pytest.mark.parametrize(("batch", "patches"), [(0, 5), (3, 0), (2, 1)])
 @pytest.mark.parametrize("mode", ["seeds", "noise", None])
-def test_opcheck(batch, patches, mode):
-    scores = scores_of(batch, patches).requires_grad_()
-    noise = torch.zeros(batch, patches, 2) if mode == "noise" else None
-    seeds = torch.arange(batch) if mode == "seeds" else None
-    torch.library.opcheck(gumbel_select_op, (scores, noise, seeds, 0.7, min(1, patches), "auto"))
+def test_opcheck(impl, device, batch, patches, mode):
+    scores = scores_of(batch, patches).to(device).requires_grad_()
+    noise = torch.zeros(batch, patches, 2, device=device) if mode == "noise" else None
+    seeds = torch.arange(batch, device=device) if mode == "seeds" else None
+    torch.library.opcheck(gumbel_select_op, (scores, noise, seeds, 0.7, min(1, patches), impl))
 
 
-def test_compiles_without_a_graph_break():
-    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
-    def run(scores, seeds):
-        return gumbel_select(scores, seeds=seeds, min_keep=1)
+@pytest.mark.parametrize("given_", [(True, True), (True, False), (False, True)])
+def test_opcheck_of_the_backward(impl, device, given_):
+    grads = [torch.ones(3, 5, device=device) if g else None for g in given_]
+    prob = torch.full((3, 5), 0.3, device=device)
+    torch.library.opcheck(gumbel_select_backward_op, (*grads, prob, 0.7, torch.bfloat16, impl))
 
+
+def test_compiles_without_a_graph_break(impl, device):
+    def plain(scores, seeds):
+        return gumbel_select(scores, seeds=seeds, min_keep=1, impl=impl)
+
+    run = torch.compile(plain, fullgraph=True, dynamic=True, backend="aot_eager")
     for batch in (2, 3):
-        scores, seeds = scores_of(batch, 11).requires_grad_(), torch.arange(batch)
-        got, expected = run(scores, seeds), gumbel_select(scores, seeds=seeds, min_keep=1)
+        scores, seeds = scores_of(batch, 11).to(device).requires_grad_(), torch.arange(batch, device=device)
+        got, expected = run(scores, seeds), plain(scores, seeds)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
         got.prob.sum().backward()
+
+
+def difficult_scores(batch, patches, dtype):
+    """Ties in plenty (multiples of 1/2), zeros of both signs, NaN and infinities."""
+    scores = (scores_of(batch, patches, torch.float64, seed=1) * 4).round() / 2
+    generator = torch.Generator().manual_seed(2)
+    for value in (float("nan"), float("inf"), -float("inf"), -0.0):
+        scores[torch.rand(scores.shape, generator=generator) < 0.06] = value
+    return scores.to(dtype)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in subtract:RuntimeWarning")
+@pytest.mark.parametrize("mode", ["seeds", "noise", "deterministic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("batch", "patches"), [(0, 5), (3, 0), (2, 1), (3, 31), (1, 1031)])
+def test_triton_decides_as_the_reference_to_the_bit(device, poisoned, batch, patches, dtype, mode):
+    """The probabilities agree within the rounding of float64's logarithms and exponential, and of the result.
+
+    A margin has at most 17 + size to round; p moves by p (1 - p) / tau times that, and by a few roundings of its own.
+    """
+    skip_unless_usable("gumbel_select", "triton", device)
+    scores, tau = difficult_scores(batch, patches, dtype), 0.7
+    options = {
+        "seeds": {"seeds": torch.randint(-(2**63), 2**63 - 1, (batch,))},
+        "noise": {"noise": scores_of(batch, patches, dtype, seed=5)},
+        "deterministic": {"deterministic": True},
+    }[mode]
+    on_device = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    size = 17 + (scores.double().abs() + options.get("noise", torch.zeros(1)).double().abs()).sum(2)
+    for min_keep in sorted({0, patches // 2, patches - patches // 8}):
+        expected = gumbel_select(scores, tau=tau, min_keep=min_keep, impl="reference", **options)
+        got = gumbel_select(scores.to(device), tau=tau, min_keep=min_keep, impl="triton", **on_device)
+        got = Selection(*(t.cpu() for t in got))
+        for name in ("keep", "order", "cu_kept", "cu_dropped"):
+            a, b = getattr(got, name), getattr(expected, name)
+            assert a.dtype == b.dtype and torch.equal(a, b), name
+        precision = torch.finfo(expected.prob.dtype)
+        bound = expected.prob.double() * (precision.eps + 2**-49 * (1 + size / tau)) + precision.smallest_normal
+        finite = size.isfinite()
+        assert got.prob.dtype == expected.prob.dtype
+        assert bool(((got.prob - expected.prob).abs() <= bound)[finite].all())
+        assert torch.equal(got.prob[~finite], expected.prob[~finite])
+
+
+def test_triton_takes_any_strides_and_more_patches_than_its_largest_block(device):
+    skip_unless_usable("gumbel_select", "triton", device)
+    for scores in (scores_of(7, 3).transpose(0, 1), scores_of(2, 9)[:, ::2], scores_of(1, 4097)):
+        expected = gumbel_select(scores, seeds=torch.arange(scores.shape[0]), min_keep=2, impl="reference")
+        seeds = torch.arange(2 * scores.shape[0], device=device)[::2] // 2
+        got = gumbel_select(scores.to(device), seeds=seeds, min_keep=2, impl="triton")
+        assert torch.equal(got.keep.cpu(), expected.keep) and torch.equal(got.order.cpu(), expected.order)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("batch", "patches"), [(0, 5), (3, 0), (2, 1), (3, 31), (1, 1031)])
+def test_gradient_of_triton_is_that_of_the_reference_to_the_bit(device, poisoned, batch, patches, dtype):
+    skip_unless_usable("gumbel_select", "triton", device)
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        pytest.skip("Triton's interpreter truncates float32 to bfloat16")
+    precision = torch.float64 if dtype == torch.float64 else torch.float32
+    prob, whole, sparse = (
+        torch.rand(batch, 2 * patches, generator=torch.Generator().manual_seed(i), dtype=precision) for i in range(3)
+    )
+    one = torch.full((), 0.3, dtype=precision).expand(batch, patches)
+    rows, across = whole[:, :patches], sparse.view(2 * patches, batch)[::2].T
+    for keep, soft in ((rows, across), (one, None), (None, across), (one, rows)):
+        arguments = (keep, soft, prob[:, :patches], 0.7, dtype)
+        moved = (a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments)
+        expected = gumbel_select_backward_op(*arguments, "reference")
+        got = gumbel_select_backward_op(*moved, "triton")
+        assert got.dtype == dtype and torch.equal(got.cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_cuda_and_cpu_decide_alike_on_many_patches():
+    """2^24 decisions, none of which differs."""
+    scores, seeds = scores_of(4096, 4096), torch.arange(4096)
+    got = gumbel_select(scores.cuda(), seeds=seeds.cuda(), min_keep=2048, impl="triton")
+    for some in (slice(0, 64), slice(4032, 4096)):
+        expected = gumbel_select(scores[some], seeds=seeds[some], min_keep=2048, impl="reference")
+        assert torch.equal(got.keep[some].cpu(), expected.keep) and torch.equal(got.order[some].cpu(), expected.order)
+    on_device = gumbel_select(scores.cuda(), seeds=seeds.cuda(), min_keep=2048, impl="reference")
+    assert all(torch.equal(getattr(got, n), getattr(on_device, n)) for n in ("keep", "order", "cu_kept", "cu_dropped"))
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_draws_new_noise_at_each_replay_under_the_manual_seed():
+    scores = torch.zeros(4, 257, 2, device="cuda")
+    gumbel_select(scores, min_keep=3, impl="triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gumbel_select(scores, min_keep=3, impl="triton")
+
+    def replay():
+        graph.replay()
+        assert torch.equal(captured.cu_kept.diff(), captured.keep.sum(1).int())
+        return captured.keep.clone()
+
+    torch.cuda.manual_seed(1)
+    first, second = replay(), replay()
+    torch.cuda.manual_seed(1)
+    again = replay()
+    assert torch.equal(first, again) and not torch.equal(first, second)
+
+
+@pytest.mark.gpu
+def test_the_host_never_waits_and_sizes_do_not_recompile():
+    from lavit.kernels.gumbel_select import triton as form
+
+    def compiled():
+        return sum(len(cache[0]) for k in (form._select, form._offsets) for cache in k.device_caches.values())
+
+    counts = []
+    for batch, min_keep, tau in ((1, 0, 1.0), (2, 1, 1.0), (16, 16, 0.5), (33, 37, 0.3)):
+        scores = scores_of(batch, 37).cuda().requires_grad_()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            got = gumbel_select(scores, min_keep=min_keep, tau=tau, impl="triton")
+            (got.keep.sum() + got.prob.mean()).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        counts.append(compiled())
+    assert len(set(counts)) == 1
 
 
 @pytest.mark.parametrize(
