@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lavit.kernels.dispatch import Implementation, register
-from lavit.kernels.nearest_code import cpu, reference
+from lavit.kernels.nearest_code import cpp, cpu, reference
 from lavit.kernels.triton_support import triton_unusable
 
 
@@ -22,12 +22,13 @@ def _triton(x, codebook, metric, normalize_x, precision):
 OPERATION = register(
     "nearest_code",
     Implementation("triton", "tensor cores, a proven bound and an exact rescoring", triton_unusable),
+    Implementation("cpp", "product and running maximum in registers", cpp.unusable),
     Implementation("cpu", "tiles that stay in the cache, bounded memory", _not_cpu),
     Implementation("reference", "the whole matrix of scores in PyTorch"),
-    preference={"cpu": ("cpu", "reference")},
+    preference={"cpu": ("cpp", "cpu", "reference")},
 )
 
-FORWARD = {"cpu": cpu.nearest_code, "reference": reference.nearest_code, "triton": _triton}
+FORWARD = {"cpp": cpp.nearest_code, "cpu": cpu.nearest_code, "reference": reference.nearest_code, "triton": _triton}
 
 
 @torch.library.custom_op(
