@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import torch
 
-from lavit.kernels.code_statistics import reference
+from lavit.kernels.code_statistics import cpu, reference
 from lavit.kernels.dispatch import Implementation, debugging, register
+from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
 
-OPERATION = register("code_statistics", Implementation("reference", "sort and segment sums in PyTorch"))
+
+def _not_cpu(device_type: str) -> str | None:
+    return None if device_type == "cpu" else "its sums have a fixed order on the CPU only"
+
+
+OPERATION = register(
+    "code_statistics",
+    Implementation("triton", "a sort, then a program for each code", triton_unusable),
+    Implementation("cpu", "rows added where they belong", _not_cpu),
+    Implementation("reference", "sort and segment sums in PyTorch"),
+    preference={"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+)
 
 
 @torch.library.custom_op(
@@ -17,10 +29,14 @@ OPERATION = register("code_statistics", Implementation("reference", "sort and se
     schema="(Tensor x, Tensor ids, SymInt num_codes, str impl) -> (Tensor, Tensor)",
 )
 def code_statistics_op(x, ids, num_codes, impl):
-    OPERATION.choose(impl, x.device)
+    name = OPERATION.choose(impl, x.device)
     if debugging() and ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= num_codes):
         raise ValueError(f"ids: expected -1 to {num_codes - 1}, got {int(ids.min())} to {int(ids.max())}")
-    return reference.code_statistics(x, ids, num_codes)
+    if name == "triton":
+        from lavit.kernels.code_statistics import triton
+
+        return triton.code_statistics(x, ids, num_codes)
+    return {"cpu": cpu, "reference": reference}[name].code_statistics(x, ids, num_codes)
 
 
 @code_statistics_op.register_fake

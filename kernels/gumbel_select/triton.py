@@ -10,9 +10,9 @@ from torch import Tensor
 from lavit.kernels.triton_support import Variant, on_device_of
 from lavit.kernels.types import compute_dtype
 
-# BLOCK_N, the next power of two of N, to warps. 8 patches a thread take 80 registers: beyond 4096 patches a block of
-# threads has too few for them.
-WARPS = {16: 1, 32: 1, 64: 1, 128: 1, 256: 2, 512: 4, 1024: 4, 2048: 8, 4096: 16}
+# BLOCK_N, the next power of two of N, to warps: 4 patches a thread take about 70 registers, 8 take 128, and more than
+# 4096 patches would not stay in the registers that a block of threads can have.
+WARPS = {16: 1, 32: 1, 64: 1, 128: 1, 256: 2, 512: 4, 1024: 8, 2048: 16, 4096: 16}
 SMALLEST, LARGEST = min(WARPS), max(WARPS)
 SCAN = 1024
 GRADIENT = 1024
