@@ -53,6 +53,7 @@ struct Tile {
     for (int64_t r = 0; r < kCodes; ++r) {
       const int64_t j = std::min(first + r, s.num_codes - 1);
       code[r] = s.codes + j * s.dim;
+      asm("" : "+r"(code[r]));  // clang would compute it again for every element
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) score[r][v] = Vector{} + s.bias[j];
     }
@@ -83,7 +84,7 @@ struct Tile {
       const auto above = most[v] > best[v];
 #pragma GCC unroll 6
       for (int64_t r = kCodes - 1; r >= 0; --r) {  // the lowest of equal ones comes last
-        ids[v] = above & (score[r][v] == most[v]) ? Ids{} + static_cast<Id>(first + r) : ids[v];
+        ids[v] = (above & (score[r][v] == most[v])) ? Ids{} + static_cast<Id>(first + r) : ids[v];
       }
       best[v] = most[v];
     }
