@@ -159,7 +159,8 @@ def gumbel_select(
     cu_kept = scores.new_empty((batch + 1,), dtype=torch.int32)
     cu_dropped = torch.empty_like(cu_kept)
     counts = scores.new_empty((batch,), dtype=torch.int32)
-    scores, noise, seeds = (None if t is None else t.contiguous() for t in (scores, noise, seeds))
+    scores = scores.contiguous()
+    noise, seeds = (None if t is None else t.contiguous() for t in (noise, seeds))
     block = block_of(num_patches)
     with on_device_of(keep):
         _select[(batch,)](
