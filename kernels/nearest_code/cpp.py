@@ -8,7 +8,7 @@ from torch import Tensor
 from lavit.kernels.extension import cpp_unusable
 from lavit.kernels.nearest_code.reference import finish, prepare
 
-WIDEST = 0  # vectors: the widest that the machine has
+VECTOR_BYTES = 0  # of the vectors to compute with: 16, 32 or 64; 0 for the widest that the machine has
 
 
 def unusable(device_type: str) -> str | None:
@@ -20,5 +20,5 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, pr
     usable = x.isfinite().all(dim=1)
     x, c, b = prepare(x, codebook, metric, normalize_x)
     x = x.contiguous()
-    ids, best = torch.ops.lavit_cpp.nearest_code(x, c.contiguous(), b.contiguous(), WIDEST)
+    ids, best = torch.ops.lavit_cpp.nearest_code(x, c.contiguous(), b.contiguous(), VECTOR_BYTES)
     return finish(x, best, ids, usable, metric)

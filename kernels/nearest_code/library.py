@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lavit.kernels.dispatch import Implementation, register
+from lavit.kernels.dispatch import Implementation, register, without_autocast
 from lavit.kernels.nearest_code import cpp, cpu, reference
 from lavit.kernels.triton_support import triton_unusable
 
@@ -36,6 +36,7 @@ FORWARD = {"cpp": cpp.nearest_code, "cpu": cpu.nearest_code, "reference": refere
     mutates_args=(),
     schema="(Tensor x, Tensor codebook, str metric, bool normalize_x, str precision, str impl) -> (Tensor, Tensor)",
 )
+@without_autocast
 def nearest_code_op(x, codebook, metric, normalize_x, precision, impl):
     return FORWARD[OPERATION.choose(impl, x.device)](x, codebook, metric, normalize_x, precision)
 
