@@ -115,7 +115,11 @@ def bench_pack(benchmark, device, case, name):
     result = PACK[name](x, keep)
     assert torch.equal(result, x[keep])
     moved = 2 * result.numel() * result.element_size()
-    measure(benchmark, device, f"pack {case}", lambda: PACK[name](x, keep), bytes_moved=moved)
+    run = lambda: PACK[name](x, keep)  # noqa: E731
+    of_release = name.startswith("release")
+    measure(
+        benchmark, device, f"pack {case}", run, implementation=name, baseline=of_release, bytes_moved=moved
+    )
 
 
 @pytest.mark.parametrize("name", PAD)
@@ -127,7 +131,9 @@ def bench_pack_and_pad(benchmark, device, case, name):
     want, want_mask = release_pad(x, keep)
     assert torch.equal(padded, want)
     assert torch.equal(mask, want_mask)
-    measure(benchmark, device, f"pack and pad {case}", lambda: PAD[name](x, keep))
+    run = lambda: PAD[name](x, keep)  # noqa: E731
+    of_release = name.startswith("release")
+    measure(benchmark, device, f"pack and pad {case}", run, implementation=name, baseline=of_release)
 
 
 @pytest.mark.parametrize("impl", ["cpp", "reference"])
@@ -140,4 +146,4 @@ def bench_unpack(benchmark, device, case, impl):
     assert torch.equal(unpack(rows, order, cu, keep.shape[1], impl=impl), x.masked_fill(~keep[..., None], 0))
     moved = (rows.numel() + x.numel()) * x.element_size()
     run = lambda: unpack(rows, order, cu, keep.shape[1], impl=impl)  # noqa: E731
-    measure(benchmark, device, f"unpack {case}", run, bytes_moved=moved)
+    measure(benchmark, device, f"unpack {case}", run, implementation=f"lavit {impl}", bytes_moved=moved)

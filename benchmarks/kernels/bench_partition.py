@@ -18,4 +18,5 @@ def bench_partition(benchmark, device, shape, impl):
     keep = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 1 / 3).to(device)
     for got, want in zip(partition(keep, impl=impl), partition(keep, impl="reference"), strict=True):
         assert torch.equal(got, want)
-    measure(benchmark, device, f"partition {shape}", lambda: partition(keep, impl=impl))
+    run = lambda: partition(keep, impl=impl)  # noqa: E731
+    measure(benchmark, device, f"partition {shape}", run, implementation=f"lavit {impl}")

@@ -43,7 +43,8 @@ def bench_merger(benchmark, device, work, form):
     # The release's epsilon is the difference (see tests/golden).
     torch.testing.assert_close(packed, dense, rtol=0, atol=2e-5 * float(dense.abs().max()))
     kept = float(selection.keep.mean())
-    measure(benchmark, device, f"merger, {work}, B={BATCH} N=256 H={HEADS} D=88", run, keep_rate=kept)
+    group, of_release = f"merger, {work}, B={BATCH} N=256 H={HEADS} D=88", form == "dense"
+    measure(benchmark, device, group, run, implementation=form, baseline=of_release, keep_rate=kept)
 
 
 def kept_rows(merger: Merger, form: str, features: Tensor, selection: Selection) -> Tensor:
