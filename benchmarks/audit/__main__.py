@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         versions["triton"] = triton.__version__
         with tempfile.TemporaryDirectory() as folder:
             os.environ.setdefault("TRITON_CACHE_DIR", folder)
+            # As up to triton 3.9; later ones contract to fused multiply-adds only where a launch asks for it.
+            os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
             rows, problems = audit_triton(chosen, architectures)
     except ImportError as error:
         problems.append(f"Triton: {error}")

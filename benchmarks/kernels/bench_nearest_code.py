@@ -121,8 +121,7 @@ def ours(impl: str, metric: str, precision: str = "exact") -> Callable[[Tensor, 
             reason = "Triton's interpreter is for tests"
         if reason is not None:
             pytest.skip(f"nearest_code, {impl}: {reason}")
-        options = {"metric": metric, "normalize_x": normalize, "precision": precision, "impl": impl}
-        return lambda: nearest_code(x, codebook, **options)
+        return lambda: nearest_code(x, codebook, metric=metric, normalize_x=normalize, precision=precision, impl=impl)
 
     return search
 

@@ -1,0 +1,124 @@
+"""The audit of the GPU kernels passes on this repository's, and finds what it is there to find in others."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OPERATIONS = sorted(path.parent.name for path in (ROOT / "kernels").glob("*/triton.py"))
+
+# A product with and without tensor cores, one that no thread has the registers for, and a kernel that is left out.
+KERNELS = '''
+import triton
+import triton.language as tl
+from lavit.kernels.triton_support import Variant
+
+
+@triton.jit
+def doubled(x):
+    return x + x
+
+
+@triton.jit
+def product(a_ptr, out_ptr, SIZE: tl.constexpr, WAY: tl.constexpr):
+    rows = tl.arange(0, SIZE)[:, None]
+    columns = tl.arange(0, SIZE)[None, :]
+    a = tl.load(a_ptr + rows * SIZE + columns)
+    if WAY == "cores":
+        a = tl.dot(a.to(tl.float16), a.to(tl.float16))
+    tl.store(out_ptr + rows * SIZE + columns, doubled(a))
+
+
+@triton.jit
+def forgotten(x_ptr):
+    tl.store(x_ptr, 1.0)
+
+
+def variant(label, size, way, cores, warps=4):
+    signature = {"a_ptr": "*fp32", "out_ptr": "*fp32"}
+    constants = {"SIZE": size, "WAY": way}
+    return Variant(product, label, signature, constants, num_warps=warps, tensor_cores=cores)
+
+
+def variants():
+    return VARIANTS
+'''
+
+
+def audit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.audit", "--arch", "90", "--skip-cuda", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def audit_module(folder: Path, name: str, variants: str, without_forgotten: bool = True):
+    text = KERNELS.replace("VARIANTS", variants)
+    if without_forgotten:
+        start = text.index("@triton.jit\ndef forgotten")
+        text = text[:start] + text[text.index("def variant(") :]
+    (folder / f"{name}.py").write_text(text)
+    file = folder / f"{name}.json"
+    path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    result = audit("--module", name, "--json", str(file), PYTHONPATH=path)
+    return result, json.loads(file.read_text())
+
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def test_every_triton_kernel_is_free_of_spills_and_uses_tensor_cores_where_meant(tmp_path):
+    result = audit("--json", str(tmp_path / "audit.json"), TRITON_INTERPRET="1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "TRITON_INTERPRET=1 is set" in result.stdout
+    report = json.loads((tmp_path / "audit.json").read_text())
+    assert {row["operation"] for row in report["rows"]} == set(OPERATIONS)
+    assert report["problems"] == []
+    for row in report["rows"]:
+        assert row["kernel"] in result.stdout
+        assert row["architecture"] == 90 and row["registers"] > 0
+        assert row["spilled"] == 0, row
+        assert row["tensor_core_instructions"] or not row["tensor_cores_meant"], row
+    assert any(row["tensor_cores_meant"] for row in report["rows"])
+
+
+def test_a_spill_and_missing_tensor_cores_are_caught_and_a_good_kernel_passes(tmp_path):
+    variants = """[
+        variant("good", 64, "cores", True),
+        variant("no cores", 64, "sum", True),
+        variant("too big for two warps", 128, "cores", True, warps=2),
+    ]"""
+    result, report = audit_module(tmp_path, "audited_products", variants)
+    assert result.returncode == 1
+    rows = {row["label"]: row for row in report["rows"]}
+    assert rows["good"]["spilled"] == 0 and sum(rows["good"]["tensor_core_instructions"].values()) > 0
+    assert rows["no cores"]["tensor_core_instructions"] == {}
+    assert rows["too big for two warps"]["spilled"] > 0
+    where = "audited_products: product"
+    assert any(p.startswith(f"{where} [no cores] on sm_90 has no tensor-core") for p in report["problems"])
+    assert any(p.startswith(f"{where} [too big for two warps] on sm_90 spills") for p in report["problems"])
+    assert not any("[good]" in problem for problem in report["problems"])
+
+
+def test_a_kernel_that_no_variant_covers_is_caught_and_a_called_one_is_covered(tmp_path):
+    result, report = audit_module(tmp_path, "audited_left_out", '[variant("good", 64, "cores", True)]', False)
+    assert result.returncode == 1
+    assert report["problems"] == [
+        "audited_left_out: no variant covers forgotten, and no kernel of a variant calls it"
+    ]
+
+
+def test_an_empty_list_of_variants_is_caught(tmp_path):
+    result, report = audit_module(tmp_path, "audited_nothing", "[]")
+    assert result.returncode == 1
+    assert "audited_nothing has no variants() or lists none" in report["problems"][0]
