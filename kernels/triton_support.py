@@ -65,6 +65,7 @@ class Variant:
     signature: argument name to Triton type ("*fp32", "i32", ...), for every argument that is no constexpr.
     constants: the constexpr arguments; None for a pointer that is absent.
     divisible: integer arguments that are multiples of 16 wherever this variant runs; pointers always are.
+    maxnreg: most registers a thread; without it ptxas spills a few to fit one more block on a multiprocessor.
     tensor_cores: the compilation must contain tensor-core instructions.
     architectures: for which it is meant, as in sm_90.
     """
@@ -76,5 +77,6 @@ class Variant:
     divisible: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 3
+    maxnreg: int | None = None
     tensor_cores: bool = False
     architectures: tuple[int, ...] = (80, 90, 100)

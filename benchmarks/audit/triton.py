@@ -145,7 +145,8 @@ def compile_variant(operation: str, variant: Variant, architecture: int) -> Row:
         constexprs={(names.index(name),): value for name, value in variant.constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in multiples},
     )
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
+    options |= {"maxnreg": variant.maxnreg} if variant.maxnreg else {}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, WARP), options=options)
     products = Counter(PTX_TENSOR_CORE.findall(compiled.asm["ptx"]))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -37,7 +37,6 @@ CONFIGS = {
     "128x64": Config(128, 64, 4, 4, 4),
     "64x128": Config(64, 128, 4, 4, 4),
     "256x128": Config(256, 128, 4, 8, 4),
-    "128x256": Config(128, 256, 8, 8, 3),
     "128x128 lanes 8": Config(128, 128, 8, 4, 3),
 }
 # Tile by architecture (the newest not above the device's) and by width class.
@@ -46,9 +45,10 @@ TABLE = {
     90: {"narrow": "128x128", "middle": "128x64", "wide": "128x128"},
 }
 NARROW, MIDDLE, CHUNK = 32, 128, 64  # the greatest D of a class; the columns a step of the widest one takes
-MAX_SPLITS = 16
+MAX_SPLITS = 8
 PREPARE_ELEMENTS, MAX_PROGRAMS = 4096, 1024
 RESCORE_ROWS, RESCORE_WARPS, SCAN_CODES = 2, 2, 32
+REGISTERS = 255  # a thread may have: unasked, ptxas spills some for the sake of occupancy
 FUSE = {"enable_fp_fusion": True}  # triton 3.10 no longer contracts to fused multiply-adds unasked
 
 
@@ -159,7 +159,7 @@ def screen(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, fast: bo
         p.n, p.tiles, p.per_split, p.programs,
         p.dim, p.width, p.block_d, cosine or normalize_x, not cosine, fast, p.id_bits, p.acc,
         tile.block_m, tile.block_n, tile.lanes, MAX_PROGRAMS,
-        num_warps=tile.num_warps, num_stages=tile.num_stages, **FUSE,
+        num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=REGISTERS, **FUSE,
     )  # fmt: skip
     return Screened(keys if fast else keys[:2], third, window)
 
@@ -194,14 +194,14 @@ def search(
             pick_kernel[grid](
                 x, codebook, found.keys, found.third, ids, score, n, p.num_codes, p.splits,
                 p.dim, p.rescore_d, *flags, p.acc, p.tile.block_n, p.tile.lanes, MAX_SPLITS, RESCORE_ROWS,
-                num_warps=RESCORE_WARPS, **FUSE,
+                num_warps=RESCORE_WARPS, maxnreg=REGISTERS, **FUSE,
             )  # fmt: skip
         else:
             rescore_kernel[grid](
                 x, codebook, found.keys, found.third, found.window, ids, score,
                 n, p.num_codes, p.per_split, p.splits, p.dim, p.rescore_d, *flags, p.id_bits, p.acc,
                 p.tile.block_n, p.tile.lanes, MAX_SPLITS, RESCORE_ROWS, SCAN_CODES,
-                num_warps=RESCORE_WARPS, **FUSE,
+                num_warps=RESCORE_WARPS, maxnreg=REGISTERS, **FUSE,
             )  # fmt: skip
     return ids, score
 
@@ -210,12 +210,20 @@ TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"
 
 
 def variants() -> list[Variant]:
-    """Every kernel with every tile of CONFIGS at LaVIT's width, and each width class with its tile from TABLE."""
-    cases = [(name, 32, torch.float32, "cosine") for name in CONFIGS]
-    cases += [("128x128", 32, torch.bfloat16, "cosine"), ("128x128", 32, torch.float32, "plain")]
-    cases += [("128x128", 32, torch.float64, "euclidean"), ("128x64", 128, torch.float32, "euclidean")]
-    cases += [("128x128", 1024, torch.bfloat16, "cosine"), ("128x128 lanes 8", 32, torch.float32, "euclidean")]
-    return [variant for case in cases for variant in _variants_of(*case)]
+    """Every kernel with every tile of CONFIGS at LaVIT's width, and each width class with its tiles from TABLE."""
+    everywhere = (80, 90, 100)
+    cases = [(name, 32, torch.float32, "cosine", everywhere) for name in CONFIGS]
+    cases += [("128x128", 32, torch.bfloat16, "cosine", everywhere)]
+    cases += [("128x128", 32, torch.float32, "plain", everywhere)]
+    cases += [("128x128", 32, torch.float64, "euclidean", (90, 100))]
+    cases += [("128x128 lanes 8", 32, torch.float64, "euclidean", (80,))]
+    cases += [("128x64", 128, torch.float32, "euclidean", everywhere)]
+    cases += [("128x128", 1024, torch.bfloat16, "cosine", (90, 100)), ("128x64", 1024, torch.bfloat16, "cosine", (80,))]
+    return [
+        replace(variant, architectures=architectures)
+        for *case, architectures in cases
+        for variant in _variants_of(*case)
+    ]
 
 
 def _variants_of(name: str, dim: int, dtype: torch.dtype, metric: str) -> list[Variant]:
@@ -256,6 +264,7 @@ def _variants_of(name: str, dim: int, dtype: torch.dtype, metric: str) -> list[V
                 constants,
                 num_warps=tile.num_warps,
                 num_stages=tile.num_stages,
+                maxnreg=REGISTERS,
                 tensor_cores=True,
             )
         )
@@ -263,9 +272,11 @@ def _variants_of(name: str, dim: int, dtype: torch.dtype, metric: str) -> list[V
         signature |= dict.fromkeys(("n", "num_codes", "splits"), "i32")
         if fast:
             signature |= {"tile_ptr": "*i32"}
-            found.append(Variant(pick_kernel, label, signature, how, num_warps=RESCORE_WARPS))
+            found.append(Variant(pick_kernel, label, signature, how, num_warps=RESCORE_WARPS, maxnreg=REGISTERS))
         else:
             signature |= {"third_ptr": "*fp32", "window_ptr": "*fp32", "tiles_per_split": "i32"}
             constants = {**how, "ID_BITS": 8, "SCAN": SCAN_CODES}
-            found.append(Variant(rescore_kernel, label, signature, constants, num_warps=RESCORE_WARPS))
+            found.append(
+                Variant(rescore_kernel, label, signature, constants, num_warps=RESCORE_WARPS, maxnreg=REGISTERS)
+            )
     return found

@@ -130,7 +130,7 @@ def test_equal_codes_everywhere_give_the_first(device, launcher, metric):
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-@pytest.mark.parametrize("name", ["128x128", "128x64", "64x128", "256x128", "128x256", "128x128 lanes 8"])
+@pytest.mark.parametrize("name", ["128x128", "128x64", "64x128", "256x128", "128x128 lanes 8"])
 def test_every_tile_names_every_code(launcher, device, name, precision):
     """Every place in a tile, every lane, tile and share decodes to its code: each is the answer once."""
     tile = launcher.CONFIGS[name]
@@ -143,7 +143,7 @@ def test_every_tile_names_every_code(launcher, device, name, precision):
 
 
 def test_all_tiles_of_the_table_are_tested(launcher):
-    tested = {"128x128", "128x64", "64x128", "256x128", "128x256", "128x128 lanes 8"}
+    tested = {"128x128", "128x64", "64x128", "256x128", "128x128 lanes 8"}
     assert set(launcher.CONFIGS) == tested
     assert {name for row in launcher.TABLE.values() for name in row.values()} <= tested
 
@@ -186,7 +186,7 @@ def test_shares_fill_the_device_and_never_leave_the_codebook(launcher):
     """Few rows split the codebook, many do not; a share holds at least one tile."""
     assert launcher.choose_splits(512, 128, 264, 1) == 1
     assert 43 * launcher.choose_splits(43, 128, 264, 1) <= 264
-    assert launcher.choose_splits(1, 128, 264, 1) == 16
+    assert launcher.choose_splits(1, 128, 264, 1) == launcher.MAX_SPLITS
     assert launcher.choose_splits(1, 3, 264, 1) <= 3
     assert launcher.choose_splits(10**6, 8192, 264, 2) >= 2
 
