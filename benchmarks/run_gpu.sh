@@ -114,7 +114,7 @@ if [ -s "$out/benchmarks.json" ]; then
     "$python" -m benchmarks.table "$out/benchmarks.json" >"$out/table.md" 2>>"$log" || failed+=("table")
 fi
 step "configurations of nearest_code" 100 "$python" -m benchmarks.sweep --json "$out/sweep.json"
-step "audit" 120 "$python" -m benchmarks.audit --json "$out/audit.json" --jobs "$(nproc)"
+step "audit" 120 "$python" -m benchmarks.audit --json "$out/audit.json" --jobs "$(env -u OMP_NUM_THREADS nproc)"
 # What is left of the time, if it can be enough.
 if [ $((total - (SECONDS - started))) -ge 60 ]; then
     step "quickstart" "$total" bash -c quickstart
