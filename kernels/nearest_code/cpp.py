@@ -12,7 +12,13 @@ VECTOR_BYTES = 0  # of the vectors to compute with: 16, 32 or 64; 0 for the wide
 
 
 def unusable(device_type: str) -> str | None:
-    return cpp_unusable(device_type) if device_type == "cpu" else "compiled for the CPU only"
+    if device_type != "cpu":
+        return "compiled for the CPU only"
+    if (reason := cpp_unusable(device_type)) is not None:
+        return reason
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("lavit_cpp::nearest_code", "CPU"):
+        return "lavit._C is of an earlier version, install again (`pip install -e .`)"
+    return None
 
 
 def nearest_code(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, precision: str) -> tuple[Tensor, Tensor]:

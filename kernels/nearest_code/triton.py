@@ -211,18 +211,21 @@ TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"
 
 def variants() -> list[Variant]:
     """Every kernel with every tile of CONFIGS at LaVIT's width, and each width class with its tiles from TABLE."""
-    everywhere = (80, 90, 100)
-    cases = [(name, 32, torch.float32, "cosine", everywhere) for name in CONFIGS]
-    cases += [("128x128", 32, torch.bfloat16, "cosine", everywhere)]
-    cases += [("128x128", 32, torch.float32, "plain", everywhere)]
-    cases += [("128x128", 32, torch.float64, "euclidean", (90, 100))]
-    cases += [("128x128 lanes 8", 32, torch.float64, "euclidean", (80,))]
-    cases += [("128x64", 128, torch.float32, "euclidean", everywhere)]
-    cases += [("128x128", 1024, torch.bfloat16, "cosine", (90, 100)), ("128x64", 1024, torch.bfloat16, "cosine", (80,))]
+    newer, everywhere = (90, 100), (80, 90, 100)
+    cases: list[tuple[tuple[int, ...], str, int, torch.dtype, str]] = [
+        *((everywhere, name, 32, torch.float32, "cosine") for name in CONFIGS),
+        (everywhere, "128x128", 32, torch.bfloat16, "cosine"),
+        (everywhere, "128x128", 32, torch.float32, "plain"),
+        (newer, "128x128", 32, torch.float64, "euclidean"),
+        ((80,), "128x128 lanes 8", 32, torch.float64, "euclidean"),
+        (everywhere, "128x64", 128, torch.float32, "euclidean"),
+        (newer, "128x128", 1024, torch.bfloat16, "cosine"),
+        ((80,), "128x64", 1024, torch.bfloat16, "cosine"),
+    ]
     return [
         replace(variant, architectures=architectures)
-        for *case, architectures in cases
-        for variant in _variants_of(*case)
+        for architectures, name, dim, dtype, metric in cases
+        for variant in _variants_of(name, dim, dtype, metric)
     ]
 
 
