@@ -77,6 +77,7 @@ def audit_module(folder: Path, name: str, variants: str, without_forgotten: bool
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
+@pytest.mark.timeout(900)
 def test_every_triton_kernel_is_free_of_spills_and_uses_tensor_cores_where_meant(tmp_path):
     result = audit("--json", str(tmp_path / "audit.json"), TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stdout + result.stderr
