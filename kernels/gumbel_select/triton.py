@@ -59,11 +59,11 @@ def _select(
     patch = tl.arange(0, BLOCK_N)
     inside = patch < num_patches
     row = image * num_patches
-    pairs = row * 2 + patch[:, None] * 2 + tl.arange(0, 2)[None, :]
+    pairs = patch[:, None] * 2 + tl.arange(0, 2)[None, :]
     precision: tl.constexpr = prob.dtype.element_ty
-    s = tl.load(scores + pairs, mask=inside[:, None], other=0.0).to(precision)
+    s = tl.load(scores + row * 2 + pairs, mask=inside[:, None], other=0.0).to(precision)
     if noise is not None:
-        s0, s1 = tl.split(s + tl.load(noise + pairs, mask=inside[:, None], other=0.0).to(precision))
+        s0, s1 = tl.split(s + tl.load(noise + row * 2 + pairs, mask=inside[:, None], other=0.0).to(precision))
         margin = (s0 - s1).to(tl.float64)
     else:
         s0, s1 = tl.split(s.to(tl.float64))
@@ -145,6 +145,11 @@ def block_of(num_patches: int) -> int:
     return max(SMALLEST, triton.next_power_of_2(num_patches))
 
 
+def registers(block: int) -> int:
+    """What a thread may have: unasked, ptxas spills some so that two images fit on a multiprocessor."""
+    return min(255, 65536 // (32 * WARPS[block]))
+
+
 def gumbel_select(
     scores: Tensor, noise: Tensor | None, seeds: Tensor | None, tau: float, min_keep: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -164,7 +169,19 @@ def gumbel_select(
     block = block_of(num_patches)
     with on_device_of(keep):
         _select[(batch,)](
-            scores, noise, seeds, keep, prob, order, counts, num_patches, min_keep, tau, block, num_warps=WARPS[block]
+            scores,
+            noise,
+            seeds,
+            keep,
+            prob,
+            order,
+            counts,
+            num_patches,
+            min_keep,
+            tau,
+            block,
+            num_warps=WARPS[block],
+            maxnreg=registers(block),
         )
         _offsets[(1,)](counts, cu_kept, cu_dropped, batch, num_patches, SCAN)
     return keep, prob, order, cu_kept, cu_dropped
@@ -220,9 +237,8 @@ def _variant_of_select(dtype: str, block: int, mode: str) -> Variant:
     constants: dict[str, int | None] = {name: None for name in ("noise", "seeds") if name != mode}
     signature = {name: kind for name, kind in signature.items() if name not in constants}
     constants["BLOCK_N"] = block
-    return Variant(
-        _select, f"{dtype} {mode} {block}", signature, constants, ("num_patches",), num_warps=WARPS[block]
-    )
+    label, how = f"{dtype} {mode} {block}", {"num_warps": WARPS[block], "maxnreg": registers(block)}
+    return Variant(_select, label, signature, constants, ("num_patches",), **how)
 
 
 def _variant_of_gradient(dtype: str, block: int) -> Variant:

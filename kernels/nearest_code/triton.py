@@ -222,11 +222,13 @@ def variants() -> list[Variant]:
         (newer, "128x128", 1024, torch.bfloat16, "cosine"),
         ((80,), "128x64", 1024, torch.bfloat16, "cosine"),
     ]
-    return [
-        replace(variant, architectures=architectures)
-        for architectures, name, dim, dtype, metric in cases
-        for variant in _variants_of(name, dim, dtype, metric)
-    ]
+    found: list[Variant] = []
+    for architectures, name, dim, dtype, metric in cases:
+        for variant in _variants_of(name, dim, dtype, metric):
+            one = replace(variant, architectures=architectures)
+            if not any(replace(one, label=other.label) == other for other in found):
+                found.append(one)
+    return found
 
 
 def _variants_of(name: str, dim: int, dtype: torch.dtype, metric: str) -> list[Variant]:
