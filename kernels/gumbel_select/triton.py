@@ -237,8 +237,10 @@ def _variant_of_select(dtype: str, block: int, mode: str) -> Variant:
     constants: dict[str, int | None] = {name: None for name in ("noise", "seeds") if name != mode}
     signature = {name: kind for name, kind in signature.items() if name not in constants}
     constants["BLOCK_N"] = block
-    label, how = f"{dtype} {mode} {block}", {"num_warps": WARPS[block], "maxnreg": registers(block)}
-    return Variant(_select, label, signature, constants, ("num_patches",), **how)
+    label, divisible = f"{dtype} {mode} {block}", ("num_patches",)
+    return Variant(
+        _select, label, signature, constants, divisible, num_warps=WARPS[block], maxnreg=registers(block)
+    )
 
 
 def _variant_of_gradient(dtype: str, block: int) -> Variant:
