@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lavit.kernels.checks import debug_offsets
 from lavit.kernels.dispatch import Implementation, debugging, register, without_autocast
+from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
-from lavit.kernels.varlen_attention import reference, sdpa
+from lavit.kernels.varlen_attention import flash, reference, sdpa
 
 OPERATION = register(
     "varlen_attention",
+    Implementation("triton", "tiles on tensor cores, the logits never in memory", triton_unusable),
     Implementation("sdpa", "batched matrix products on padded blocks"),
+    Implementation("flash_attn", "the flash-attn package's kernels", flash.unusable),
     Implementation("reference", "the definition in PyTorch, image by image"),
+    preference={"cuda": ("triton", "sdpa", "reference"), "cpu": ("sdpa", "reference")},
 )
 
-FORWARD = {"sdpa": sdpa.varlen_attention, "reference": reference.varlen_attention}
-BACKWARD = {"sdpa": sdpa.varlen_attention_backward, "reference": reference.varlen_attention_backward}
+MODULES = {"sdpa": sdpa, "flash_attn": flash, "reference": reference}
+
+
+def _implementation(impl: str, q: Tensor) -> Any:
+    name = OPERATION.choose(impl, q.device)
+    if name != "triton":
+        return MODULES[name]
+    from lavit.kernels.varlen_attention import triton  # importing triton is slow, and it may be absent
+
+    return triton if triton.supports(q) else sdpa
 
 
 def _check_values(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool) -> None:
@@ -37,8 +51,8 @@ def _check_values(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, 
 def varlen_attention_op(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
     if debugging():
         _check_values(q, k, cu_q, cu_k, max_q, max_k, causal)
-    forward = FORWARD[OPERATION.choose(impl, q.device)]
-    return forward(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale)
+    run = _implementation(impl, q).varlen_attention
+    return run(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale)
 
 
 @varlen_attention_op.register_fake
@@ -55,11 +69,9 @@ def _(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 @without_autocast
-def varlen_attention_backward_op(
-    grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl
-):
-    backward = BACKWARD[OPERATION.choose(impl, q.device)]
-    return backward(grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale)
+def varlen_attention_backward_op(grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
+    run = _implementation(impl, q).varlen_attention_backward
+    return run(grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale)
 
 
 @varlen_attention_backward_op.register_fake

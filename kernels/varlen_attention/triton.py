@@ -1,0 +1,212 @@
+"""Launches the kernels of triton_kernels.py: how a head's columns are divided, tiles, and what the audit compiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lavit.kernels.triton_support import Variant, on_device_of
+from lavit.kernels.varlen_attention.triton_kernels import (
+    BACKWARD_INTEGERS,
+    backward_keys_kernel,
+    backward_queries_kernel,
+    forward_kernel,
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries and keys of a step, warps, and how many steps ahead loads are issued."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    forward: Tile
+    queries: Tile  # backward, the kernel that owns queries
+    keys: Tile  # backward, the kernel that owns keys
+
+
+HALF_NARROW = Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2))
+HALF_MIDDLE = Tiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2))
+HALF_WIDE = Tiles(Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), Tile(32, 32, 8, 2))
+FLOAT_NARROW = Tiles(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(16, 32, 8, 2))
+FLOAT_MIDDLE = Tiles(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(16, 32, 8, 2))
+FLOAT_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
+# By architecture (the newest not above the device's), by bytes of an element, and by the columns of both parts.
+# A tile decides in which order an image's keys are summed, so it must not depend on what else is in the batch.
+TABLE: dict[int, dict[int, dict[int, Tiles]]] = {
+    80: {
+        2: {64: HALF_NARROW, 128: HALF_MIDDLE, 256: HALF_WIDE},
+        4: {64: FLOAT_NARROW, 128: FLOAT_MIDDLE, 256: FLOAT_WIDE},
+    },
+}
+LARGEST = 256
+
+
+def supports(q: Tensor) -> bool:
+    """Whether the kernels take q's dtype (not float64: its products have no tile form here) and width."""
+    return q.dtype != torch.float64 and 0 < q.shape[-1] <= LARGEST and q.shape[-1] % 8 == 0
+
+
+def parts(dim: int) -> tuple[int, int]:
+    """D0 and D1, powers of two of at least 16 (D1: or 0) that cover dim columns with the fewest to spare."""
+    padded = triton.cdiv(dim, 16) * 16
+    first = triton.next_power_of_2(padded + 1) // 2
+    second = triton.next_power_of_2(padded - first) if padded > first else 0
+    return (2 * first, 0) if second == first else (first, second)
+
+
+def choose_tiles(device: torch.device, dtype: torch.dtype, dim: int) -> Tiles:
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    row = TABLE[max((a for a in TABLE if a <= 10 * major + minor), default=min(TABLE))]
+    by_width = row[dtype.itemsize]
+    return by_width[min(width for width in by_width if width >= sum(parts(dim)))]
+
+
+def rows_of_heads(x: Tensor) -> Tensor:
+    """x (T, H, D) with a row's heads side by side and rows at multiples of 8 elements: as q, k and v of one product
+    are; else a copy."""
+    row, head, column = x.stride()
+    return x if column == 1 and head == x.shape[2] and row % 8 == 0 else x.contiguous()
+
+
+def strides(*xs: Tensor) -> list[int]:
+    return [x.stride(0) // 8 for x in xs]
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    key_weight: Tensor | None,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    scale: float,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out (Tq, H, D), lse (Tq, H), as in reference.py; ``tiles`` replaces the table's, for measurements."""
+    total_q, heads, dim = q.shape
+    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    if out.numel() == 0:
+        return out, lse
+    tile = (tiles or choose_tiles(q.device, q.dtype, dim)).forward
+    q, k, v = (rows_of_heads(x) for x in (q, k, v))
+    images, blocks = cu_q.shape[0] - 1, max(1, triton.cdiv(max_q, tile.block_m))
+    with on_device_of(q):
+        forward_kernel[((images + 1) * blocks * heads,)](
+            q, k, v, None if key_weight is None else key_weight.contiguous(),
+            cu_q.contiguous(), cu_k.contiguous(), out, lse,
+            heads, blocks, images, total_q, *strides(q, k, v), scale,
+            dim, *parts(dim), causal, tile.block_m, tile.block_n,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        )  # fmt: skip
+    return out, lse
+
+
+def varlen_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    key_weight: Tensor | None,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    scale: float,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of reference.py. Two kernels, the second of which reads what the first leaves."""
+    (total_q, heads, dim), total_k, images = q.shape, k.shape[0], cu_q.shape[0] - 1
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    delta = torch.empty_like(lse)
+    dw = lse.new_empty((0,) if key_weight is None else (heads, total_k))
+    grad, q, k, v = (rows_of_heads(x) for x in (grad, q, k, v))
+    cu_q, cu_k = cu_q.contiguous(), cu_k.contiguous()
+    weight = None if key_weight is None else key_weight.contiguous()
+    chosen = tiles or choose_tiles(q.device, q.dtype, dim)
+    shape = (dim, *parts(dim), causal)
+    with on_device_of(q):
+        if dq.numel():
+            tile = chosen.queries
+            blocks = max(1, triton.cdiv(max_q, tile.block_m))
+            backward_queries_kernel[((images + 1) * blocks * heads,)](
+                grad, q, k, v, weight, out, lse, cu_q, cu_k, delta, dq,
+                heads, blocks, images, total_q, *strides(grad, q, k, v), scale,
+                *shape, tile.block_m, tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            )  # fmt: skip
+        if dk.numel():
+            tile = chosen.keys
+            blocks = max(1, triton.cdiv(max_k, tile.block_n))
+            backward_keys_kernel[((images + 1) * blocks * heads,)](
+                grad, q, k, v, weight, lse, delta, cu_q, cu_k, dk, dv, None if weight is None else dw,
+                heads, blocks, images, total_k, *strides(grad, q, k, v), scale,
+                *shape, tile.block_m, tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+            )  # fmt: skip
+    return dq, dk, dv, dw if key_weight is None else dw.sum(dim=0).to(key_weight.dtype)
+
+
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def variants() -> list[Variant]:
+    """Every kernel with every tile of TABLE: LaVIT's width as the merger calls it, the ends of the others plainly."""
+    cases = [(88, "bf16", True, True), (88, "bf16", False, False), (88, "fp32", True, True)]
+    cases += [(dim, kind, False, True) for dim in (64, 128, 256) for kind in ("bf16", "fp32")]
+    found = []
+    for architecture, row in TABLE.items():
+        served = tuple(a for a in (80, 90, 100) if max(b for b in TABLE if b <= a) == architecture)
+        for dim, kind, causal, weighted in cases:
+            by_width = row[TYPES[kind].itemsize]
+            tiles = by_width[min(width for width in by_width if width >= sum(parts(dim)))]
+            found += [
+                _variant(kernel, tile, dim, kind, causal, weighted, served)
+                for kernel, tile in (
+                    (forward_kernel, tiles.forward),
+                    (backward_queries_kernel, tiles.queries),
+                    (backward_keys_kernel, tiles.keys),
+                )
+            ]
+    return found
+
+
+def _variant(
+    kernel: Any, tile: Tile, dim: int, kind: str, causal: bool, weighted: bool, architectures: tuple[int, ...]
+) -> Variant:
+    floats = ("lse", "delta", "weight", "dw", "scale")
+    constants = {"D": dim, "D0": parts(dim)[0], "D1": parts(dim)[1], "CAUSAL": causal}
+    constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    signature = {}
+    for name in kernel.arg_names:
+        if name in ("weight", "dw") and not weighted:
+            constants[name] = None
+        elif name not in constants:
+            integer = name in BACKWARD_INTEGERS
+            what = "i32" if integer or name.startswith("cu_") else "fp32" if name in floats else kind
+            signature[name] = what if integer or name == "scale" else f"*{what}"
+    label = f"{kind} D={dim}{' causal' if causal else ''}{' weighted' if weighted else ''}"
+    return Variant(
+        kernel,
+        label,
+        signature,
+        constants,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        tensor_cores=kind != "fp32",
+        architectures=architectures,
+    )
