@@ -71,8 +71,8 @@ def varlen_attention_backward(
     *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of reference.py."""
-    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     with torch.enable_grad():
-        again = _attend(*inputs, cu_q, cu_k, *settings)
-    dq, dk, dv = torch.autograd.grad(again, inputs, grad)
+        again = _attend(q, k, v, cu_q, cu_k, *settings)
+    dq, dk, dv = torch.autograd.grad(again, (q, k, v), grad)
     return _used(dq, cu_q), _used(dk, cu_k), _used(dv, cu_k), lse.new_empty(0)

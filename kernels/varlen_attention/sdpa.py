@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lavit.kernels.types import compute_dtype
@@ -19,6 +20,8 @@ from lavit.kernels.varlen_attention.reference import LARGEST_EXPONENT
 
 # Added to the logits of what must not be seen. Finite, so that a row that sees nothing stays free of NaN.
 HIDDEN = -1e30
+# About the least exponent whose exponential is a normal number in float32.
+SMALLEST_EXPONENT = -87.0
 # Logits of a block of small images: a few megabytes, which stay in the cache between the steps.
 BLOCK = 1 << 19
 # Logits from which on an image is worth matrix products of its own.
@@ -109,6 +112,36 @@ def hide(s: Tensor, rows_k: Place, total_k: int, causal: bool, log_weight: Tenso
     return s
 
 
+def exp_(s: Tensor, largest: float | None = None) -> Tensor:
+    """exp in place, of ``largest`` above it and 0 below e^-87: MKL's takes ten times as long for what underflows."""
+    return F.threshold_(s.clamp_(SMALLEST_EXPONENT, largest).exp_(), 1.7e-38, 0.0)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """One image on the CPU, (L, H, D) each -> out (Lq, H, D), lse (Lq, H)."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *(by_heads(x) for x in (q, k, v)), 0.0, causal, scale=scale
+    )
+    return out[0].transpose(0, 1), lse[0].T
+
+
+def fused_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> Iterator[Tensor]:
+    """dq, dk, dv of one image."""
+    gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *(by_heads(x) for x in (grad, q, k, v, out)), lse.T[None], 0.0, causal, scale=scale
+    )
+    return (x[0].transpose(0, 1) for x in gradients)
+
+
+def by_heads(x: Tensor) -> Tensor:
+    """(L, H, D) -> (1, H, L, D) with the rows apart and the columns together in memory, as the fused kernel wants it."""
+    if x.stride(2) != 1 or x.stride(0) < x.shape[2]:
+        x = x.clone(memory_format=torch.contiguous_format)
+    return x.transpose(0, 1)[None]
+
+
 def varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -133,10 +166,13 @@ def varlen_attention(
     if key_weight is not None:
         log_weight = with_spare_row(key_weight, compute).log_().clamp_(min=HIDDEN)
     for at_q, at_k, rows_k in parts:
+        if key_weight is None and isinstance(at_q, slice):
+            out[at_q], lse[at_q] = fused(q_all[at_q], k_all[at_k], v_all[at_k], causal, scale)
+            continue
         s = torch.bmm(gather(q_all, at_q) * scale, gather(k_all, at_k).transpose(1, 2))
         hide(s.view(-1, heads, *s.shape[1:]), rows_k, total_k, causal, log_weight)
         m = s.amax(dim=-1, keepdim=True)
-        p = s.sub_(m).exp_()
+        p = exp_(s.sub_(m))
         z = p.sum(dim=-1, keepdim=True)
         sees_nothing = m < HIDDEN / 2
         o = torch.bmm(p, gather(v_all, at_k)).div_(z).masked_fill_(sees_nothing, 0)
@@ -172,11 +208,15 @@ def varlen_attention_backward(
     dq, dk, dv = (lse.new_zeros((n + 1, *q.shape[1:])) for n in (total_q, total_k, total_k))
     dw = lse.new_zeros(0 if weight is None else weight.shape)
     for at_q, at_k, rows_k in parts:
+        if weight is None and isinstance(at_q, slice):
+            image = (x[at] for x, at in ((g_all, at_q), (q_all, at_q), (k_all, at_k), (v_all, at_k), (out, at_q)))
+            dq[at_q], dk[at_k], dv[at_k] = fused_backward(*image, lse[at_q], causal, scale)
+            continue
         qb, kb, g = gather(q_all, at_q) * scale, gather(k_all, at_k), gather(g_all, at_q)
         s = torch.bmm(qb, kb.transpose(1, 2))
         hide(s.view(-1, heads, *s.shape[1:]), rows_k, total_k, causal)
         s.sub_(gather(lse_all, at_q)[..., None])
-        u = (s if weight is None else s.clamp_(max=LARGEST_EXPONENT)).exp_()
+        u = exp_(s, None if weight is None else LARGEST_EXPONENT)
         d = torch.bmm(g, gather(v_all, at_k).transpose(1, 2)).sub_(gather(delta, at_q)[..., None]).mul_(u)
         if weight is not None:
             by_image = d.view(-1, heads, *d.shape[1:])

@@ -189,7 +189,7 @@ def _variant(
     kernel: Any, tile: Tile, dim: int, kind: str, causal: bool, weighted: bool, architectures: tuple[int, ...]
 ) -> Variant:
     floats = ("lse", "delta", "weight", "dw", "scale")
-    constants = {"D": dim, "D0": parts(dim)[0], "D1": parts(dim)[1], "CAUSAL": causal}
+    constants: dict[str, int | None] = {"D": dim, "D0": parts(dim)[0], "D1": parts(dim)[1], "CAUSAL": causal}
     constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     signature = {}
     for name in kernel.arg_names:
