@@ -57,4 +57,4 @@ def policy_attention(
         raise ValueError(f"eps: expected a number of at least 0, got {eps}")
     compute = compute_dtype(q)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    return policy_attention_op(q, k, v, keep.to(compute), kind, float(eps), scale, impl)
+    return policy_attention_op(q, k, v, keep.to(compute), kind, float(eps), scale, impl)[0]

@@ -16,7 +16,7 @@ def policy(keep: Tensor, kind: str) -> Tensor:
 
 
 def weights(q: Tensor, k: Tensor, keep: Tensor, kind: str, eps: float, scale: float) -> tuple[Tensor, ...]:
-    """a, e, P, den, argmax: a_ij = (e_ij P_ij + eps/N) / den_i, den_i = sum_j e_ij P_ij + eps, e_ij = exp(s_ij - m_i).
+    """a, e, P, den, argmax, m: a_ij = (e_ij P_ij + eps/N) / den_i, den_i = sum_j e_ij P_ij + eps, e_ij = exp(s_ij - m_i).
 
     q, k (B, H, N, D). A row with den 0 (possible for eps = 0 only) has weights 0.
     """
@@ -27,22 +27,42 @@ def weights(q: Tensor, k: Tensor, keep: Tensor, kind: str, eps: float, scale: fl
     w = e * p
     den = w.sum(dim=-1, keepdim=True) + eps
     den = torch.where(den > 0, den, torch.inf)
-    return (w + eps / q.shape[2]) / den, e, p, den, argmax
+    return (w + eps / q.shape[2]) / den, e, p, den, argmax, m
 
 
-def policy_attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor, kind: str, eps: float, scale: float) -> Tensor:
-    """(B, N, H, D) x 3, keep (B, N) -> (B, N, H, D) in q's dtype. Computed in that of keep, float32 or float64."""
+def policy_attention(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, kind: str, eps: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(B, N, H, D) x 3, keep (B, N) -> out (B, N, H, D) in q's dtype. Computed in that of keep, float32 or float64.
+
+    And what a streaming backward needs, in keep's dtype: lse (B, H, N), m + log den, so that a row's weights are
+    P_ij exp(s_ij - lse_i) + leak_i / N; leak (B, H, N), eps / den; mean (B, H, D) of v over the tokens.
+    """
+    batch, n, heads, dim = q.shape
     if q.numel() == 0:
-        return torch.empty_like(q)
+        lse = keep.new_zeros((batch, heads, n))
+        return q.new_empty(q.shape), lse, lse.clone(), keep.new_zeros((batch, heads, dim))
     qh, kh, vh = (x.transpose(1, 2).to(keep.dtype) for x in (q, k, v))
-    a = weights(qh, kh, keep, kind, eps, scale)[0]
-    return (a @ vh).transpose(1, 2).to(q.dtype).contiguous()
+    a, _, _, den, _, m = weights(qh, kh, keep, kind, eps, scale)
+    out = (a @ vh).transpose(1, 2).to(q.dtype).contiguous()
+    return out, (m + den.log()).squeeze(-1), (eps / den).squeeze(-1), vh.mean(dim=2)
 
 
 def policy_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, keep: Tensor, kind: str, eps: float, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    leak: Tensor,
+    mean: Tensor,
+    kind: str,
+    eps: float,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to q, k, v and keep. With g the gradient of the output:
+    """Gradients to q, k, v and keep, from the inputs alone. With g the gradient of the output:
 
     dv_j  = sum_i a_ij g_i
     dw_ij = (g_i . v_j - g_i . out_i) / den_i             w_ij = e_ij P_ij
@@ -53,7 +73,7 @@ def policy_attention_backward(
     if q.numel() == 0:
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.zeros_like(keep)
     qh, kh, vh, g = (x.transpose(1, 2).to(keep.dtype) for x in (q, k, v, grad))
-    a, e, p, den, argmax = weights(qh, kh, keep, kind, eps, scale)
+    a, e, p, den, argmax, _ = weights(qh, kh, keep, kind, eps, scale)
     dv = a.transpose(-1, -2) @ g
     da = g @ vh.transpose(-1, -2)
     dw = (da - (a * da).sum(dim=-1, keepdim=True)) / den

@@ -1,0 +1,211 @@
+"""Launches the kernels of triton_kernels.py: tiles, strides, buffers, and what the audit compiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from lavit.kernels.policy_attention.triton_kernels import forward_kernel, key_gradient_kernel, query_gradient_kernel
+from lavit.kernels.triton_support import Variant, on_device_of
+
+UNIT = 8  # elements, in which the kernels take strides
+NARROWEST, WIDEST = 16, 256
+FUSE = {"enable_fp_fusion": True}  # triton 3.10 no longer contracts to fused multiply-adds unasked
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries and keys of a tile, and how it is compiled."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Config:
+    forward: Tile
+    query_gradient: Tile
+    key_gradient: Tile
+
+
+# By architecture (the newest not above the device's), by the greatest padded width of a class, for half precision.
+# A multiprocessor has 64 K registers: what limits a tile is that its accumulators and two tiles of scores stay in them.
+TABLE = {
+    80: {
+        96: Config(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+        128: Config(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+        256: Config(Tile(64, 32, 8, 2), Tile(32, 32, 4, 2), Tile(32, 32, 8, 2)),
+    },
+    90: {
+        96: Config(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+        128: Config(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+        256: Config(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(32, 32, 8, 2)),
+    },
+}
+# float32 is multiplied without tensor cores, whose inputs would lose 13 of its bits.
+FLOAT32 = {
+    128: Config(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    256: Config(Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
+
+
+def parts(dim: int) -> tuple[int, int]:
+    """Two powers of two, the second 0 or not above the first, that hold a width with the least padding."""
+    powers = [16, 32, 64, 128, 256]
+    options = [(a, b) for a in powers for b in (0, *powers) if b <= a and a + b >= dim]
+    return min(options, key=lambda option: (sum(option), option[1]))
+
+
+def config_of(capability: tuple[int, int], dim: int, dtype: torch.dtype) -> Config:
+    """The tiles for a device, a width and a dtype."""
+    width = sum(parts(dim))
+    major, minor = capability
+    row = max((a for a in TABLE if a <= 10 * major + minor), default=min(TABLE))
+    tiles = FLOAT32 if dtype == torch.float32 else TABLE[row]
+    return tiles[min(c for c in tiles if c >= width)]
+
+
+def choose_config(q: Tensor) -> Config:
+    return config_of(torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0), q.shape[-1], q.dtype)
+
+
+def can_take(q: Tensor) -> bool:
+    """Whether the kernels are made for such inputs: no float64, and widths whose vectors are 16 bytes and more."""
+    dim = q.shape[-1]
+    return q.dtype != torch.float64 and NARROWEST <= dim <= WIDEST and dim % UNIT == 0
+
+
+def strided(x: Tensor) -> Tensor:
+    """x (B, N, H, D) itself where the kernels can take it with its strides, as a fused projection's view; else a copy.
+
+    Within an image they count in 32 bits.
+    """
+    *strides, inner = x.stride()
+    fits = inner == 1 and all(s % UNIT == 0 for s in strides) and x.shape[1] * x.stride(1) < 2**31
+    return x if fits else x.contiguous()
+
+
+def _units(*tensors: Tensor) -> list[int]:
+    return [s // UNIT for x in tensors for s in x.stride()[:3]]
+
+
+def policy_attention(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, kind: str, eps: float, scale: float, config: Config | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As the reference. One launch; ``config`` replaces the table's tiles."""
+    batch, n, heads, dim = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = keep.new_empty((batch, heads, n))
+    leak = torch.empty_like(lse)
+    if q.numel() == 0:
+        return out, lse, leak, keep.new_zeros((batch, heads, dim))
+    mean = keep.new_empty((batch, heads, dim))
+    tile = (config or choose_config(q)).forward
+    q, k, v = strided(q), strided(k), strided(v)
+    with on_device_of(q):
+        forward_kernel[(triton.cdiv(n, tile.block_m) * heads * batch,)](
+            q, k, v, keep.contiguous(), out, lse, leak, mean,
+            n, heads, *_units(q, k, v), scale, eps,
+            dim, *parts(dim), kind == "causal", eps > 0, tile.block_m, tile.block_n,
+            num_warps=tile.num_warps, num_stages=tile.num_stages, **FUSE,
+        )  # fmt: skip
+    return out, lse, leak, mean
+
+
+def policy_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    leak: Tensor,
+    mean: Tensor,
+    kind: str,
+    eps: float,
+    scale: float,
+    config: Config | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As the reference. A launch for dq, one for dk, dv and dkeep, and sums over blocks and heads."""
+    batch, n, heads, dim = q.shape
+    dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    if q.numel() == 0:
+        return dq, dk, dv, torch.zeros_like(keep)
+    delta, slope, dkeep = (torch.empty_like(lse) for _ in range(3))
+    top = torch.empty_like(lse, dtype=torch.int32)
+    config = config or choose_config(q)
+    of_queries, of_keys = config.query_gradient, config.key_gradient
+    blocks = triton.cdiv(n, of_queries.block_m)
+    leaked = keep.new_empty((batch, heads, blocks, dim)) if eps > 0 else mean
+    grad, q, k, v, keep = strided(grad), strided(q), strided(k), strided(v), keep.contiguous()
+    sizes = (n, heads, *_units(grad, q, k, v), scale)
+    shape = (dim, *parts(dim), kind == "causal", eps > 0)
+    with on_device_of(q):
+        query_gradient_kernel[(blocks * heads * batch,)](
+            grad, q, k, v, keep, out, lse, leak, mean, dq, delta, slope, top, leaked,
+            *sizes, *shape, of_queries.block_m, of_queries.block_n,
+            num_warps=of_queries.num_warps, num_stages=of_queries.num_stages, **FUSE,
+        )  # fmt: skip
+        if eps > 0:
+            leaked = leaked.sum(dim=2)
+        key_gradient_kernel[(triton.cdiv(n, of_keys.block_n) * heads * batch,)](
+            grad, q, k, v, keep, lse, delta, slope, top, leaked, dk, dv, dkeep,
+            *sizes, *shape, of_keys.block_m, of_keys.block_n,
+            num_warps=of_keys.num_warps, num_stages=of_keys.num_stages, **FUSE,
+        )  # fmt: skip
+    return dq, dk, dv, dkeep.sum(dim=1)
+
+
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+KERNELS = {"forward": forward_kernel, "query_gradient": query_gradient_kernel, "key_gradient": key_gradient_kernel}
+
+
+def variants() -> list[Variant]:
+    """Every kernel in bfloat16 at LaVIT's width and beside it, of either kind, and in float32 at LaVIT's."""
+    cases = [(dim, torch.bfloat16, kind) for dim in (64, 88, 128, 256) for kind in ("causal", "cross")]
+    cases += [(88, torch.float32, "causal"), (88, torch.float32, "cross")]
+    return [
+        variant
+        for dim, dtype, kind in cases
+        for architecture in (80, 90, 100)
+        for variant in _variants_of(dim, dtype, kind, architecture)
+    ]
+
+
+def _variants_of(dim: int, dtype: torch.dtype, kind: str, architecture: int) -> list[Variant]:
+    config = config_of(divmod(architecture, 10), dim, dtype)  # type: ignore[arg-type]
+    tensors = {"g_ptr", "q_ptr", "k_ptr", "v_ptr", "out_ptr", "dq_ptr", "dk_ptr", "dv_ptr"}
+    found = []
+    for name, kernel in KERNELS.items():
+        tile = getattr(config, name)
+        d0, d1 = parts(dim)
+        constants = {"D": dim, "D0": d0, "D1": d1, "CAUSAL": kind == "causal", "EPS": True}
+        constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+        signature = {
+            argument: TYPES[dtype] if argument in tensors
+            else "*i32" if argument == "top_ptr"
+            else "*fp32" if argument.endswith("_ptr")
+            else "fp32" if argument in ("scale", "eps")
+            else "i32"
+            for argument in kernel.arg_names
+            if argument not in constants
+        }  # fmt: skip
+        found.append(
+            Variant(
+                kernel,
+                f"D={dim} {str(dtype).removeprefix('torch.')} {kind} {tile.block_m}x{tile.block_n}",
+                signature,
+                constants,
+                num_warps=tile.num_warps,
+                num_stages=tile.num_stages,
+                tensor_cores=dtype != torch.float32,
+                architectures=(architecture,),
+            )
+        )
+    return found
