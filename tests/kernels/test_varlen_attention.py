@@ -10,8 +10,8 @@ from lavit.kernels.varlen_attention.library import sdpa, varlen_attention_op
 IMPLS = ["reference", "sdpa"]
 # The last image is large enough for the block of its own that sdpa gives to 2^16 logits and more.
 LENGTHS = ([3, 0, 1, 20, 7, 0, 33, 8, 150], [5, 4, 0, 44, 57, 0, 31, 1, 233])
-# For Triton's interpreter: the fourth image has two blocks of queries and of keys.
-SHORT = ([3, 0, 5, 36], [5, 4, 0, 35])
+# For Triton's interpreter: the last image has two blocks of queries and of keys.
+SHORT = ([3, 0, 36], [5, 4, 35])
 
 
 @pytest.fixture(
@@ -158,7 +158,7 @@ def test_neighbours_and_unused_rows_change_no_bit_even_if_they_are_nan(on, causa
     lengths_q = lengths_k if causal else lengths_q
     case = Case(lengths_q, lengths_k, dtype=torch.float32, device=device)
     results = case.run(impl, causal=causal)
-    for image in (3, 6, 8) if impl != "triton" else (3,):
+    for image in (3, 6, 8) if impl != "triton" else (2,):
         rows, keys = (slice(*cu[image : image + 2].tolist()) for cu in (case.cu_q, case.cu_k))
         alone = Case([lengths_q[image]], [lengths_k[image]], spare=0, dtype=torch.float32, device=device)
         alone.qkv = [case.qkv[0][rows], case.qkv[1][keys], case.qkv[2][keys]]
