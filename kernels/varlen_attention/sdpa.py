@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lavit.kernels.types import compute_dtype
@@ -115,7 +114,7 @@ def hide(s: Tensor, rows_k: Place, total_k: int, causal: bool, log_weight: Tenso
 
 def exp_(s: Tensor, largest: float | None = None) -> Tensor:
     """exp in place, of ``largest`` above it and 0 below e^-87: MKL's takes ten times as long for what underflows."""
-    return F.threshold_(s.clamp_(SMALLEST_EXPONENT, largest).exp_(), 1.7e-38, 0.0)
+    return torch.threshold_(s.clamp_(SMALLEST_EXPONENT, largest).exp_(), 1.7e-38, 0.0)
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
