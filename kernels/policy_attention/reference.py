@@ -16,8 +16,9 @@ def policy(keep: Tensor, kind: str) -> Tensor:
 
 
 def weights(q: Tensor, k: Tensor, keep: Tensor, kind: str, eps: float, scale: float) -> tuple[Tensor, ...]:
-    """a, e, P, den, argmax, m: a_ij = (e_ij P_ij + eps/N) / den_i, den_i = sum_j e_ij P_ij + eps, e_ij = exp(s_ij - m_i).
+    """a, e, P, den, argmax and m.
 
+    a_ij = (e_ij P_ij + eps/N) / den_i, den_i = sum_j e_ij P_ij + eps, e_ij = exp(s_ij - m_i), m_i = max_j s_ij
     q, k (B, H, N, D). A row with den 0 (possible for eps = 0 only) has weights 0.
     """
     s = scale * (q @ k.transpose(-1, -2))

@@ -33,24 +33,30 @@ class Config:
     key_gradient: Tile
 
 
-# By architecture (the newest not above the device's), by the greatest padded width of a class, for half precision.
-# A multiprocessor has 64 K registers: what limits a tile is that its accumulators and two tiles of scores stay in them.
+# By architecture (the newest not above the device's), by the greatest padded width of a class, for half precision: of
+# forward, query gradient and key gradient the largest tiles found that stay in the registers of every part's loop. An
+# A100 reads its operands into registers, so that it takes smaller ones.
 TABLE = {
     80: {
-        96: Config(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
-        128: Config(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
-        256: Config(Tile(64, 32, 8, 2), Tile(32, 32, 4, 2), Tile(32, 32, 8, 2)),
+        96: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(16, 64, 4, 2)),
+        128: Config(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(16, 64, 8, 2)),
+        256: Config(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
     90: {
-        96: Config(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-        128: Config(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
-        256: Config(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(32, 32, 8, 2)),
+        96: Config(Tile(128, 32, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
+        128: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
+        256: Config(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+    },
+    100: {
+        96: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+        128: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
+        256: Config(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
 }
 # float32 is multiplied without tensor cores, whose inputs would lose 13 of its bits.
 FLOAT32 = {
-    128: Config(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
-    256: Config(Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+    128: Config(Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)),
+    256: Config(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
 }
 
 
@@ -167,9 +173,9 @@ KERNELS = {"forward": forward_kernel, "query_gradient": query_gradient_kernel, "
 
 
 def variants() -> list[Variant]:
-    """Every kernel in bfloat16 at LaVIT's width and beside it, of either kind, and in float32 at LaVIT's."""
-    cases = [(dim, torch.bfloat16, kind) for dim in (64, 88, 128, 256) for kind in ("causal", "cross")]
-    cases += [(88, torch.float32, "causal"), (88, torch.float32, "cross")]
+    """Every kernel at LaVIT's width: bfloat16, of either kind, and float32; and bfloat16 at a width of either class."""
+    cases = [(88, torch.bfloat16, "causal"), (88, torch.bfloat16, "cross"), (88, torch.float32, "causal")]
+    cases += [(64, torch.bfloat16, "causal"), (128, torch.bfloat16, "causal")]
     return [
         variant
         for dim, dtype, kind in cases

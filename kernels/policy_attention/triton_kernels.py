@@ -24,11 +24,13 @@ LN2 = tl.constexpr(0.6931471805599453)
 # Without eps a masked column's exp(s - lse), which only its mask's gradient sees, may be beyond float32: it stops here.
 HIGHEST = tl.constexpr(64.0)
 UNIT = tl.constexpr(8)
+# Whatever they are, one compilation serves.
+SIZES = ["n", "heads", *(f"{x}_{axis}" for x in "gqkv" for axis in ("image", "row", "head"))]
 
 
 @triton.jit
 def _rows_of(ptr, rows, stride, n, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, ZERO: tl.constexpr):
-    """Columns FIRST to FIRST + WIDTH of some rows; those beyond n are zero, or else the last row again. None if none."""
+    """Columns FIRST to FIRST + WIDTH of some rows; those beyond n are zero, or the last row again. None if none."""
     if WIDTH == 0:
         x = None
     else:
@@ -96,11 +98,7 @@ def _part(first, length, n, STEP: tl.constexpr, CAUSAL: tl.constexpr, PART: tl.c
 # B=64 N=256 H=16 D=88 bfloat16: 185 MB in and out once, 55 us of an H100's memory; 24 GFLOP of products (26 at 96
 # columns), 30 us of its tensor cores at full rate, and 67 M exponentials, 18 us. Memory is the limit; what hides in its
 # time is that both blocks of queries of a head read its keys and values, the second time from the cache.
-@triton.jit(
-    do_not_specialize=[
-        "n", "heads", "q_image", "q_row", "q_head", "k_image", "k_row", "k_head", "v_image", "v_row", "v_head",
-    ]  # fmt: skip
-)
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, keep_ptr, out_ptr, lse_ptr, leak_ptr, mean_ptr,
     n, heads, q_image, q_row, q_head, k_image, k_row, k_head, v_image, v_row, v_head, scale, eps,
@@ -193,12 +191,7 @@ def forward_kernel(
 
 
 # The same shape: q, g, out, k, v in and dq out, 0.27 GB, 83 us; 1.5 times the forward's products.
-@triton.jit(
-    do_not_specialize=[
-        "n", "heads", "g_image", "g_row", "g_head", "q_image", "q_row", "q_head", "k_image", "k_row", "k_head",
-        "v_image", "v_row", "v_head",
-    ]  # fmt: skip
-)
+@triton.jit(do_not_specialize=SIZES)
 def query_gradient_kernel(
     g_ptr, q_ptr, k_ptr, v_ptr, keep_ptr, out_ptr, lse_ptr, leak_ptr, mean_ptr,
     dq_ptr, delta_ptr, slope_ptr, top_ptr, leaked_ptr,
@@ -289,12 +282,7 @@ def query_gradient_kernel(
 
 
 # The same shape: k, v, q, g in and dk, dv out, 0.27 GB, 83 us; twice the forward's products.
-@triton.jit(
-    do_not_specialize=[
-        "n", "heads", "g_image", "g_row", "g_head", "q_image", "q_row", "q_head", "k_image", "k_row", "k_head",
-        "v_image", "v_row", "v_head",
-    ]  # fmt: skip
-)
+@triton.jit(do_not_specialize=SIZES)
 def key_gradient_kernel(
     g_ptr, q_ptr, k_ptr, v_ptr, keep_ptr, lse_ptr, delta_ptr, slope_ptr, top_ptr, leaked_ptr,
     dk_ptr, dv_ptr, dkeep_ptr,

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 @pytest.fixture
 def launcher(device, monkeypatch):
-    """kernels/policy_attention/triton.py. In the interpreter with tiles of which 70 tokens need several, unequal ones."""
+    """kernels/policy_attention/triton.py. In the interpreter with tiles of which 70 tokens need several."""
     skip_unless_usable("policy_attention", "triton", device)
     from lavit.kernels.policy_attention import triton
 
@@ -107,7 +107,7 @@ def test_masked_columns_that_hold_the_maximum_leak_the_mean(launcher, device, ki
     _, lse, leak, mean = launcher.policy_attention(q, k, v, keep, kind, 1e-6, 88**-0.5)
     assert float(leak.min()) < 1e-3 and float(leak.max()) > 0.9 and bool(((leak > 0.05) & (leak < 0.9)).any())
     expected = reference.policy_attention(*(x.double() for x in (q, k, v, keep)), kind, 1e-6, 88**-0.5)
-    relative = 6 * float((q.abs().amax() * k.abs().amax())) * 88**0.5 * 96 * 2**-24
+    relative = 6 * float(q.abs().amax() * k.abs().amax()) * 88**0.5 * 96 * 2**-24
     torch.testing.assert_close(leak.double(), expected[2], rtol=relative, atol=0)
     torch.testing.assert_close(lse.double(), expected[1], rtol=0, atol=relative)
     torch.testing.assert_close(mean.double(), expected[3], rtol=0, atol=70 * 2**-24 * float(v.abs().max()))
@@ -231,6 +231,21 @@ def test_the_tables_tiles_on_a_gpu(kind, dim, dtype):
     out = plain(*leaves, kind, 1e-6)
     for x, y, z in zip(got, (out.detach(), *torch.autograd.grad(out, leaves, g)), exact, strict=True):
         assert float((x.double().cpu() - z).abs().max()) <= 2 * float((y.double().cpu() - z).abs().max())
+
+
+@pytest.mark.gpu
+def test_another_batch_compiles_nothing():
+    skip_unless_usable("policy_attention", "triton", torch.device("cuda"))
+    from lavit.kernels.policy_attention.triton import KERNELS
+
+    def compiled():
+        return [len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in KERNELS.values()]
+
+    before = None
+    for batch, n in ((2, 256), (1, 256), (16, 256), (3, 17), (1, 1)):
+        run(*(x.cuda() for x in case(n, 88, "third", batch=batch, dtype=torch.bfloat16)), "causal", 1e-6)
+        before = before or compiled()
+    assert compiled() == before
 
 
 @pytest.mark.gpu
