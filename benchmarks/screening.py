@@ -1,6 +1,6 @@
 """What the bound of nearest_code's screening leaves to the rescoring, and how often either precision differs.
 
-``TRITON_INTERPRET=1 python -m benchmarks.screening`` without a GPU (two minutes), ``python -m benchmarks.screening`` with.
+``TRITON_INTERPRET=1 python -m benchmarks.screening`` without a GPU (two minutes), with one without the variable.
 Unit vectors and codes drawn at random, K = 16384, D = 32, beside float64.
 """
 
