@@ -64,7 +64,8 @@ def bench_code_statistics(benchmark, device, n, ids_are, name):
 
     assert_statistics(run(), x, ids)
     moved = 4 * n * WIDTH + 8 * n + 4 * CODES * (WIDTH + 1)
-    measure(benchmark, device, f"code statistics n={n} K={CODES} D={WIDTH}, {ids_are}", run, bytes_moved=moved)
+    group, label = f"code statistics n={n} K={CODES} D={WIDTH}, {ids_are}", name if name in PEERS else f"lavit {name}"
+    measure(benchmark, device, group, run, implementation=label, bytes_moved=moved)
 
 
 def assert_statistics(got: tuple[Tensor, Tensor], x: Tensor, ids: Tensor) -> None:

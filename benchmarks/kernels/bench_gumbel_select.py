@@ -52,7 +52,10 @@ def form_of(name: str, device: torch.device, scores: Tensor) -> Callable[[Tensor
     return ours(name)
 
 
-@pytest.mark.parametrize("name", ["release", "torch.compile", "reference", "triton"])
+LAVIT = ("reference", "triton")
+
+
+@pytest.mark.parametrize("name", ["release", "torch.compile", *LAVIT])
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
 @pytest.mark.parametrize(("batch", "patches"), CASES)
 def bench_gumbel_select(benchmark, device, batch, patches, gradient, name):
@@ -70,7 +73,9 @@ def bench_gumbel_select(benchmark, device, batch, patches, gradient, name):
     assert_selection(select(scores), scores)
     what = "select and gradient" if gradient else "select"
     moved = batch * patches * (20 + (20 if gradient else 0))
-    measure(benchmark, device, f"gumbel {what} B={batch} N={patches}", run, bytes_moved=moved)
+    group, label = f"gumbel {what} B={batch} N={patches}", name if name not in LAVIT else f"lavit {name}"
+    is_release = name == "release"
+    measure(benchmark, device, group, run, implementation=label, baseline=is_release, bytes_moved=moved)
 
 
 def assert_given_noise_gives_the_same(scores: Tensor, weight: Tensor) -> None:
