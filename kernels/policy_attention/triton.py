@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -96,6 +97,11 @@ def strided(x: Tensor) -> Tensor:
     return x if fits else x.contiguous()
 
 
+def _options(dtype: torch.dtype) -> dict[str, Any]:
+    """In float32 ptxas, unasked, spills a register for the sake of occupancy."""
+    return {**FUSE, "maxnreg": 255} if dtype == torch.float32 else FUSE
+
+
 def _units(*tensors: Tensor) -> list[int]:
     return [s // UNIT for x in tensors for s in x.stride()[:3]]
 
@@ -118,7 +124,7 @@ def policy_attention(
             q, k, v, keep.contiguous(), out, lse, leak, mean,
             n, heads, *_units(q, k, v), scale, eps,
             dim, *parts(dim), kind == "causal", eps > 0, tile.block_m, tile.block_n,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, **FUSE,
+            num_warps=tile.num_warps, num_stages=tile.num_stages, **_options(q.dtype),
         )  # fmt: skip
     return out, lse, leak, mean
 
@@ -156,14 +162,14 @@ def policy_attention_backward(
         query_gradient_kernel[(blocks * heads * batch,)](
             grad, q, k, v, keep, out, lse, leak, mean, dq, delta, slope, top, leaked,
             *sizes, *shape, of_queries.block_m, of_queries.block_n,
-            num_warps=of_queries.num_warps, num_stages=of_queries.num_stages, **FUSE,
+            num_warps=of_queries.num_warps, num_stages=of_queries.num_stages, **_options(q.dtype),
         )  # fmt: skip
         if eps > 0:
             leaked = leaked.sum(dim=2)
         key_gradient_kernel[(triton.cdiv(n, of_keys.block_n) * heads * batch,)](
             grad, q, k, v, keep, lse, delta, slope, top, leaked, dk, dv, dkeep,
             *sizes, *shape, of_keys.block_m, of_keys.block_n,
-            num_warps=of_keys.num_warps, num_stages=of_keys.num_stages, **FUSE,
+            num_warps=of_keys.num_warps, num_stages=of_keys.num_stages, **_options(q.dtype),
         )  # fmt: skip
     return dq, dk, dv, dkeep.sum(dim=1)
 
@@ -210,6 +216,7 @@ def _variants_of(dim: int, dtype: torch.dtype, kind: str, architecture: int) -> 
                 constants,
                 num_warps=tile.num_warps,
                 num_stages=tile.num_stages,
+                maxnreg=_options(dtype).get("maxnreg"),
                 tensor_cores=dtype != torch.float32,
                 architectures=(architecture,),
             )
