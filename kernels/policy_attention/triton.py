@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -55,9 +54,10 @@ TABLE = {
     },
 }
 # float32 is multiplied without tensor cores, whose inputs would lose 13 of its bits.
+FLOAT32_WIDE = Config(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
 FLOAT32 = {
-    128: Config(Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)),
-    256: Config(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+    80: {128: Config(Tile(32, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
+    90: {128: Config(Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
 }
 
 
@@ -72,8 +72,8 @@ def config_of(capability: tuple[int, int], dim: int, dtype: torch.dtype) -> Conf
     """The tiles for a device, a width and a dtype."""
     width = sum(parts(dim))
     major, minor = capability
-    row = max((a for a in TABLE if a <= 10 * major + minor), default=min(TABLE))
-    tiles = FLOAT32 if dtype == torch.float32 else TABLE[row]
+    table = FLOAT32 if dtype == torch.float32 else TABLE
+    tiles = table[max((a for a in table if a <= 10 * major + minor), default=min(table))]
     return tiles[min(c for c in tiles if c >= width)]
 
 
@@ -95,11 +95,6 @@ def strided(x: Tensor) -> Tensor:
     *strides, inner = x.stride()
     fits = inner == 1 and all(s % UNIT == 0 for s in strides) and x.shape[1] * x.stride(1) < 2**31
     return x if fits else x.contiguous()
-
-
-def _options(dtype: torch.dtype) -> dict[str, Any]:
-    """In float32 ptxas, unasked, spills a register for the sake of occupancy."""
-    return {**FUSE, "maxnreg": 255} if dtype == torch.float32 else FUSE
 
 
 def _units(*tensors: Tensor) -> list[int]:
@@ -124,7 +119,7 @@ def policy_attention(
             q, k, v, keep.contiguous(), out, lse, leak, mean,
             n, heads, *_units(q, k, v), scale, eps,
             dim, *parts(dim), kind == "causal", eps > 0, tile.block_m, tile.block_n,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, **_options(q.dtype),
+            num_warps=tile.num_warps, num_stages=tile.num_stages, **FUSE,
         )  # fmt: skip
     return out, lse, leak, mean
 
@@ -162,14 +157,14 @@ def policy_attention_backward(
         query_gradient_kernel[(blocks * heads * batch,)](
             grad, q, k, v, keep, out, lse, leak, mean, dq, delta, slope, top, leaked,
             *sizes, *shape, of_queries.block_m, of_queries.block_n,
-            num_warps=of_queries.num_warps, num_stages=of_queries.num_stages, **_options(q.dtype),
+            num_warps=of_queries.num_warps, num_stages=of_queries.num_stages, **FUSE,
         )  # fmt: skip
         if eps > 0:
             leaked = leaked.sum(dim=2)
         key_gradient_kernel[(triton.cdiv(n, of_keys.block_n) * heads * batch,)](
             grad, q, k, v, keep, lse, delta, slope, top, leaked, dk, dv, dkeep,
             *sizes, *shape, of_keys.block_m, of_keys.block_n,
-            num_warps=of_keys.num_warps, num_stages=of_keys.num_stages, **_options(q.dtype),
+            num_warps=of_keys.num_warps, num_stages=of_keys.num_stages, **FUSE,
         )  # fmt: skip
     return dq, dk, dv, dkeep.sum(dim=1)
 
@@ -216,7 +211,6 @@ def _variants_of(dim: int, dtype: torch.dtype, kind: str, architecture: int) -> 
                 constants,
                 num_warps=tile.num_warps,
                 num_stages=tile.num_stages,
-                maxnreg=_options(dtype).get("maxnreg"),
                 tensor_cores=dtype != torch.float32,
                 architectures=(architecture,),
             )
