@@ -53,7 +53,8 @@ def nearest_code(
     metric: "cosine", the paper's: both normalised. "euclidean", arg min |x|^2 + |c|^2 - 2 x.c with the stored codebook:
         the release's with ``normalize_x=True``, SEED's with False.
     precision: "exact", the id of the float64 computation wherever its gap exceeds float32 rounding; "fast" allows an
-        implementation half-precision products.
+        implementation half-precision products, and then any of the codes that their rounding makes equal.
+    impl: "triton" (GPU), "cpp", "cpu" or "reference".
     return_score: also the cosine similarity or the squared distance, (n,) float32 (NaN where the id is -1).
 
     Returns ids (n,) int64; ties go to the lowest id; a row with NaN or Inf gets -1, a code with NaN or Inf is never
