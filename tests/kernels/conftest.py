@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lavit.kernels.dispatch import OPERATIONS
-
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
@@ -24,10 +22,3 @@ def poisoned() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def skip_unless_usable(operation: str, impl: str, device: torch.device) -> None:
-    """Skip with the reason where an implementation cannot run on a device, or says so by its absence."""
-    reason = OPERATIONS[operation].implementations[impl].unusable(device.type)
-    if reason is not None:
-        pytest.skip(f"{operation}, {impl}: {reason}")

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from conftest import skip_unless_usable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from usable import skip_unless_usable
 
 from lavit.kernels import code_statistics
 from lavit.kernels.code_statistics.library import code_statistics_op

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import skip_unless_usable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from usable import skip_unless_usable
 
 from lavit.kernels import Selection, gumbel_select
 from lavit.kernels.gumbel_select.library import gumbel_select_backward_op, gumbel_select_op

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import skip_unless_usable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nearest import assert_nearest, distances, vectors
 from safetensors.torch import load_file
+from usable import skip_unless_usable
 
 from lavit.kernels import nearest_code
 from lavit.kernels.nearest_code.library import nearest_code_op

@@ -4,8 +4,8 @@ implementation obeys are in test_nearest_code.py."""
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import skip_unless_usable
 from nearest import assert_nearest, distances, vectors
+from usable import skip_unless_usable
 
 from lavit.kernels import nearest_code
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from conftest import skip_unless_usable
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from usable import skip_unless_usable
 
 from lavit.kernels import policy_attention
 from lavit.kernels.policy_attention.library import policy_attention_op

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from conftest import skip_unless_usable
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from usable import skip_unless_usable
 
 from lavit.kernels import varlen_attention
 from lavit.kernels.varlen_attention.library import sdpa, varlen_attention_op

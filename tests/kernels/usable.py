@@ -1,0 +1,18 @@
+"""For tests of several implementations: those that cannot run here are skipped, with the reason.
+
+A module with a name of its own, since ``conftest`` is whichever of them pytest has loaded last.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lavit.kernels.dispatch import OPERATIONS
+
+
+def skip_unless_usable(operation: str, impl: str, device: torch.device) -> None:
+    """Skip with the reason where an implementation cannot run on a device, or says so by its absence."""
+    reason = OPERATIONS[operation].implementations[impl].unusable(device.type)
+    if reason is not None:
+        pytest.skip(f"{operation}, {impl}: {reason}")
