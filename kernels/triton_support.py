@@ -10,12 +10,16 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 OLDEST = (8, 0)
+FUSE = {"enable_fp_fusion": True}  # for a launch: triton 3.10 no longer contracts to fused multiply-adds unasked
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
+
+Row = TypeVar("Row")
 
 
 def interpreted() -> bool:
@@ -54,6 +58,36 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 def multiprocessors(device: torch.device) -> int:
     """How many programs run side by side; in the interpreter, where it does not matter, an H100's."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+@cache
+def architecture_of(device: torch.device) -> int:
+    """90 for compute capability 9.0; in the interpreter, where it does not matter, an H100's."""
+    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    return 10 * major + minor
+
+
+def newest(table: dict[int, Row], architecture: int) -> Row:
+    """What a table of tiles has for the newest architecture not above the one asked for, else for its oldest."""
+    return table[max((a for a in table if a <= architecture), default=min(table))]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries and keys of an attention kernel's step, and how it is compiled: warps, and steps that loads run ahead."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def column_parts(dim: int) -> tuple[int, int]:
+    """Two powers of two of at least 16, the second 0 or not above the first, that hold a width with the least padding:
+    tensor cores want powers of two, and LaVIT's 88 columns are 64 + 32, not 128."""
+    powers = [16, 32, 64, 128, 256]
+    options = [(a, b) for a in powers for b in (0, *powers) if b <= a and a + b >= dim]
+    return min(options, key=lambda option: (sum(option), option[1]))
 
 
 @dataclass(frozen=True)

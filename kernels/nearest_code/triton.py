@@ -16,7 +16,15 @@ from lavit.kernels.nearest_code.triton_kernels import (
     rescore_kernel,
     screen_kernel,
 )
-from lavit.kernels.triton_support import Variant, multiprocessors, on_device_of
+from lavit.kernels.triton_support import (
+    FUSE,
+    POINTERS,
+    Variant,
+    architecture_of,
+    multiprocessors,
+    newest,
+    on_device_of,
+)
 from lavit.kernels.types import compute_dtype
 
 
@@ -49,7 +57,6 @@ MAX_SPLITS = 8
 PREPARE_ELEMENTS, MAX_PROGRAMS = 4096, 1024
 RESCORE_ROWS, RESCORE_WARPS, SCAN_CODES = 2, 2, 32
 REGISTERS = 255  # a thread may have: unasked, ptxas spills some for the sake of occupancy
-FUSE = {"enable_fp_fusion": True}  # triton 3.10 no longer contracts to fused multiply-adds unasked
 
 
 def _rescore_columns(block_d: int, dtype: torch.dtype) -> int:
@@ -60,9 +67,7 @@ def _rescore_columns(block_d: int, dtype: torch.dtype) -> int:
 def choose_config(device: torch.device, dim: int) -> Config:
     """The tile for a device and a width."""
     width = "narrow" if dim <= NARROW else "middle" if dim <= MIDDLE else "wide"
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-    row = max((a for a in TABLE if a <= 10 * major + minor), default=min(TABLE))
-    return CONFIGS[TABLE[row][width]]
+    return CONFIGS[newest(TABLE, architecture_of(device))[width]]
 
 
 def choose_splits(row_tiles: int, code_tiles: int, slots: int, at_least: int) -> int:
@@ -206,9 +211,6 @@ def search(
     return ids, score
 
 
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
-
-
 def variants() -> list[Variant]:
     """Every kernel with every tile of CONFIGS at LaVIT's width, and each width class with its tiles from TABLE."""
     newer, everywhere = (90, 100), (80, 90, 100)
@@ -232,7 +234,7 @@ def variants() -> list[Variant]:
 
 
 def _variants_of(name: str, dim: int, dtype: torch.dtype, metric: str) -> list[Variant]:
-    tile, vector = CONFIGS[name], TYPES[dtype]
+    tile, vector = CONFIGS[name], POINTERS[dtype]
     label = f"{name} D={dim} {str(dtype).removeprefix('torch.')} {metric}"
     width, block_d = (dim, dim) if dim <= MIDDLE else (dim, CHUNK)
     cosine = metric == "cosine"

@@ -287,6 +287,20 @@ def screen_kernel(
 
 
 @triton.jit
+def _owned_rows(
+    x_ptr, n, D: tl.constexpr, BLOCK_D: tl.constexpr, NORMALIZE: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr
+):
+    """The rows of a program, which of them there are, |x|^2, the factor that makes x' of x, and which are finite."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = rows < n
+    square, _, finite = _scan_for_scale(x_ptr, rows, inside, D, BLOCK_D, ROWS, ACC)
+    inverse = square * 0.0 + 1.0
+    if NORMALIZE:
+        inverse = 1.0 / tl.maximum(tl.sqrt(square), TINY)
+    return rows, inside, square, inverse, finite
+
+
+@triton.jit
 def _scores(
     x_ptr,
     c_ptr,
@@ -374,12 +388,7 @@ def rescore_kernel(
 
     n = 65536, D = 32, a block of 32 codes: 4 KB of codes a row, 0.27 GB from L2, and 2048 operations a row.
     """
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = rows < n
-    square, _, finite = _scan_for_scale(x_ptr, rows, inside, D, BLOCK_D, ROWS, ACC)
-    inverse = square * 0.0 + 1.0
-    if COSINE or NORMALIZE:
-        inverse = 1.0 / tl.maximum(tl.sqrt(square), TINY)
+    rows, inside, square, inverse, finite = _owned_rows(x_ptr, n, D, BLOCK_D, NORMALIZE, ROWS, ACC)
 
     CODES: tl.constexpr = BLOCK_N // LANES
     WIDE: tl.constexpr = MAX_SPLITS * LANES
@@ -451,12 +460,7 @@ def pick_kernel(
     ROWS: tl.constexpr,
 ):
     """precision="fast": the best of all lanes and splits by half-precision score, and the true score of that code."""
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = rows < n
-    square, _, finite = _scan_for_scale(x_ptr, rows, inside, D, BLOCK_D, ROWS, ACC)
-    inverse = square * 0.0 + 1.0
-    if COSINE or NORMALIZE:
-        inverse = 1.0 / tl.maximum(tl.sqrt(square), TINY)
+    rows, inside, square, inverse, finite = _owned_rows(x_ptr, n, D, BLOCK_D, NORMALIZE, ROWS, ACC)
     CODES: tl.constexpr = BLOCK_N // LANES
     p = tl.arange(0, MAX_SPLITS * LANES)
     width = splits * LANES

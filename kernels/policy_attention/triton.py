@@ -9,21 +9,19 @@ import triton
 from torch import Tensor
 
 from lavit.kernels.policy_attention.triton_kernels import forward_kernel, key_gradient_kernel, query_gradient_kernel
-from lavit.kernels.triton_support import Variant, on_device_of
+from lavit.kernels.triton_support import (
+    FUSE,
+    POINTERS,
+    Tile,
+    Variant,
+    architecture_of,
+    column_parts,
+    newest,
+    on_device_of,
+)
 
 UNIT = 8  # elements, in which the kernels take strides
 NARROWEST, WIDEST = 16, 256
-FUSE = {"enable_fp_fusion": True}  # triton 3.10 no longer contracts to fused multiply-adds unasked
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Queries and keys of a tile, and how it is compiled."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
 
 
 @dataclass(frozen=True)
@@ -61,24 +59,15 @@ FLOAT32 = {
 }
 
 
-def parts(dim: int) -> tuple[int, int]:
-    """Two powers of two, the second 0 or not above the first, that hold a width with the least padding."""
-    powers = [16, 32, 64, 128, 256]
-    options = [(a, b) for a in powers for b in (0, *powers) if b <= a and a + b >= dim]
-    return min(options, key=lambda option: (sum(option), option[1]))
-
-
-def config_of(capability: tuple[int, int], dim: int, dtype: torch.dtype) -> Config:
-    """The tiles for a device, a width and a dtype."""
-    width = sum(parts(dim))
-    major, minor = capability
-    table = FLOAT32 if dtype == torch.float32 else TABLE
-    tiles = table[max((a for a in table if a <= 10 * major + minor), default=min(table))]
+def config_of(architecture: int, dim: int, dtype: torch.dtype) -> Config:
+    """The tiles for an architecture, a width and a dtype."""
+    width = sum(column_parts(dim))
+    tiles = newest(FLOAT32 if dtype == torch.float32 else TABLE, architecture)
     return tiles[min(c for c in tiles if c >= width)]
 
 
 def choose_config(q: Tensor) -> Config:
-    return config_of(torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0), q.shape[-1], q.dtype)
+    return config_of(architecture_of(q.device), q.shape[-1], q.dtype)
 
 
 def can_take(q: Tensor) -> bool:
@@ -118,7 +107,7 @@ def policy_attention(
         forward_kernel[(triton.cdiv(n, tile.block_m) * heads * batch,)](
             q, k, v, keep.contiguous(), out, lse, leak, mean,
             n, heads, *_units(q, k, v), scale, eps,
-            dim, *parts(dim), kind == "causal", eps > 0, tile.block_m, tile.block_n,
+            dim, *column_parts(dim), kind == "causal", eps > 0, tile.block_m, tile.block_n,
             num_warps=tile.num_warps, num_stages=tile.num_stages, **FUSE,
         )  # fmt: skip
     return out, lse, leak, mean
@@ -152,7 +141,7 @@ def policy_attention_backward(
     leaked = keep.new_empty((batch, heads, blocks, dim)) if eps > 0 else mean
     grad, q, k, v, keep = strided(grad), strided(q), strided(k), strided(v), keep.contiguous()
     sizes = (n, heads, *_units(grad, q, k, v), scale)
-    shape = (dim, *parts(dim), kind == "causal", eps > 0)
+    shape = (dim, *column_parts(dim), kind == "causal", eps > 0)
     with on_device_of(q):
         query_gradient_kernel[(blocks * heads * batch,)](
             grad, q, k, v, keep, out, lse, leak, mean, dq, delta, slope, top, leaked,
@@ -169,7 +158,6 @@ def policy_attention_backward(
     return dq, dk, dv, dkeep.sum(dim=1)
 
 
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 KERNELS = {"forward": forward_kernel, "query_gradient": query_gradient_kernel, "key_gradient": key_gradient_kernel}
 
 
@@ -180,22 +168,22 @@ def variants() -> list[Variant]:
     return [
         variant
         for dim, dtype, kind in cases
-        for architecture in (80, 90, 100)
-        for variant in _variants_of(dim, dtype, kind, architecture)
+        for served in (80, 90, 100)
+        for variant in _variants_of(dim, dtype, kind, served)
     ]
 
 
-def _variants_of(dim: int, dtype: torch.dtype, kind: str, architecture: int) -> list[Variant]:
-    config = config_of(divmod(architecture, 10), dim, dtype)  # type: ignore[arg-type]
+def _variants_of(dim: int, dtype: torch.dtype, kind: str, served: int) -> list[Variant]:
+    config = config_of(served, dim, dtype)
     tensors = {"g_ptr", "q_ptr", "k_ptr", "v_ptr", "out_ptr", "dq_ptr", "dk_ptr", "dv_ptr"}
     found = []
     for name, kernel in KERNELS.items():
         tile = getattr(config, name)
-        d0, d1 = parts(dim)
+        d0, d1 = column_parts(dim)
         constants = {"D": dim, "D0": d0, "D1": d1, "CAUSAL": kind == "causal", "EPS": True}
         constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
         signature = {
-            argument: TYPES[dtype] if argument in tensors
+            argument: POINTERS[dtype] if argument in tensors
             else "*i32" if argument == "top_ptr"
             else "*fp32" if argument.endswith("_ptr")
             else "fp32" if argument in ("scale", "eps")
@@ -212,7 +200,7 @@ def _variants_of(dim: int, dtype: torch.dtype, kind: str, architecture: int) -> 
                 num_warps=tile.num_warps,
                 num_stages=tile.num_stages,
                 tensor_cores=dtype != torch.float32,
-                architectures=(architecture,),
+                architectures=(served,),
             )
         )
     return found

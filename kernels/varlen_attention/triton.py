@@ -9,23 +9,13 @@ import torch
 import triton
 from torch import Tensor
 
-from lavit.kernels.triton_support import Variant, on_device_of
+from lavit.kernels.triton_support import Tile, Variant, architecture_of, column_parts, newest, on_device_of
 from lavit.kernels.varlen_attention.triton_kernels import (
     BACKWARD_INTEGERS,
     backward_keys_kernel,
     backward_queries_kernel,
     forward_kernel,
 )
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Queries and keys of a step, warps, and how many steps ahead loads are issued."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
 
 
 @dataclass(frozen=True)
@@ -58,19 +48,14 @@ def supports(q: Tensor) -> bool:
     return q.dtype != torch.float64 and 0 < q.shape[-1] <= LARGEST and q.shape[-1] % 8 == 0
 
 
-def parts(dim: int) -> tuple[int, int]:
-    """D0 and D1, powers of two of at least 16 (D1: or 0) that cover dim columns with the fewest to spare."""
-    padded = triton.cdiv(dim, 16) * 16
-    first = triton.next_power_of_2(padded + 1) // 2
-    second = triton.next_power_of_2(padded - first) if padded > first else 0
-    return (2 * first, 0) if second == first else (first, second)
+def tiles_of(row: dict[int, dict[int, Tiles]], dtype: torch.dtype, dim: int) -> Tiles:
+    """The tiles of an architecture's row for a dtype and a width."""
+    by_width = row[dtype.itemsize]
+    return by_width[min(width for width in by_width if width >= sum(column_parts(dim)))]
 
 
 def choose_tiles(device: torch.device, dtype: torch.dtype, dim: int) -> Tiles:
-    major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
-    row = TABLE[max((a for a in TABLE if a <= 10 * major + minor), default=min(TABLE))]
-    by_width = row[dtype.itemsize]
-    return by_width[min(width for width in by_width if width >= sum(parts(dim)))]
+    return tiles_of(newest(TABLE, architecture_of(device)), dtype, dim)
 
 
 def rows_of_heads(x: Tensor) -> Tensor:
@@ -110,7 +95,7 @@ def varlen_attention(
             q, k, v, None if key_weight is None else key_weight.contiguous(),
             cu_q.contiguous(), cu_k.contiguous(), out, lse,
             heads, blocks, images, total_q, *strides(q, k, v), scale,
-            dim, *parts(dim), causal, tile.block_m, tile.block_n,
+            dim, *column_parts(dim), causal, tile.block_m, tile.block_n,
             num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out, lse
@@ -141,7 +126,7 @@ def varlen_attention_backward(
     cu_q, cu_k = cu_q.contiguous(), cu_k.contiguous()
     weight = None if key_weight is None else key_weight.contiguous()
     chosen = tiles or choose_tiles(q.device, q.dtype, dim)
-    shape = (dim, *parts(dim), causal)
+    shape = (dim, *column_parts(dim), causal)
     with on_device_of(q):
         if dq.numel():
             tile = chosen.queries
@@ -170,11 +155,10 @@ def variants() -> list[Variant]:
     cases = [(88, "bf16", True, True), (88, "bf16", False, False), (88, "fp32", True, True)]
     cases += [(dim, kind, False, True) for dim in (64, 128, 256) for kind in ("bf16", "fp32")]
     found = []
-    for architecture, row in TABLE.items():
-        served = tuple(a for a in (80, 90, 100) if max(b for b in TABLE if b <= a) == architecture)
+    for row in TABLE.values():
+        served = tuple(a for a in (80, 90, 100) if newest(TABLE, a) is row)
         for dim, kind, causal, weighted in cases:
-            by_width = row[TYPES[kind].itemsize]
-            tiles = by_width[min(width for width in by_width if width >= sum(parts(dim)))]
+            tiles = tiles_of(row, TYPES[kind], dim)
             found += [
                 _variant(kernel, tile, dim, kind, causal, weighted, served)
                 for kernel, tile in (
@@ -190,7 +174,8 @@ def _variant(
     kernel: Any, tile: Tile, dim: int, kind: str, causal: bool, weighted: bool, architectures: tuple[int, ...]
 ) -> Variant:
     floats = ("lse", "delta", "weight", "dw", "scale")
-    constants: dict[str, int | None] = {"D": dim, "D0": parts(dim)[0], "D1": parts(dim)[1], "CAUSAL": causal}
+    constants: dict[str, int | None] = {"D": dim, "CAUSAL": causal}
+    constants["D0"], constants["D1"] = column_parts(dim)
     constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     signature = {}
     for name in kernel.arg_names:

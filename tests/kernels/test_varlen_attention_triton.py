@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import skip_unless_usable
+from usable import skip_unless_usable
 
 from lavit.kernels import varlen_attention
 from lavit.kernels.dispatch import Implementation, _choose
@@ -161,7 +161,7 @@ def test_all_unused_rows_are_zeros_however_many(launcher, device, lengths_q, len
 
 
 def test_columns_are_divided_into_two_parts_with_few_to_spare(launcher):
-    widths = {dim: launcher.parts(dim) for dim in range(8, launcher.LARGEST + 1, 8)}
+    widths = {dim: launcher.column_parts(dim) for dim in range(8, launcher.LARGEST + 1, 8)}
     assert [widths[d] for d in (16, 24, 40, 80, 88, 128, 160, 192, 256)] == [
         (16, 0), (32, 0), (32, 16), (64, 16), (64, 32), (128, 0), (128, 32), (128, 64), (256, 0)
     ]  # fmt: skip
