@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lavit.kernels.bin_pack import BinPacker, Bins, bin_pack
 from lavit.kernels.code_statistics import code_statistics
 from lavit.kernels.gumbel_select import gumbel_select
 from lavit.kernels.layer_norm import layer_norm
@@ -14,8 +15,11 @@ from lavit.kernels.types import Ragged, Selection
 from lavit.kernels.varlen_attention import varlen_attention
 
 __all__ = [
+    "BinPacker",
+    "Bins",
     "Ragged",
     "Selection",
+    "bin_pack",
     "code_statistics",
     "gumbel_select",
     "layer_norm",
