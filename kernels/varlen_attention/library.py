@@ -11,18 +11,19 @@ from lavit.kernels.checks import debug_offsets
 from lavit.kernels.dispatch import Implementation, debugging, register, without_autocast
 from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
-from lavit.kernels.varlen_attention import flash, reference, sdpa
+from lavit.kernels.varlen_attention import reference, sdpa
+from lavit.kernels.varlen_attention.packages import PACKAGES
 
 OPERATION = register(
     "varlen_attention",
     Implementation("triton", "tiles on tensor cores, the logits never in memory", triton_unusable),
     Implementation("sdpa", "batched matrix products on padded blocks"),
-    Implementation("flash_attn", "the flash-attn package's kernels", flash.unusable),
+    *(Implementation(package.name, package.why, package.unusable) for package in PACKAGES.values()),
     Implementation("reference", "the definition in PyTorch, image by image"),
     preference={"cuda": ("triton", "sdpa", "reference"), "cpu": ("sdpa", "reference")},
 )
 
-MODULES = {"sdpa": sdpa, "flash_attn": flash, "reference": reference}
+MODULES = {"sdpa": sdpa, "reference": reference, **PACKAGES}
 
 
 def _implementation(impl: str, q: Tensor) -> Any:
