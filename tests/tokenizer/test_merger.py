@@ -14,6 +14,7 @@ from plain_formulas import merger as plain_merger
 from torch import Tensor
 
 from lavit.kernels import Selection, partition
+from lavit.kernels.dispatch import OPERATIONS
 from lavit.tokenizer import LaVITTokenizerConfig
 from lavit.tokenizer.merger import Layout, Merger
 
@@ -90,6 +91,69 @@ def test_packed_gradient_to_the_input_equals_golden() -> None:
     out = golden_merger(torch.float64).packed(x, layout_of(tensors["keep"]))
     (out.values * tensors["loss_weight"][tensors["keep"] > 0]).sum().backward()
     assert relative(x.grad, tensors["grad_in"]) < 2e-5
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("form", ["dense", "packed"])
+def test_triton_kernels_give_the_golden_values_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, device: str, form: str
+) -> None:
+    """In float32, image by image: where all is kept, epsilon alone makes gradients to the mask of 2e7.
+
+    The gradients of the packed form are compared with its own in float64, which lacks that epsilon.
+    """
+    operation = "policy_attention" if form == "dense" else "varlen_attention"
+    reason = OPERATIONS[operation].implementations["triton"].unusable(device)
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setenv("LAVIT_KERNELS", f"{operation}=triton")
+    images = [0, 1, 3]  # all, one and nine of 36 patches kept
+    tensors = {k: golden("merger")[k][images] for k in ("merger_in", "keep", "loss_weight", "merger_out")}
+    merger = load(Merger(golden_config()), "merger", "merger.", torch.float32).to(device)
+    x, keep, weight = (tensors[k].to(device, torch.float32) for k in ("merger_in", "keep", "loss_weight"))
+    x, mask = x.requires_grad_(), keep.clone().requires_grad_()
+    kept = keep > 0
+    if form == "dense":
+        out = merger.dense(x, mask)
+        (out * weight).sum().backward()
+        out, expected = out[kept], golden("merger")["grad_in"][images]
+    else:
+        out = merger.packed(x, layout_of(keep)).values
+        (out * weight[kept]).sum().backward()
+        expected = tensors["merger_in"].clone().requires_grad_()
+        monkeypatch.setenv("LAVIT_KERNELS", "reference")
+        exact = golden_merger(torch.float64).packed(expected, layout_of(tensors["keep"])).values
+        (exact * tensors["loss_weight"][tensors["keep"] > 0]).sum().backward()
+        expected = expected.grad
+    assert relative(out.cpu(), tensors["merger_out"][kept.cpu()]) < 1e-5
+    for i, image in enumerate(images):
+        assert relative(x.grad[i].cpu(), expected[i]) < 1e-5, image
+        if form == "dense":
+            assert relative(mask.grad[i].cpu(), golden("merger")["grad_keep"][image]) < 1e-5, image
+
+
+def test_packed_does_2_7_times_less_arithmetic_at_a_third() -> None:
+    """Multiplications at the paper's width: of the linear layers as they run, of the attentions by their pairs."""
+    config = LaVITTokenizerConfig(merger_depth=1)
+    merger, n, width = Merger(config), config.num_patches, config.hidden_size
+    keep = torch.zeros(1, n)
+    keep[0, ::3] = 1
+    count = 0
+
+    def add(layer: torch.nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal count
+        count += inputs[0].numel() * layer.out_features
+
+    for layer in merger.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(add)
+    with torch.no_grad():
+        merger.dense(torch.randn(1, n, width), keep)
+        dense, count = count + 4 * n * n * width, 0
+        merger.packed(torch.randn(1, n, width), layout_of(keep))
+    kept = int(keep.sum())
+    packed = count + (kept * (kept + 1) + 2 * kept * (n - kept)) * width
+    assert 2.7 < dense / packed < 3
 
 
 masks = st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=4)
