@@ -99,10 +99,12 @@ class Plot:
         x = self.x(value)
         self.add(f'<path class="{css}" d="M{x:.1f} {self.top}V{self.height - self.bottom}"/>')
 
-    def axes(self, x_label: str, y_label: str, x_names: Mapping[float, str]) -> None:
-        """Horizontal grid lines with their values, the base line, tick texts and both labels."""
+    def axes(
+        self, x_label: str, y_label: str, x_names: Mapping[float, str], y_names: Mapping[float, str] | None = None
+    ) -> None:
+        """Horizontal grid lines with their values or ``y_names``, the base line, tick texts and both labels."""
         base, end = self.height - self.bottom, self.width - self.right
-        for value, name in labels(self.ys).items():
+        for value, name in (y_names or labels(self.ys)).items():
             y = self.y(value)
             self.add(f'<path class="grid" d="M{self.left} {y:.1f}H{end}"/>')
             self.text(self.left - 7, y + 4, name, "end")

@@ -8,10 +8,15 @@ bfloat16, a third kept. ``bytes_moved`` is what the packed inputs and the result
 Parity, in every case before it is timed: the result, and in forward+backward the gradients, of the kept and dropped
 rows, against float64, by the largest element's share. The release's formula adds an epsilon to every weight, which
 shows most where a token sees few others: its share is its own.
+
+``bench_varlen_attention_growth``: images of 64 to 4096 tokens; ``python -m benchmarks.plot`` draws it. Attention is
+over pairs: per kept token it costs what the tokens that it meets do, and the definition allows nothing less.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +30,7 @@ from benchmarks.timing import measure
 from lavit.kernels import varlen_attention
 from lavit.kernels.dispatch import OPERATIONS
 from lavit.kernels.varlen_attention import reference
+from lavit.kernels.varlen_attention.packages import PACKAGES, FlashAttn, Xformers
 
 EPSILON = 1e-6
 ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 2**-5}
@@ -49,7 +55,11 @@ class Case:
 
 LAVIT = Case(64, 256, 16, 88, torch.bfloat16, "cuda")
 CASES = {"LaVIT": LAVIT, "small": Case(2, 64, 4, 88, torch.float32)}
-GROWTH = [Case(8, n, 16, 88, torch.bfloat16, "cuda") for n in (64, 128, 256, 512, 1024, 2048, 4096)]
+GROWTH = [
+    Case(*rest, device)
+    for n in (64, 128, 256, 512, 1024, 2048, 4096)
+    for *rest, device in ((1, n, 2, 88, torch.float32, "cpu"), (8, n, 16, 88, torch.bfloat16, "cuda"))
+]
 
 
 @dataclass(frozen=True)
@@ -146,8 +156,51 @@ DENSE: dict[str, Callable[[Inputs], Callable[..., Tensor]]] = {
     "SDPA with a mask": lambda x: sdpa_with_a_mask,
     "FlexAttention": flex,
 }
-OURS = {f"lavit {name}": name for name in OPERATIONS["varlen_attention"].implementations}
-ALL = [*DENSE, *OURS]
+def missing(module: str) -> str | None:
+    return None if importlib.util.find_spec(module) else f"{module} is not there"
+
+
+def flash_attn(x: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    n = x.keep.shape[1]
+    return FlashAttn.attend(q, k, v, (x.cu_q, x.cu_k, n, n, x.causal, q.shape[-1] ** -0.5))
+
+
+def xformers(x: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The mask's building counts, the wait for the lengths included."""
+    n = x.keep.shape[1]
+    used, options = Xformers.arguments(q, k, v, (x.cu_q, x.cu_k, n, n, x.causal, q.shape[-1] ** -0.5))
+    return importlib.import_module("xformers.ops").memory_efficient_attention(*used, **options)[0]
+
+
+def torch_varlen(x: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    n, window = x.keep.shape[1], (-1, 0) if x.causal else (-1, -1)
+    attend = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    return attend(q, k, v, x.cu_q, x.cu_k, n, n, window_size=window)
+
+
+def nested(x: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Jagged tensors in PyTorch's own attention."""
+    n = x.keep.shape[1]
+    q, k, v = (
+        torch.nested.nested_tensor_from_jagged(t, cu.long(), min_seqlen=0, max_seqlen=n).transpose(1, 2)
+        for t, cu in ((q, x.cu_q), (k, x.cu_k), (v, x.cu_k))
+    )
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=x.causal)
+    return out.transpose(1, 2).values()
+
+
+# Packed peers, called as their users call them: without what our operator adds around them.
+PACKED: dict[str, tuple[Callable[..., Tensor], Callable[[str], str | None]]] = {
+    "flash-attn": (flash_attn, PACKAGES["flash_attn"].unusable),
+    "xformers": (xformers, PACKAGES["xformers"].unusable),
+    "torch varlen_attn": (
+        torch_varlen,
+        lambda kind: PACKAGES["torch_varlen"].unusable(kind) or missing("torch.nn.attention.varlen"),
+    ),
+    "nested tensors": (nested, lambda kind: None),
+}
+OURS = {f"lavit {name}": name for name in OPERATIONS["varlen_attention"].implementations if name not in PACKAGES}
+ALL = [*DENSE, *PACKED, *OURS]
 
 
 def attention(case: Case, x: Inputs, name: str, device: torch.device) -> tuple[Callable[..., Tensor], list[Tensor]]:
@@ -157,15 +210,20 @@ def attention(case: Case, x: Inputs, name: str, device: torch.device) -> tuple[C
             pytest.skip("the matrices of all pairs would not fit")
         run = DENSE[name](x)
         return lambda q, k, v: run(x, q, k, v), list(x.dense)
+    _, q, k, v = x.packed(x.dense[0], *x.dense[:3])
+    (g,) = x.packed(x.dense[3])
+    n = case.tokens
+    if name in PACKED:
+        call, unusable = PACKED[name]
+        if reason := unusable(device.type):
+            pytest.skip(f"{name}: {reason}")
+        return lambda q, k, v: call(x, q, k, v), [q, k, v, g]
     impl = OURS[name]
     reason = OPERATIONS["varlen_attention"].implementations[impl].unusable(device.type)
     if reason is None and impl == "triton" and device.type == "cpu":
         reason = "Triton's interpreter is for tests"
     if reason is not None:
         pytest.skip(f"varlen_attention, {impl}: {reason}")
-    _, q, k, v = x.packed(x.dense[0], *x.dense[:3])
-    (g,) = x.packed(x.dense[3])
-    n = case.tokens
 
     def packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return varlen_attention(q, k, v, x.cu_q, x.cu_k, n, n, causal=x.causal, impl=impl)
@@ -173,7 +231,9 @@ def attention(case: Case, x: Inputs, name: str, device: torch.device) -> tuple[C
     return packed, [q, k, v, g]
 
 
-def bench(benchmark, device: torch.device, case: Case, kind: str, work: str, name: str, group: str) -> None:
+def bench(
+    benchmark, device: torch.device, case: Case, kind: str, work: str, name: str, group: str, growth: str | None = None
+) -> None:
     if case.device not in (None, device.type):
         pytest.skip(f"a case for {case.device}")
     x = inputs(case, kind, device)
@@ -188,7 +248,7 @@ def bench(benchmark, device: torch.device, case: Case, kind: str, work: str, nam
     try:
         found = run()
     except Exception as error:
-        if name not in DENSE or name == "release":
+        if name in OURS or name == "release":
             raise
         pytest.skip(f"{name} does not work here: {(str(error).splitlines() or [type(error).__name__])[0]}")
     found = x.packed(*found) if name in DENSE else found
@@ -197,7 +257,7 @@ def bench(benchmark, device: torch.device, case: Case, kind: str, work: str, nam
         for part, a, b in zip(("out", "dq", "dk", "dv"), found, truth(case, kind, device), strict=False)
     }
     allowed = max(ROUNDING[case.dtype], EPSILON_SHOWS if name == "release" else 0.0)
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {} if growth is None else {"growth": growth}
     if not backward:
         extra["bytes_moved"] = 2 * (len(x.rows_q) + len(x.rows_k)) * case.heads * case.dim * case.dtype.itemsize
     del found
@@ -224,9 +284,12 @@ def bench_varlen_attention(benchmark, device, case, kind, work, name):
     bench(benchmark, device, chosen, kind, work, name, f"varlen attention, {kind}, {work}, {chosen.label}")
 
 
-@pytest.mark.parametrize("name", ["release", "lavit triton"])
-@pytest.mark.parametrize("work", ["forward", "forward+backward"])
+@pytest.mark.parametrize("name", ["release", "lavit triton", "lavit sdpa"])
 @pytest.mark.parametrize("kind", ["causal", "cross"])
-@pytest.mark.parametrize("case", GROWTH, ids=lambda case: f"N{case.tokens}")
-def bench_varlen_attention_growth(benchmark, device, case, kind, work, name):
-    bench(benchmark, device, case, kind, work, name, f"varlen attention, growth, {kind}, {work}, {case.label}")
+@pytest.mark.parametrize("case", GROWTH, ids=lambda case: f"{case.device}-N{case.tokens}")
+def bench_varlen_attention_growth(benchmark, device, case, kind, name):
+    if name == "lavit sdpa" and device.type != "cpu":
+        pytest.skip("the form for the CPU")
+    work, where = "forward+backward", f"{kind}, H={case.heads} D={case.dim} B={case.batch}"
+    group = f"varlen attention, growth, {kind}, {work}, {case.label}"
+    bench(benchmark, device, case, kind, work, name, group, growth=f"attention, {where}, {work}")

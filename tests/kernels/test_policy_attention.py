@@ -131,6 +131,30 @@ def test_images_do_not_meet(device, impl):
     assert torch.equal(policy_attention(q, k, poisoned, keep, impl=impl)[1:], whole[1:])
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.data(), st.sampled_from(KINDS), st.sampled_from([1e-6, 0.0]), st.integers(1, 20), st.integers(0, 2**31))
+def test_laws_of_a_batch_for_any_mask(data, kind, eps, n, seed):
+    """Images in another order, and a dropped token after all others, that no one attends to: the same rows.
+
+    To rounding: the definition's batched products round by where their matrices lie. The kernels' bits are compared in
+    test_policy_attention_triton.py.
+    """
+    q, k, v, keep = case(4, n, 2, 8, seed, mask="hard")
+    out = policy_attention(q, k, v, keep, kind=kind, eps=eps)
+    order = data.draw(st.permutations(range(4)))
+    shuffled = policy_attention(q[order], k[order], v[order], keep[order], kind=kind, eps=eps)
+    # What remains of a sum that is nearly epsilon carries the rounding of its terms.
+    torch.testing.assert_close(shuffled, out[order], rtol=1e-9, atol=1e-9)
+    q, k, v, more = (
+        torch.cat((x, torch.full_like(x[:, :1], value)), dim=1)
+        for x, value in ((q, 1.0), (k, 1.0), (v, 1e3), (keep, 0.0))
+    )
+    if kind == "causal":  # only there does no one attend to it; an epsilon would let every token
+        longer = policy_attention(q, k, v, more, kind=kind, eps=0.0)[:, :n]
+        shorter = policy_attention(q[:, :n], k[:, :n], v[:, :n], more[:, :n], kind=kind, eps=0.0)
+        torch.testing.assert_close(longer, shorter, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("impl", "b", "n"),
     [("reference", 0, 3), ("reference", 2, 0), ("reference", 1, 1), ("reference", 2, 5), ("triton", 2, 5)],

@@ -193,6 +193,50 @@ def test_permuting_the_images_permutes_the_results(on):
         assert torch.equal(shuffled(a, n), b)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.data(), st.sampled_from(IMPLS), st.booleans(), st.booleans(), st.integers(0, 2**31))
+def test_laws_of_a_batch_for_any_lengths(data, impl, causal, weighted, seed):
+    """Images in another order or with other neighbours: the same bits. One more key, of weight 0: the same result."""
+    sizes = data.draw(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=5))
+    sizes = [(m, m) for _, m in sizes] if causal else sizes
+    order = data.draw(st.permutations(range(len(sizes))))
+    chosen = data.draw(st.integers(0, len(sizes) - 1))
+    q, k = ([n[i] for n in sizes] for i in (0, 1))
+    case = Case(q, k, spare=0, seed=seed, dtype=torch.float32)
+    rows = q, q, k, k, k
+    before = [x.split(n) for x, n in zip(case.run(impl, causal=causal, weighted=weighted), rows, strict=False)]
+
+    def regrouped(images, *, others=False):
+        """The same images in another batch; with ``others``, all but the chosen one hold other numbers."""
+        new = Case([q[i] for i in images], [k[i] for i in images], spare=0, seed=seed + others, dtype=torch.float32)
+        fields = []
+        for old, field, n in zip((*case.qkv, case.weight, case.grad), (*new.qkv, new.weight, new.grad), (q, k, k, k, q),
+                                 strict=True):  # fmt: skip
+            drawn = field.split([n[i] for i in images])
+            kept = [i == chosen or not others for i in images]
+            parts = zip(images, kept, drawn, strict=True)
+            fields.append(torch.cat([old.split(n)[i] if same else x for i, same, x in parts]))
+        *new.qkv, new.weight, new.grad = fields
+        found = new.run(impl, causal=causal, weighted=weighted)
+        return [x.split([n[i] for i in images]) for x, n in zip(found, rows, strict=False)]
+
+    for x, y in zip(before, regrouped(order), strict=True):
+        assert all(torch.equal(x[image], y[place]) for place, image in enumerate(order))
+    for x, y in zip(before, regrouped(range(len(sizes)), others=True), strict=True):
+        assert torch.equal(x[chosen], y[chosen])
+    if causal:
+        return
+    longer = Case(q, [n + (i == chosen) for i, n in enumerate(k)], spare=0, dtype=torch.float64)
+    plain = Case(q, k, spare=0, dtype=torch.float64)
+    end = sum(k[: chosen + 1])
+    longer.qkv[0], longer.grad = plain.qkv[0], plain.grad
+    for x, value in ((1, 1e3), (2, 1e3)):
+        longer.qkv[x] = torch.cat((plain.qkv[x][:end], torch.full((1, 2, 8), value).double(), plain.qkv[x][end:]))
+    longer.weight = torch.cat((plain.weight[:end], torch.zeros(1).double(), plain.weight[end:]))
+    results = longer.run(impl), plain.run(impl)
+    torch.testing.assert_close(results[0][:2], results[1][:2], rtol=1e-9, atol=1e-11)
+
+
 def test_a_key_of_weight_0_changes_nothing(on):
     """However large its logit: the maximum is taken over the keys that count."""
     impl, device = on

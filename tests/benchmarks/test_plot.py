@@ -1,0 +1,57 @@
+"""The picture of growth: what belongs to it, what it says of a proportional and of a quadratic cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from benchmarks.plot import main, markdown, panels_of, slope
+
+
+def case(name: str, kept: int, seconds: float, **extra) -> dict:
+    info = {"implementation": name, "kept": kept, "growth": "attention", "passed": True, **extra}
+    stats = {"median": seconds, "q1": seconds, "q3": seconds}
+    return {"name": name, "group": f"{kept}", "param": None, "stats": stats, "extra_info": info}
+
+
+def report(*cases: dict) -> dict:
+    return {"benchmarks": [*cases, case("elsewhere", 1, 1.0, growth=None) | {"extra_info": {"implementation": "x"}}]}
+
+
+TOKENS = (20, 80, 320, 1280)
+LINEAR = [case("packed", n, 1e-5 * n) for n in TOKENS]
+SQUARE = [case("release", n, 1e-6 * n * n) for n in TOKENS]
+
+
+def test_exponents_are_those_of_the_cost():
+    curves = panels_of(report(*SQUARE, *LINEAR))["attention"]
+    assert list(curves) == ["packed", "release"]  # ours first
+    assert slope(curves["packed"]) == pytest.approx(1) and slope(curves["release"]) == pytest.approx(2)
+    words = markdown({"attention": curves})
+    assert "packed: 10 at 20" in words and "tokens^1.00" in words and "tokens^2.00" in words
+
+
+def test_wrong_results_are_no_points():
+    wrong = case("packed", 5, 1.0, passed=False)
+    assert panels_of(report(wrong, *LINEAR))["attention"]["packed"][0] == (20, pytest.approx(2e-4))
+
+
+def test_the_picture_holds_a_point_for_every_case_in_log_log_places(tmp_path, capsys):
+    (tmp_path / "figures.json").write_text(json.dumps(report(*LINEAR, *SQUARE)))
+    assert main([str(tmp_path / "figures.json"), str(tmp_path / "growth.svg")]) == 0
+    tree = ElementTree.parse(tmp_path / "growth.svg")
+    circles = list(tree.iter("{http://www.w3.org/2000/svg}circle"))
+    assert len(circles) == 8
+    xs = [float(c.attrib["cx"]) for c in circles[:4]]
+    steps = [b - a for a, b in zip(xs[:-1], xs[1:], strict=True)]
+    assert all(math.isclose(step, steps[0], abs_tol=0.15) for step in steps)  # every step is four times the tokens
+    assert "µs a kept token" in capsys.readouterr().out
+
+
+def test_a_file_without_growth_is_an_error(tmp_path):
+    (tmp_path / "figures.json").write_text(json.dumps(report()))
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "figures.json"), str(tmp_path / "growth.svg")])
