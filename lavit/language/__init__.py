@@ -1,0 +1,1 @@
+"""The language model that reads and writes images and text."""
