@@ -9,12 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_tensors import assert_within_twice, golden, golden_config, relative, weights
+from host_reads import host_reads
 from plain_formulas import cast, linear
 from plain_formulas import encoder as plain_encoder
 from plain_formulas import merger as plain_merger
 from torch import Tensor
 
 from lavit.kernels import Ragged
+from lavit.kernels.dispatch import OPERATIONS
 from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig, VisualTokens
 
 TINY: dict[str, Any] = {
@@ -296,6 +298,30 @@ def test_it_learns() -> None:
         losses.append(out.reconstruction_loss.item())
     assert losses[-1] < losses[0] - 0.05
     assert (model.quantize.usage() > 0).sum() > 8
+
+
+@pytest.mark.parametrize("call", ["encode", "features", "latents"])
+@pytest.mark.parametrize("merge", ["dense", "packed"])
+def test_the_host_reads_the_device_once(merge: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, by the kernels that a GPU gets: what it has instead of them may read what is in its own memory."""
+    for operation in ("varlen_attention", "policy_attention", "gumbel_select", "nearest_code"):
+        if reason := OPERATIONS[operation].implementations["triton"].unusable("cpu"):
+            pytest.skip(f"{operation}: {reason}")
+    monkeypatch.setenv("LAVIT_KERNELS", "triton")
+    model = tiny(merge=merge)
+    with host_reads() as reads:
+        getattr(model, call)(images(3), seeds=torch.arange(3))
+    assert len(reads) <= 1, reads
+
+
+def test_decoding_codes_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := OPERATIONS["varlen_attention"].implementations["triton"].unusable("cpu"):
+        pytest.skip(reason)
+    monkeypatch.setenv("LAVIT_KERNELS", "triton")
+    latents = shared().latents(images(2), seeds=torch.arange(2))
+    with host_reads() as reads:
+        shared().decode(latents)
+    assert reads == []
 
 
 @pytest.mark.gpu
