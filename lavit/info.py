@@ -14,7 +14,7 @@ REQUIRED = ("torch", "triton", "transformers", "diffusers", "safetensors", "pill
 
 OPTIONAL = {
     "flash-attn": "its attention over variable lengths, and peers for the benchmarks, on CUDA",
-    "xformers": "its memory-efficient attention as a peer for the benchmarks, on CUDA",
+    "xformers": "its memory-efficient attention, by impl= and as a peer for the benchmarks, on CUDA",
     "apex": "NVIDIA's fused LayerNorm where it is measured faster, on CUDA",
     "deepspeed": "the ZeRO engine for training on many devices",
     "liger-kernel": "fused losses and norms for training the language model, on CUDA",
