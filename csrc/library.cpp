@@ -1,7 +1,7 @@
 // The operators torch.ops.lavit_cpp.*. lavit.kernels calls them; what they mean is told there.
 //
 // All tensors are contiguous, keep is bool. Offsets and orders are int32, in bin_pack, which stays on the host, int64.
-// Rows move as bytes, except in nearest_code.
+// Rows move as bytes, except in nearest_code. The numbers of assemble_sequences are int64 or int32.
 #include "common.h"
 
 STABLE_TORCH_LIBRARY(lavit_cpp, m) {
@@ -10,6 +10,10 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def("unpack(Tensor values, Tensor order, Tensor cu, Tensor fill, bool dropped) -> Tensor");
   m.def("pad(Tensor values, Tensor cu, int length, bool left, Tensor fill) -> (Tensor, Tensor, Tensor)");
   m.def("unpad(Tensor padded, Tensor cu, bool left, int total) -> Tensor");
+  m.def(
+      "assemble_sequences(Tensor text, Tensor cu_text, Tensor images, Tensor cu_images, Tensor segments, "
+      "Tensor cu_segments, Tensor? loss, int kind_loss, int begin_id, int end_id, int first_code_id, int pad_id, "
+      "int ignore_index, int total) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("bin_pack(Tensor lengths, int budget, int window, bool in_order) -> (Tensor, Tensor, Tensor)");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
 }

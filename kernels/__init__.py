@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lavit.kernels.assemble_sequences import Loss, Segment, Sequences, assemble_sequences, segment_order
 from lavit.kernels.bin_pack import BinPacker, Bins, bin_pack
 from lavit.kernels.code_statistics import code_statistics
 from lavit.kernels.gumbel_select import gumbel_select
@@ -17,8 +18,12 @@ from lavit.kernels.varlen_attention import varlen_attention
 __all__ = [
     "BinPacker",
     "Bins",
+    "Loss",
     "Ragged",
+    "Segment",
     "Selection",
+    "Sequences",
+    "assemble_sequences",
     "bin_pack",
     "code_statistics",
     "gumbel_select",
@@ -28,6 +33,7 @@ __all__ = [
     "pad",
     "partition",
     "policy_attention",
+    "segment_order",
     "unpack",
     "unpad",
     "varlen_attention",
