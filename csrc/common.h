@@ -37,6 +37,44 @@ inline void check_rows(const char* name, const Tensor& t, int64_t min_dim) {
   STD_TORCH_CHECK(t.is_contiguous(), name, ": expected a contiguous tensor");
 }
 
+// What the operators take, checked for both devices alike.
+
+inline void check_partition(const Tensor& keep) {
+  STD_TORCH_CHECK(keep.scalar_type() == ScalarType::Bool && keep.dim() == 2 && keep.is_contiguous(),
+                  "keep: expected a contiguous bool mask (B, N)");
+  STD_TORCH_CHECK(keep.size(0) <= INT32_MAX && keep.numel() <= INT32_MAX,
+                  "keep: expected at most 2^31 - 1 images and patches, got ", keep.size(0), " and ", keep.numel());
+}
+
+inline void check_total(int64_t total) { STD_TORCH_CHECK(total >= 0, "total: expected >= 0, got ", total); }
+
+inline void check_pack(const Tensor& x, const Tensor& order, const Tensor& cu, int64_t total) {
+  check_indices("order", order, 2, x);
+  check_rows("x", x, 2);
+  STD_TORCH_CHECK(x.size(0) == order.size(0) && x.size(1) == order.size(1), "x: expected the leading shape of order");
+  check_offsets(cu, order.size(0), x);
+  check_total(total);
+}
+
+inline void check_unpack(const Tensor& values, const Tensor& order, const Tensor& cu) {
+  check_indices("order", order, 2, values);
+  check_rows("values", values, 1);
+  check_offsets(cu, order.size(0), values);
+}
+
+inline void check_pad(const Tensor& values, const Tensor& cu, int64_t length) {
+  check_rows("values", values, 1);
+  check_indices("cu", cu, 1, values);
+  STD_TORCH_CHECK(cu.size(0) >= 1, "cu: expected at least one offset");
+  STD_TORCH_CHECK(length >= 0, "length: expected >= 0, got ", length);
+}
+
+inline void check_unpad(const Tensor& padded, const Tensor& cu, int64_t total) {
+  check_rows("padded", padded, 2);
+  check_offsets(cu, padded.size(0), padded);
+  check_total(total);
+}
+
 // Bytes of one row of t, whose first `leading` dimensions count rows.
 inline int64_t row_bytes(const Tensor& t, int64_t leading) {
   int64_t bytes = static_cast<int64_t>(t.element_size());

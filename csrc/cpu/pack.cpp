@@ -4,13 +4,8 @@
 namespace lavit::cpu {
 
 Tensor pack(const Tensor& x, const Tensor& order, const Tensor& cu, int64_t total, bool dropped) {
-  check_indices("order", order, 2, x);
-  check_rows("x", x, 2);
+  check_pack(x, order, cu, total);
   const int64_t batch = order.size(0), patches = order.size(1);
-  STD_TORCH_CHECK(x.size(0) == batch && x.size(1) == patches, "x: expected the leading shape of order");
-  check_offsets(cu, batch, x);
-  STD_TORCH_CHECK(total >= 0, "total: expected >= 0, got ", total);
-
   Tensor out = torch::stable::new_empty(x, row_shape({total}, x, 2));
   const int64_t bytes = row_bytes(x, 2);
   if (total == 0 || bytes == 0) return out;
@@ -27,7 +22,7 @@ Tensor pack(const Tensor& x, const Tensor& order, const Tensor& cu, int64_t tota
         std::memset(to + t * bytes, 0, static_cast<size_t>((end - t) * bytes));
         return;
       }
-      const int64_t length = begin_of[b + 1] - begin_of[b];
+      const int64_t length = length_of(begin_of, b);
       const int64_t rank = t - begin_of[b] + (dropped ? patches - length : 0);
       const int64_t source = rank >= 0 && rank < patches ? patch[b * patches + rank] : -1;
       if (source < 0 || source >= patches) {
@@ -47,10 +42,8 @@ Tensor pack(const Tensor& x, const Tensor& order, const Tensor& cu, int64_t tota
 }
 
 Tensor unpack(const Tensor& values, const Tensor& order, const Tensor& cu, const Tensor& element, bool dropped) {
-  check_indices("order", order, 2, values);
-  check_rows("values", values, 1);
+  check_unpack(values, order, cu);
   const int64_t batch = order.size(0), patches = order.size(1), total = values.size(0);
-  check_offsets(cu, batch, values);
   const Fill fill = make_fill(element);
 
   Tensor out = torch::stable::new_empty(values, row_shape({batch, patches}, values, 1));
@@ -64,7 +57,7 @@ Tensor unpack(const Tensor& values, const Tensor& order, const Tensor& cu, const
   torch::stable::parallel_for(0, batch * patches, grain(bytes), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end;) {
       const int64_t b = i / patches, p = i % patches;
-      const int64_t length = begin_of[b + 1] - begin_of[b];
+      const int64_t length = length_of(begin_of, b);
       const int64_t rank = dropped ? p - (patches - length) : p;
       const int64_t source = begin_of[b] + rank;
       const int64_t target = patch[i];

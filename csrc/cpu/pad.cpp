@@ -5,10 +5,7 @@ namespace lavit::cpu {
 
 std::tuple<Tensor, Tensor, Tensor> pad(const Tensor& values, const Tensor& cu, int64_t length, bool left,
                                        const Tensor& element) {
-  check_rows("values", values, 1);
-  check_indices("cu", cu, 1, values);
-  STD_TORCH_CHECK(cu.size(0) >= 1, "cu: expected at least one offset");
-  STD_TORCH_CHECK(length >= 0, "length: expected >= 0, got ", length);
+  check_pad(values, cu, length);
   const int64_t batch = cu.size(0) - 1, total = values.size(0);
   const Fill fill = make_fill(element);
 
@@ -27,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> pad(const Tensor& values, const Tensor& cu, i
     for (int64_t i = begin; i < end;) {
       const int64_t b = i / length, column = i % length;
       const int64_t stop = std::min(end, (b + 1) * length) - b * length;  // columns of this image in this chunk
-      const int64_t n = std::max<int64_t>(0, std::min<int64_t>(begin_of[b + 1] - begin_of[b], length));
+      const int64_t n = std::max<int64_t>(0, std::min<int64_t>(length_of(begin_of, b), length));
       const int64_t first = left ? length - n : 0;
       const int64_t a = std::clamp(first, column, stop), z = std::clamp(first + n, column, stop);  // real: [a, z)
       for (int64_t c = column; c < stop; ++c) {
@@ -49,11 +46,8 @@ std::tuple<Tensor, Tensor, Tensor> pad(const Tensor& values, const Tensor& cu, i
 }
 
 Tensor unpad(const Tensor& padded, const Tensor& cu, bool left, int64_t total) {
-  check_rows("padded", padded, 2);
+  check_unpad(padded, cu, total);
   const int64_t batch = padded.size(0), length = padded.size(1);
-  check_offsets(cu, batch, padded);
-  STD_TORCH_CHECK(total >= 0, "total: expected >= 0, got ", total);
-
   Tensor out = torch::stable::new_empty(padded, row_shape({total}, padded, 2));
   const int64_t bytes = row_bytes(padded, 2);
   if (total == 0 || bytes == 0) return out;
@@ -66,7 +60,7 @@ Tensor unpad(const Tensor& padded, const Tensor& cu, bool left, int64_t total) {
     for (int64_t t = begin; t < end;) {
       while (b < batch && t >= begin_of[b + 1]) ++b;
       const int64_t stop = b < batch ? std::min<int64_t>(end, begin_of[b + 1]) : end;
-      const int64_t n = b < batch ? std::min<int64_t>(begin_of[b + 1] - begin_of[b], length) : 0;
+      const int64_t n = b < batch ? std::min<int64_t>(length_of(begin_of, b), length) : 0;
       const int64_t rank = b < batch ? t - begin_of[b] : 0;
       const int64_t have = rank < 0 ? 0 : std::clamp<int64_t>(n - rank, 0, stop - t);
       const int64_t column = rank + (left ? length - n : 0);

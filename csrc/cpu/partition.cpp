@@ -6,8 +6,7 @@
 namespace lavit::cpu {
 
 std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& keep) {
-  STD_TORCH_CHECK(keep.scalar_type() == ScalarType::Bool && keep.dim() == 2 && keep.is_contiguous(),
-                  "keep: expected a contiguous bool mask (B, N)");
+  check_partition(keep);
   const int64_t batch = keep.size(0), patches = keep.size(1);
   Tensor order = torch::stable::new_empty(keep, {batch, patches}, ScalarType::Int);
   Tensor cu_kept = torch::stable::new_empty(keep, {batch + 1}, ScalarType::Int);

@@ -29,6 +29,9 @@ inline void fill_rows(char* to, const Fill& fill, int64_t rows, int64_t bytes) {
   }
 }
 
+// Rows of sequence b, negative where offsets fall; in 64 bits, since offsets that do not fit may be far apart.
+inline int64_t length_of(const int32_t* cu, int64_t b) { return static_cast<int64_t>(cu[b + 1]) - cu[b]; }
+
 // Image that owns packed row t: the first b with t < cu[b + 1], or `batch` beyond the end.
 inline int64_t owner(const int32_t* cu, int64_t batch, int64_t t) {
   return std::upper_bound(cu + 1, cu + batch + 1, t) - (cu + 1);

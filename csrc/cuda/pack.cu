@@ -15,7 +15,7 @@ struct PackMap {
   __device__ Move operator()(int64_t t, bool) const {
     const int64_t b = owner(cu, batch, t);
     if (b >= batch) return {-1, t};
-    const int64_t length = cu[b + 1] - cu[b];
+    const int64_t length = length_of(cu, b);
     const int64_t rank = t - cu[b] + (dropped ? patches - length : 0);
     if (rank < 0 || rank >= patches) return {-1, t};
     const int64_t patch = order[b * patches + rank];
@@ -32,7 +32,7 @@ struct UnpackMap {
 
   __device__ Move operator()(int64_t i, bool) const {
     const int64_t b = i / patches, p = i % patches;
-    const int64_t length = cu[b + 1] - cu[b];
+    const int64_t length = length_of(cu, b);
     const int64_t rank = dropped ? p - (patches - length) : p;
     const int64_t row = cu[b] + rank;
     const int64_t patch = order[i];
@@ -42,13 +42,8 @@ struct UnpackMap {
 };
 
 Tensor pack(const Tensor& x, const Tensor& order, const Tensor& cu, int64_t total, bool dropped) {
-  check_indices("order", order, 2, x);
-  check_rows("x", x, 2);
+  check_pack(x, order, cu, total);
   const int64_t batch = order.size(0), patches = order.size(1);
-  STD_TORCH_CHECK(x.size(0) == batch && x.size(1) == patches, "x: expected the leading shape of order");
-  check_offsets(cu, batch, x);
-  STD_TORCH_CHECK(total >= 0, "total: expected >= 0, got ", total);
-
   const Launch launch(x);
   Tensor out = torch::stable::new_empty(x, row_shape({total}, x, 2));
   const int64_t bytes = row_bytes(x, 2);
@@ -60,11 +55,8 @@ Tensor pack(const Tensor& x, const Tensor& order, const Tensor& cu, int64_t tota
 }
 
 Tensor unpack(const Tensor& values, const Tensor& order, const Tensor& cu, const Tensor& element, bool dropped) {
-  check_indices("order", order, 2, values);
-  check_rows("values", values, 1);
+  check_unpack(values, order, cu);
   const int64_t batch = order.size(0), patches = order.size(1);
-  check_offsets(cu, batch, values);
-
   const Launch launch(values);
   Tensor out = torch::stable::new_empty(values, row_shape({batch, patches}, values, 1));
   const int64_t bytes = row_bytes(values, 1);

@@ -5,7 +5,7 @@ namespace lavit::cuda {
 namespace {
 
 __device__ inline int64_t cut_length(const int32_t* cu, int64_t b, int64_t length) {
-  const int64_t n = cu[b + 1] - cu[b];
+  const int64_t n = length_of(cu, b);
   return n < 0 ? 0 : (n < length ? n : length);
 }
 
@@ -49,10 +49,7 @@ struct UnpadMap {
 
 std::tuple<Tensor, Tensor, Tensor> pad(const Tensor& values, const Tensor& cu, int64_t length, bool left,
                                        const Tensor& element) {
-  check_rows("values", values, 1);
-  check_indices("cu", cu, 1, values);
-  STD_TORCH_CHECK(cu.size(0) >= 1, "cu: expected at least one offset");
-  STD_TORCH_CHECK(length >= 0, "length: expected >= 0, got ", length);
+  check_pad(values, cu, length);
   const int64_t batch = cu.size(0) - 1;
 
   const Launch launch(values);
@@ -68,11 +65,8 @@ std::tuple<Tensor, Tensor, Tensor> pad(const Tensor& values, const Tensor& cu, i
 }
 
 Tensor unpad(const Tensor& padded, const Tensor& cu, bool left, int64_t total) {
-  check_rows("padded", padded, 2);
+  check_unpad(padded, cu, total);
   const int64_t batch = padded.size(0), length = padded.size(1);
-  check_offsets(cu, batch, padded);
-  STD_TORCH_CHECK(total >= 0, "total: expected >= 0, got ", total);
-
   const Launch launch(padded);
   Tensor out = torch::stable::new_empty(padded, row_shape({total}, padded, 2));
   const int64_t bytes = row_bytes(padded, 2);

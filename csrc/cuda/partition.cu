@@ -1,9 +1,11 @@
-// keep (B, N) -> order, cu_kept, cu_dropped in one kernel launch.
+// keep (B, N) -> order, cu_kept, cu_dropped.
 //
 // One block owns one image. It counts its kept patches, then places the patches tile by tile: within a tile a patch's
-// rank among the kept ones is a ballot's popcount plus the counts of the warps before. The block that finishes last
-// turns the counts of all images into offsets. Traffic for B = N = 256: 64 KB read twice (the second time from L1),
-// 256 KB written; the launch itself is the cost.
+// rank among the kept ones is a ballot's popcount plus the counts of the warps before. Offsets need the counts of the
+// images before as well. Of a moderate batch every block counts those itself, so that one launch is all there is and no
+// block waits for another; of a larger one the block that finishes last adds the counts up. Traffic for B = N = 256:
+// 64 KB read and read again from L1, 8 MB read from L2 by all blocks together (64 KB by the last), 256 KB written; the
+// launch itself is the cost.
 #include "launch.h"
 
 namespace lavit::cuda {
@@ -32,19 +34,34 @@ __device__ int32_t exclusive_sum(int32_t value, int32_t* warp_sums, int32_t* tot
   return base + inclusive - value;
 }
 
-__global__ void __launch_bounds__(kThreads)
-    partition_kernel(const uint8_t* __restrict__ keep, int64_t batch, int64_t patches, int32_t* __restrict__ order,
-                     int32_t* cu_kept, int32_t* cu_dropped, unsigned* finished) {
-  __shared__ int32_t warp_sums[kWarps];
-  __shared__ bool last;
-  const int64_t b = blockIdx.x;
-  const uint8_t* row = keep + b * patches;
-  int32_t* out = order + b * patches;
+// This thread's share of the kept ones among the first n entries of a mask: 16 are read at a time from where addresses
+// are whole vectors, single ones before and after.
+__device__ int32_t share_of_kept(const uint8_t* __restrict__ keep, int64_t n) {
+  const int64_t past = static_cast<int64_t>(reinterpret_cast<uint64_t>(keep) % 16);
+  const int64_t head = min(n, (16 - past) % 16), vectors = (n - head) / 16;
+  const int64_t tail = head + 16 * vectors + threadIdx.x;
+  const auto* vector = reinterpret_cast<const uint4*>(keep + head);
+  int32_t mine = threadIdx.x < head && keep[threadIdx.x] != 0;
+  if (tail < n) mine += keep[tail] != 0;
+#pragma unroll 4
+  for (int64_t v = threadIdx.x; v < vectors; v += kThreads) {
+    const uint4 m = vector[v];
+    mine += __popc(__vsetne4(m.x, 0)) + __popc(__vsetne4(m.y, 0)) + __popc(__vsetne4(m.z, 0)) +
+            __popc(__vsetne4(m.w, 0));
+  }
+  return mine;
+}
 
-  int32_t mine = 0, count = 0;
-  for (int64_t p = threadIdx.x; p < patches; p += kThreads) mine += row[p] != 0;
-  exclusive_sum(mine, warp_sums, &count);
+// The number of kept ones among the first n entries of a mask.
+__device__ int32_t kept_among(const uint8_t* keep, int64_t n, int32_t* warp_sums) {
+  int32_t count = 0;
+  exclusive_sum(share_of_kept(keep, n), warp_sums, &count);
+  return count;
+}
 
+// The order of an image of which `count` patches are kept.
+__device__ void place(const uint8_t* __restrict__ row, int64_t patches, int32_t count, int32_t* __restrict__ out,
+                      int32_t* warp_sums) {
   int32_t kept_before = 0;
   for (int64_t start = 0; start < patches; start += kThreads) {
     const int64_t p = start + threadIdx.x;
@@ -54,6 +71,33 @@ __global__ void __launch_bounds__(kThreads)
     if (p < patches) out[kept ? rank : count + (p - rank)] = static_cast<int32_t>(p);
     kept_before += in_tile;
   }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    partition_kernel(const uint8_t* __restrict__ keep, int64_t patches, int32_t* __restrict__ order,
+                     int32_t* __restrict__ cu_kept, int32_t* __restrict__ cu_dropped) {
+  __shared__ int32_t warp_sums[kWarps];
+  const int64_t b = blockIdx.x;
+  const uint8_t* row = keep + b * patches;
+  const int32_t before = kept_among(keep, b * patches, warp_sums);
+  const int32_t count = kept_among(row, patches, warp_sums);
+  place(row, patches, count, order + b * patches, warp_sums);
+  if (threadIdx.x == 0) {
+    cu_kept[b + 1] = before + count;
+    cu_dropped[b + 1] = static_cast<int32_t>((b + 1) * patches - (before + count));
+    if (b == 0) cu_kept[0] = cu_dropped[0] = 0;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    partition_large_kernel(const uint8_t* __restrict__ keep, int64_t batch, int64_t patches,
+                           int32_t* __restrict__ order, int32_t* cu_kept, int32_t* cu_dropped, unsigned* finished) {
+  __shared__ int32_t warp_sums[kWarps];
+  __shared__ bool last;
+  const int64_t b = blockIdx.x;
+  const uint8_t* row = keep + b * patches;
+  const int32_t count = kept_among(row, patches, warp_sums);
+  place(row, patches, count, order + b * patches, warp_sums);
 
   if (threadIdx.x == 0) {
     cu_kept[b + 1] = count;
@@ -79,29 +123,40 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) cu_kept[0] = cu_dropped[0] = 0;
 }
 
+// Whether counting the images before costs less than a second node on the stream: no block reads more than 128 KB for
+// it, and all of them together no more than 32 MB.
+bool counts_alone(int64_t batch, int64_t patches) {
+  const int64_t all = batch * patches;
+  return all <= int64_t{1} << 17 && batch * all <= int64_t{1} << 26;
+}
+
 std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& keep) {
-  STD_TORCH_CHECK(keep.scalar_type() == ScalarType::Bool && keep.dim() == 2 && keep.is_contiguous(),
-                  "keep: expected a contiguous bool mask (B, N)");
+  check_partition(keep);
   const int64_t batch = keep.size(0), patches = keep.size(1);
   const Launch launch(keep);
   Tensor order = torch::stable::new_empty(keep, {batch, patches}, ScalarType::Int);
   Tensor cu_kept = torch::stable::new_empty(keep, {batch + 1}, ScalarType::Int);
   Tensor cu_dropped = torch::stable::new_empty(keep, {batch + 1}, ScalarType::Int);
-  Tensor finished = torch::stable::new_empty(keep, {1}, ScalarType::Int);
+  const auto* mask = static_cast<const uint8_t*>(keep.const_data_ptr());
+  auto* place_of = static_cast<int32_t*>(order.mutable_data_ptr());
   auto* kept_end = static_cast<int32_t*>(cu_kept.mutable_data_ptr());
   auto* dropped_end = static_cast<int32_t*>(cu_dropped.mutable_data_ptr());
-  auto* ticket = static_cast<unsigned*>(finished.mutable_data_ptr());
   if (batch == 0) {
     check(cudaMemsetAsync(kept_end, 0, sizeof(int32_t), launch.stream), "cudaMemsetAsync");
     check(cudaMemsetAsync(dropped_end, 0, sizeof(int32_t), launch.stream), "cudaMemsetAsync");
     return {order, cu_kept, cu_dropped};
   }
-  STD_TORCH_CHECK(batch <= INT32_MAX, "keep: expected at most 2^31 - 1 images, got ", batch);
-  check(cudaMemsetAsync(ticket, 0, sizeof(unsigned), launch.stream), "cudaMemsetAsync");
-  partition_kernel<<<static_cast<unsigned>(batch), kThreads, 0, launch.stream>>>(
-      static_cast<const uint8_t*>(keep.const_data_ptr()), batch, patches,
-      static_cast<int32_t*>(order.mutable_data_ptr()), kept_end, dropped_end, ticket);
-  launch.done("partition_kernel");
+  const auto blocks = static_cast<unsigned>(batch);
+  if (counts_alone(batch, patches)) {
+    partition_kernel<<<blocks, kThreads, 0, launch.stream>>>(mask, patches, place_of, kept_end, dropped_end);
+  } else {
+    Tensor finished = torch::stable::new_empty(keep, {1}, ScalarType::Int);
+    auto* ticket = static_cast<unsigned*>(finished.mutable_data_ptr());
+    check(cudaMemsetAsync(ticket, 0, sizeof(unsigned), launch.stream), "cudaMemsetAsync");
+    partition_large_kernel<<<blocks, kThreads, 0, launch.stream>>>(mask, batch, patches, place_of, kept_end,
+                                                                   dropped_end, ticket);
+  }
+  launch.done("partition");
   return {order, cu_kept, cu_dropped};
 }
 

@@ -22,6 +22,9 @@ struct Move {
   int64_t to;
 };
 
+// Rows of sequence b, negative where offsets fall; in 64 bits, since offsets that do not fit may be far apart.
+__device__ inline int64_t length_of(const int32_t* cu, int64_t b) { return static_cast<int64_t>(cu[b + 1]) - cu[b]; }
+
 // Image that owns packed row t: the first b with t < cu[b + 1], or `batch` beyond the end.
 __device__ inline int64_t owner(const int32_t* cu, int64_t batch, int64_t t) {
   int64_t low = 0, high = batch;

@@ -35,13 +35,10 @@ def pack(x: Tensor, order: Tensor, cu: Tensor, total: int, dropped: bool) -> Ten
 
 def unpack(values: Tensor, order: Tensor, cu: Tensor, fill: float, dropped: bool) -> Tensor:
     batch, patches = order.shape
-    out = torch.full((batch, patches, *values.shape[1:]), fill, dtype=values.dtype, device=values.device)
-    if values.shape[0] == 0 or out.numel() == 0:
-        return out
+    if values.shape[0] == 0:
+        return torch.full((batch, patches, *values.shape[1:]), fill, dtype=values.dtype, device=values.device)
     length = cu.diff()[:, None]
-    rank = torch.arange(patches, device=cu.device) - (patches - length if dropped else 0)
+    rank = order.argsort(dim=1) - (patches - length if dropped else 0)  # of each patch: where the order has it
     row = cu[:-1, None] + rank
     valid = (rank >= 0) & (rank < length) & (row < values.shape[0])
-    rows = masked(valid, values[row.clamp(0, values.shape[0] - 1)], fill)
-    out[torch.arange(batch, device=cu.device)[:, None], order] = rows
-    return out
+    return masked(valid, values[row.clamp(0, values.shape[0] - 1)], fill)

@@ -14,18 +14,31 @@ IMPLEMENTATIONS = [
     pytest.param("cpp", marks=pytest.mark.skipif(cpp_unusable("cpu") is not None, reason=str(cpp_unusable("cpu")))),
 ]
 
+# Every dtype whose elements torch can address and whose rows it can index, and at least one of every size.
 DTYPES = [
     torch.bool,
     torch.uint8,
+    torch.int8,
+    torch.uint16,
     torch.int16,
+    torch.uint32,
+    torch.int32,
+    torch.uint64,
     torch.int64,
     torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
     torch.float16,
     torch.bfloat16,
     torch.float32,
     torch.float64,
+    torch.complex32,
+    torch.complex64,
     torch.complex128,
 ]
+RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 ROW_SHAPES = [(), (1,), (3,), (2, 5), (33,), (0,)]
 
@@ -54,6 +67,11 @@ def values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def bits(x: Tensor) -> Tensor:
     return x.contiguous().view(-1).view(torch.uint8)
+
+
+def raw(x: Tensor) -> Tensor:
+    """The same bytes in a dtype that torch can assign by index and join; not every one of DTYPES is."""
+    return x.view(RAW[x.element_size()])
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged import DTYPES, IMPLEMENTATIONS, ROW_SHAPES, masks, same, values
+from ragged import DTYPES, IMPLEMENTATIONS, ROW_SHAPES, masks, raw, same, values
 
-from lavit.kernels import pack, partition, unpack
+from lavit.kernels import Ragged, pack, pad, partition, unpack, unpad
 
 SETTINGS = [(False, 0), (True, 0), (False, 5), (True, 5)]  # dropped, rows beyond the total
 
@@ -16,21 +16,16 @@ def layout(keep, dropped):
     return (order, cu_dropped, ~keep) if dropped else (order, cu_kept, keep)
 
 
-def rows_of(x, chosen):
-    """The definition by boolean indexing."""
-    return x[chosen]
-
-
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @given(keep=masks(), dtype=st.sampled_from(DTYPES), row=st.sampled_from(ROW_SHAPES), how=st.sampled_from(SETTINGS))
 def test_pack_is_boolean_indexing_and_zeros_beyond(impl, keep, dtype, row, how):
     dropped, spare = how
     order, cu, chosen = layout(keep, dropped)
     x = values((*keep.shape, *row), dtype)
-    want = rows_of(x.view(torch.uint8) if dtype == torch.float8_e4m3fn else x, chosen)
+    want = raw(x)[chosen]
     want = torch.cat([want, want.new_zeros((spare, *row))])
     got = pack(x, order, cu, total=int(cu[-1]) + spare, dropped=dropped, impl=impl)
-    assert same(got.view(torch.uint8) if dtype == torch.float8_e4m3fn else got, want)
+    assert got.dtype == dtype and same(raw(got), want)
     assert same(pack(x, order, cu, dropped=dropped, impl=impl), got[: int(cu[-1])])
 
 
@@ -42,10 +37,9 @@ def test_unpack_puts_rows_back_and_fills_the_rest(impl, keep, dtype, row, how):
     x = values((*keep.shape, *row), dtype)
     packed = pack(x, order, cu, total=int(cu[-1]) + spare, dropped=dropped, impl="reference")
     got = unpack(packed, order, cu, keep.shape[1], fill=1.0, dropped=dropped, impl=impl)
-    bytes_of = (lambda t: t.view(torch.uint8)) if dtype == torch.float8_e4m3fn else (lambda t: t)
-    want = bytes_of(torch.full(x.shape, 1.0, dtype=dtype)).clone()
-    want[chosen] = bytes_of(x)[chosen]
-    assert same(bytes_of(got), want)
+    want = raw(torch.full(x.shape, 1.0, dtype=dtype)).clone()
+    want[chosen] = raw(x)[chosen]
+    assert got.dtype == dtype and same(raw(got), want)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -120,7 +114,7 @@ def test_offsets_and_indices_that_do_not_fit_touch_nothing_outside(impl):
     """The compiled kernels are asked without the checks of the debug mode: they must stay in bounds."""
     x = torch.ones(2, 3, 2)
     order = torch.tensor([[0, 99, -5], [2, 1, 0]], dtype=torch.int32)
-    for cu in ([0, 3, 6], [0, 3, 900], [-4, 2, 1], [5, 3, 2], [0, -7, 2_000_000_000]):
+    for cu in ([0, 3, 6], [0, 3, 900], [-4, 2, 1], [5, 3, 2], [0, -7, 2**31 - 1], [2**31 - 1, -(2**31), 2**31 - 1]):
         cu = torch.tensor(cu, dtype=torch.int32)
         for dropped in (False, True):
             packed = pack(x, order, cu, total=8, dropped=dropped, impl=impl)
@@ -144,6 +138,21 @@ def test_errors_name_the_argument():
         unpack(torch.zeros(0, 1), order, cu, 4)
     with pytest.raises(ValueError, match="order: expected device meta, got cpu"):
         pack(x.to("meta"), order, cu)
+    with pytest.raises(ValueError, match="cu: expected device meta, got cpu"):
+        pack(x.to("meta"), order.to("meta"), cu)
+    with pytest.raises(ValueError, match=r"order: expected shape \(B, N\), got \(3,\)"):
+        pack(x, order[0], cu)
+    with pytest.raises(ValueError, match=r"cu: expected offsets of shape \(B \+ 1,\), got \(1, 3\)"):
+        pack(x, order, cu[None])
+    rows = torch.zeros(4, 1)
+    with pytest.raises(ValueError, match=r"values: expected shape \(T, ...\), got a scalar"):
+        unpack(rows.sum(), order, cu, 3)
+    with pytest.raises(TypeError, match="order: expected int32 patch indices, got torch.float32"):
+        unpack(rows, order.float(), cu, 3)
+    with pytest.raises(ValueError, match=r"cu: expected shape \(3,\) for a batch of 2, got \(4,\)"):
+        unpack(rows, order, torch.zeros(4, dtype=torch.int32), 3)
+    with pytest.raises(ValueError, match="order: expected device meta, got cpu"):
+        unpack(rows.to("meta"), order, cu, 3)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -160,11 +169,18 @@ def test_debug_mode_finds_what_only_the_device_knows(impl, monkeypatch):
         pack(x, order, torch.tensor([0, 4, 5], dtype=torch.int32), impl=impl)
     with pytest.raises(ValueError, match="cu: expected offsets within 4 rows, got 5"):
         pack(x, order, cu, total=4, impl=impl)
+    with pytest.raises(ValueError, match="cu: expected offsets from 0, got 1 first"):
+        pack(x, order, cu + 1, impl=impl)
+    with pytest.raises(ValueError, match="order: row 0 is not a permutation of 0..2"):
+        unpack(torch.zeros(5), torch.tensor([[0, 1, 3], [0, 1, 2]], dtype=torch.int32), cu, 3, impl=impl)
+    with pytest.raises(ValueError, match="cu: expected offsets within 4 rows, got 5"):
+        unpack(torch.zeros(4), order, cu, 3, impl=impl)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype, row", [(torch.bfloat16, 1408), (torch.bfloat16, 3), (torch.uint8, 1),
-                                        (torch.float32, 20000), (torch.complex128, 5), (torch.int64, 0)])
+                                        (torch.float32, 20000), (torch.complex128, 5), (torch.int64, 0),
+                                        (torch.uint16, 7), (torch.float8_e8m0fnu, 65536), (torch.complex32, 3)])
 @pytest.mark.parametrize("dropped", [False, True])
 def test_gpu_equals_the_reference_without_synchronising(dtype, row, dropped):
     keep = torch.rand(37, 29) > 0.6
@@ -186,15 +202,36 @@ def test_gpu_equals_the_reference_without_synchronising(dtype, row, dropped):
 
 
 @pytest.mark.gpu
-def test_gpu_graph_replays_with_new_data():
-    keep, x = torch.rand(8, 16, device="cuda") > 0.5, torch.randn(8, 16, 5, device="cuda")
+def test_a_total_left_to_the_gpu_costs_one_wait():
+    x, keep = torch.randn(4, 9, 3, device="cuda"), torch.rand(4, 9, device="cuda") > 0.5
     order, cu, _ = partition(keep, impl="cpp")
-    pack(x, order, cu, total=128, impl="cpp")
+    with pytest.warns(UserWarning, match="synchronizing") as caught:
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            packed = pack(x, order, cu, impl="cpp")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(caught) == 1
+    assert torch.equal(packed, x[keep])
+
+
+@pytest.mark.gpu
+def test_gpu_graph_replays_with_new_data():
+    def there_and_back(x, keep):
+        order, cu, _ = partition(keep, impl="cpp")
+        rows = pack(x, order, cu, total=128, impl="cpp")
+        padded, mask, _ = pad(Ragged(rows, cu, 16), side="left", impl="cpp")
+        rows = unpad(padded, cu, side="left", total=128, impl="cpp")
+        return rows, mask, unpack(rows, order, cu, 16, fill=-1.0, impl="cpp")
+
+    keep, x = torch.rand(8, 16, device="cuda") > 0.5, torch.randn(8, 16, 5, device="cuda")
+    there_and_back(x, keep)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        order, cu, _ = partition(keep, impl="cpp")
-        out = pack(x, order, cu, total=128, impl="cpp")
+        rows, mask, back = there_and_back(x, keep)
     keep.copy_(torch.rand(8, 16) > 0.3)
     graph.replay()
     torch.cuda.synchronize()
-    assert torch.equal(out[: int(keep.sum())], x[keep])
+    assert torch.equal(rows[: int(keep.sum())], x[keep])
+    assert torch.equal(mask.sum(1), keep.sum(1))
+    assert torch.equal(back, x.masked_fill(~keep[..., None], -1.0))

@@ -4,16 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ragged import DTYPES, IMPLEMENTATIONS, ROW_SHAPES, offsets, same, values
+from ragged import DTYPES, IMPLEMENTATIONS, ROW_SHAPES, offsets, raw, same, values
 
 from lavit.kernels import Ragged, pad, unpad
 
 lengths = st.lists(st.integers(0, 9), max_size=6)
-
-
-def bytes_of(x):
-    """float8 has no assignment or comparison of its own."""
-    return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -23,15 +18,15 @@ def test_pad_lays_sequences_side_by_side(impl, n, length, dtype, row, side, spar
     cu = offsets(n)
     rows = values((sum(n) + spare, *row), dtype)
     padded, mask, position = pad(Ragged(rows, cu, 9), length, side=side, value=1, impl=impl)
-    want = bytes_of(torch.full((len(n), length, *row), 1, dtype=dtype)).clone()
+    want = raw(torch.full((len(n), length, *row), 1, dtype=dtype)).clone()
     want_mask, want_position = torch.zeros(len(n), length, dtype=torch.bool), torch.zeros(len(n), length).long()
     for b, m in enumerate(n):
         cut = min(m, length)
         place = slice(length - cut, length) if side == "left" else slice(0, cut)
-        want[b, place] = bytes_of(rows)[cu[b] : cu[b] + cut]
+        want[b, place] = raw(rows)[cu[b] : cu[b] + cut]
         want_mask[b, place] = True
         want_position[b, place] = torch.arange(cut)
-    assert same(bytes_of(padded), want)
+    assert padded.dtype == dtype and same(raw(padded), want)
     assert same(mask, want_mask)
     assert same(position, want_position)
 
@@ -45,7 +40,7 @@ def test_unpad_undoes_pad(impl, n, dtype, row, side, spare):
     padded, _, _ = pad(Ragged(rows, cu, 9), side=side, value=1, impl="reference")
     assert same(unpad(padded, cu, side=side, impl=impl), rows)
     got = unpad(padded, cu, side=side, total=sum(n) + spare, impl=impl)
-    assert same(got, torch.cat([bytes_of(rows), bytes_of(rows).new_zeros((spare, *row))]).view(dtype))
+    assert same(got, torch.cat([raw(rows), raw(rows).new_zeros((spare, *row))]).view(dtype))
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -55,6 +50,28 @@ def test_what_was_cut_comes_back_as_zeros(impl, side):
     padded, mask, _ = pad(Ragged(rows, cu, 4), 2, side=side, impl=impl)
     assert mask.sum() == 3
     assert unpad(padded, cu, side=side, impl=impl).tolist() == [1, 2, 0, 0, 5]
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_strided_inputs_give_what_their_copies_give(impl):
+    cu, rows = offsets([2, 0, 3]), torch.randn(5, 2, 4)
+    strided = rows.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    wide = cu.repeat_interleave(2)[::2]
+    assert not strided.is_contiguous() and not wide.is_contiguous()
+    padded, _, _ = pad(Ragged(strided, wide, 3), impl=impl)
+    assert same(padded, pad(Ragged(rows, cu, 3), impl="reference")[0])
+    assert same(unpad(padded.transpose(0, 1).contiguous().transpose(0, 1), wide, impl=impl), rows)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("row_bytes", [1, 7, 16, 4096, 65536])
+def test_rows_from_one_byte_to_64_kilobytes(impl, side, row_bytes):
+    n, rows = [3, 0, 5], torch.randint(0, 256, (8, row_bytes), dtype=torch.uint8)
+    padded, mask, _ = pad(Ragged(rows, offsets(n), 5), 6, side=side, value=255, impl=impl)
+    assert same(padded[mask], rows)
+    assert bool((padded[~mask] == 255).all())
+    assert same(unpad(padded, offsets(n), side=side, impl=impl), rows)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -96,6 +113,44 @@ def test_errors_name_the_argument():
         unpad(torch.zeros(3), ragged.cu_seqlens)
     with pytest.raises(ValueError, match=r"cu_seqlens: expected shape \(4,\) for a batch of 3, got \(2,\)"):
         unpad(torch.zeros(3, 2), ragged.cu_seqlens)
+    with pytest.raises(ValueError, match="total: expected an upper bound >= 0 or None, got -1"):
+        unpad(torch.zeros(1, 3), ragged.cu_seqlens, total=-1)
+    with pytest.raises(TypeError, match="ragged.cu_seqlens: expected int32 offsets, got torch.int64"):
+        pad(Ragged(ragged.values, ragged.cu_seqlens.long(), 3))
+    with pytest.raises(TypeError, match="cu_seqlens: expected int32 offsets, got torch.int64"):
+        unpad(torch.zeros(1, 3), ragged.cu_seqlens.long())
+    with pytest.raises(ValueError, match="ragged.cu_seqlens: expected device meta, got cpu"):
+        pad(Ragged(ragged.values.to("meta"), ragged.cu_seqlens, 3))
+    with pytest.raises(ValueError, match="cu_seqlens: expected device meta, got cpu"):
+        unpad(torch.zeros(1, 3, device="meta"), ragged.cu_seqlens)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_debug_mode_finds_what_only_the_device_knows(impl, monkeypatch):
+    monkeypatch.setenv("LAVIT_DEBUG", "1")
+    rows, padded = torch.zeros(3), torch.zeros(2, 2)
+    pad(Ragged(rows, offsets([1, 2]), 2), impl=impl)
+    with pytest.raises(ValueError, match="cu_seqlens: expected offsets within 3 rows, got 4"):
+        pad(Ragged(rows, offsets([2, 2]), 2), impl=impl)
+    with pytest.raises(ValueError, match="cu_seqlens: expected non-decreasing offsets, they fall after entry 1"):
+        pad(Ragged(rows, torch.tensor([0, 3, 1], dtype=torch.int32), 2), impl=impl)
+    with pytest.raises(ValueError, match="cu_seqlens: expected offsets from 0, got 1 first"):
+        unpad(padded, offsets([1, 2]) + 1, impl=impl)
+    with pytest.raises(ValueError, match="cu_seqlens: expected offsets within 2 rows, got 3"):
+        unpad(padded, offsets([1, 2]), total=2, impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS[1:])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_offsets_that_do_not_fit_touch_nothing_outside(impl, side):
+    """The compiled kernels are asked without the checks of the debug mode: they must stay in bounds."""
+    rows, padded = torch.ones(4, 3), torch.ones(2, 5, 3)
+    for cu in ([0, 3, 6], [0, 3, 900], [-4, 2, 1], [5, 3, 2], [0, -7, 2**31 - 1], [2**31 - 1, -(2**31), 2**31 - 1]):
+        cu = torch.tensor(cu, dtype=torch.int32)
+        got, _, _ = pad(Ragged(rows, cu, 5), side=side, impl=impl)
+        assert bool(((got == 0) | (got == 1)).all())
+        back = unpad(padded, cu, side=side, total=8, impl=impl)
+        assert bool(((back == 0) | (back == 1)).all())
 
 
 @pytest.mark.gpu

@@ -51,15 +51,29 @@ def test_errors_name_the_argument():
         partition(torch.ones(4))
     with pytest.raises(TypeError, match="keep: .* got torch.complex64"):
         partition(torch.ones(2, 2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="keep: expected at most 2147483647 patches in all, got 4294967296"):
+        partition(torch.ones(1, 1, dtype=torch.bool).expand(2**16, 2**16))
     with pytest.raises(ValueError, match="impl=: partition has the implementations cpp, reference; got 'rust'"):
         partition(torch.ones(2, 2), impl="rust")
 
 
+def test_compiled_whole_for_any_batch():
+    compiled = torch.compile(partition, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in ((2, 5), (3, 8), (7, 4)):
+        keep = torch.rand(shape) > 0.5
+        for got, want in zip(compiled(keep), partition(keep, impl="reference"), strict=True):
+            assert torch.equal(got, want)
+
+
+# On both sides of the sizes from which the last block adds up the counts; masks that do not begin at a whole vector.
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", [(1, 1), (3, 0), (0, 5), (5, 255), (300, 256), (2, 1031), (70001, 3)])
-def test_gpu_equals_the_reference_without_synchronising(shape):
-    keep = torch.rand(shape) > 0.6
-    on_gpu = keep.cuda()
+@pytest.mark.parametrize("first", [0, 5])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 0), (0, 5), (5, 255), (256, 256), (300, 257), (513, 257), (2, 1031),
+                                   (1, 140_001), (1024, 64), (1025, 64), (70001, 3)])
+def test_gpu_equals_the_reference_without_synchronising(shape, first):
+    mask = torch.rand(first + shape[0] * shape[1]) > 0.6
+    keep, on_gpu = mask[first:].view(shape), mask.cuda()[first:].view(shape)
+    assert on_gpu.is_contiguous()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
