@@ -109,6 +109,15 @@ step "device and versions" 60 bash -c versions
 [ -z "${WHEELS:-}" ] || step "wheels" 60 bash -c wheels
 step "build" 150 "$python" -m pip install -e . --no-deps --no-build-isolation
 step "tests on the GPU" 150 "${pytest[@]}" -m gpu tests --maxfail=20 --durations=10 --continue-on-collection-errors
+# Every access of the C++ extension's kernels to memory, each tensor in an allocation of its own.
+PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+if command -v compute-sanitizer >/dev/null; then
+    step "ragged kernels under compute-sanitizer" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+        compute-sanitizer --tool memcheck --error-exitcode 9 --kernel-regex kns=lavit \
+        "${pytest[@]}" -m gpu tests/kernels/test_{partition,pack,pad,assemble_sequences}.py -k "gpu_equals or touch_nothing"
+else
+    results+=("ragged kernels under compute-sanitizer: left out, no compute-sanitizer here")
+fi
 step "benchmarks" 200 "${pytest[@]}" benchmarks --benchmark-only --benchmark-json "$out/benchmarks.json"
 if [ -s "$out/benchmarks.json" ]; then
     "$python" -m benchmarks.table "$out/benchmarks.json" >"$out/table.md" 2>>"$log" || failed+=("table")

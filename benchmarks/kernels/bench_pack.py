@@ -1,6 +1,7 @@
 """partition, pack and pad beside the ways in which others do it, all in one run and all with the same result.
 
-The task: a batch of patches and a mask -> the kept rows, and the padded batch with its mask that a foreign model wants.
+The tasks: a batch of patches and a mask -> the kept rows, and the padded batch with its mask that a foreign model
+wants; and the movement of rows alone, order and total known, beside a plain copy of as many bytes, which is the limit.
 ``pytest benchmarks/kernels/bench_pack.py``
 """
 
@@ -13,6 +14,13 @@ from torch import Tensor
 from benchmarks.timing import measure
 from lavit.kernels import Ragged, pack, pad, partition, unpack
 from lavit.kernels.extension import cpp_unusable
+
+try:
+    from flash_attn.bert_padding import unpad_input
+
+    no_flash_attn = None
+except ImportError as error:
+    no_flash_attn = str(error)
 
 KEEP_RATE = 1 / 3
 CASES = {
@@ -72,11 +80,16 @@ def lavit_pad(impl: str):
     return run
 
 
+def flash_attn_pack(x: Tensor, keep: Tensor) -> Tensor:
+    return unpad_input(x, keep)[0]
+
+
 PACK = {
     "lavit cpp": lavit_pack("cpp"),
     "lavit reference": lavit_pack("reference"),
     "release masked_select": release_pack,
     "boolean indexing": lambda x, keep: x[keep],
+    "flash-attn unpad_input": flash_attn_pack,
 }
 PAD = {
     "lavit cpp": lavit_pad("cpp"),
@@ -85,13 +98,6 @@ PAD = {
     "boolean indexing, pad_sequence": boolean_pad,
     "torch.nested": nested_pad,
 }
-try:
-    from flash_attn.bert_padding import unpad_input
-
-    PACK["flash-attn unpad_input"] = lambda x, keep: unpad_input(x, keep)[0]
-except ImportError:
-    pass
-
 
 def inputs(case: str, device: torch.device) -> tuple[Tensor, Tensor]:
     batch, patches, width, dtype = CASES[case]
@@ -105,6 +111,8 @@ def inputs(case: str, device: torch.device) -> tuple[Tensor, Tensor]:
 def usable(name: str, device: torch.device) -> None:
     if name == "lavit cpp" and (reason := cpp_unusable(device.type)) is not None:
         pytest.skip(reason)
+    if name.startswith("flash-attn") and no_flash_attn is not None:
+        pytest.skip(no_flash_attn)
 
 
 @pytest.mark.parametrize("name", PACK)
@@ -136,14 +144,45 @@ def bench_pack_and_pad(benchmark, device, case, name):
     measure(benchmark, device, f"pack and pad {case}", run, implementation=name, baseline=of_release)
 
 
-@pytest.mark.parametrize("impl", ["cpp", "reference"])
+COPY = "torch copy_ of as many bytes"
+ROWS = {
+    "pack": ["lavit cpp", "lavit reference", "torch index_select, indices known", COPY],
+    "unpack": ["lavit cpp", "lavit reference", "torch index_copy into zeros, indices known", COPY],
+}
+
+
+@pytest.mark.parametrize(("what", "name"), [(what, name) for what, names in ROWS.items() for name in names])
 @pytest.mark.parametrize("case", CASES)
-def bench_unpack(benchmark, device, case, impl):
+def bench_rows(benchmark, device, case, what, name):
     x, keep = inputs(case, device)
-    usable(f"lavit {impl}", device)
+    usable(name, device)
     order, cu, _ = partition(keep)
-    rows = pack(x, order, cu)
-    assert torch.equal(unpack(rows, order, cu, keep.shape[1], impl=impl), x.masked_fill(~keep[..., None], 0))
-    moved = (rows.numel() + x.numel()) * x.element_size()
-    run = lambda: unpack(rows, order, cu, keep.shape[1], impl=impl)  # noqa: E731
-    measure(benchmark, device, f"unpack {case}", run, implementation=f"lavit {impl}", bytes_moved=moved)
+    rows, patches = pack(x, order, cu), keep.shape[1]
+    want = rows if what == "pack" else x.masked_fill(~keep[..., None], 0)
+    moved = (rows.numel() + want.numel()) * x.element_size()
+    if name == COPY:
+        source = torch.empty(moved // 2, dtype=torch.uint8, device=device).random_()
+        target = torch.empty_like(source)
+        run = lambda: target.copy_(source)  # noqa: E731
+        passed = torch.equal(run(), source)
+    else:
+        impl, chosen = name.removeprefix("lavit "), keep.flatten().nonzero().flatten()
+        ways = {
+            "pack": lambda: pack(x, order, cu, total=rows.shape[0], impl=impl),
+            "unpack": lambda: unpack(rows, order, cu, patches, impl=impl),
+            "torch index_select, indices known": lambda: x.flatten(0, 1).index_select(0, chosen),
+            "torch index_copy into zeros, indices known": lambda: torch.zeros_like(x).flatten(0, 1).index_copy_(
+                0, chosen, rows
+            ),
+        }
+        run = ways[what if name.startswith("lavit") else name]
+        passed = torch.equal(run().view_as(want), want)
+    measure(
+        benchmark,
+        device,
+        f"{what}, rows alone, {case}",
+        run,
+        implementation=name,
+        passed=passed,
+        bytes_moved=moved,
+    )
