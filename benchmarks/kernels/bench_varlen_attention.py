@@ -56,9 +56,9 @@ class Case:
 LAVIT = Case(64, 256, 16, 88, torch.bfloat16, "cuda")
 CASES = {"LaVIT": LAVIT, "small": Case(2, 64, 4, 88, torch.float32)}
 GROWTH = [
-    Case(*rest, device)
+    case
     for n in (64, 128, 256, 512, 1024, 2048, 4096)
-    for *rest, device in ((1, n, 2, 88, torch.float32, "cpu"), (8, n, 16, 88, torch.bfloat16, "cuda"))
+    for case in (Case(1, n, 2, 88, torch.float32, "cpu"), Case(8, n, 16, 88, torch.bfloat16, "cuda"))
 ]
 
 
