@@ -92,7 +92,7 @@ def assemble_sequences(
     if rows > INT32_MAX:
         of = "text, images" if total is None else "total"
         raise ValueError(f"{of}: expected at most {INT32_MAX} rows in all, got up to {rows}")
-    kind_loss = sum(int(by_kind[kind]) << 3 * kind for kind in Segment)
+    kind_loss = sum(int(flags) << 3 * int(kind) for kind, flags in by_kind.items())
     return Sequences(
         *assemble_sequences_op(
             text.values,
