@@ -117,7 +117,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
         initializer_range: float | None = 0.02,
         **kwargs: Any,
     ) -> None:
-        refuse_unknown(kwargs)
+        refuse_unknown(kwargs, LaVITTokenizerConfig)
         self.image_size = image_size
         self.patch_size = patch_size
         self.hidden_size = hidden_size
@@ -205,9 +205,9 @@ class LaVITTokenizerConfig(PretrainedConfig):
             raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
 
 
-def refuse_unknown(kwargs: dict[str, Any]) -> None:
-    """Refuse names that neither the tokenizer nor transformers knows, and suggest the nearest known ones."""
-    own = set(inspect.signature(LaVITTokenizerConfig.__init__).parameters) - {"self", "kwargs"}
+def refuse_unknown(kwargs: dict[str, Any], config_class: type[PretrainedConfig]) -> None:
+    """Refuse names that neither the class nor transformers knows, and suggest the nearest known ones."""
+    own = set(inspect.signature(config_class.__init__).parameters) - {"self", "kwargs"}
     common = set(PretrainedConfig().to_dict()) | {"torch_dtype", "name_or_path", "num_labels", "attn_implementation"}
     wrong = sorted(k for k in kwargs if k not in common and not k.startswith("_"))
     if not wrong:
@@ -216,4 +216,4 @@ def refuse_unknown(kwargs: dict[str, Any]) -> None:
     for name in wrong:
         near = difflib.get_close_matches(name, sorted(own), n=3, cutoff=0.5)
         hints.append(f"{name!r}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
-    raise ValueError(f"LaVITTokenizerConfig: unknown name {', '.join(hints)}")
+    raise ValueError(f"{config_class.__name__}: unknown name {', '.join(hints)}")

@@ -1,0 +1,106 @@
+"""Configuration of the whole model: a LLaMA of any size, a visual tokenizer, and the vocabulary that they share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig
+
+from lavit.language.vocabulary import Vocabulary
+from lavit.tokenizer.configuration import LaVITTokenizerConfig, refuse_unknown
+
+# Text sizes: the released model's LLaMA-2-7B, and one that learns the shapes world on a CPU in minutes.
+PRESETS: dict[str, dict[str, Any]] = {
+    "lavit-g": {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    "small": {
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+    },
+}
+
+
+class LaVITConfig(PretrainedConfig):
+    """Sizes of a :class:`lavit.LaVIT`.
+
+    text_config: a LlamaConfig (or a dictionary of one) of any size. Its vocab_size counts all rows of the embedding:
+        at least ``vocabulary.size``; rows beyond stand for no id, are never predicted and take no part in the softmax.
+    tokenizer_config: a LaVITTokenizerConfig (or a dictionary of one).
+    text_size: number of text ids, those before [IMG]: 32000 for LLaMA-2. Without ``text_config`` the vocabulary is made
+        as large as it must be.
+    image_objective: how a written image is learned: "classify" its codes, with text in one softmax (LaVIT), or
+        "regress" its visual embeddings (the paper's ablation, as Emu does).
+    regression_weight: weight of the regression's loss beside that of the text (*derived*: 1).
+
+    Raises ValueError for an unknown name and for sizes that do not fit together.
+    """
+
+    model_type = "lavit"
+    sub_configs = {"text_config": LlamaConfig, "tokenizer_config": LaVITTokenizerConfig}
+
+    def __init__(
+        self,
+        text_config: LlamaConfig | dict[str, Any] | None = None,
+        tokenizer_config: LaVITTokenizerConfig | dict[str, Any] | None = None,
+        text_size: int = 32000,
+        image_objective: str = "classify",
+        regression_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        refuse_unknown(kwargs, type(self))
+        if tokenizer_config is None or isinstance(tokenizer_config, dict):
+            tokenizer_config = LaVITTokenizerConfig(**(tokenizer_config or {}))
+        self.tokenizer_config = tokenizer_config
+        self.text_size = text_size
+        if text_config is None:
+            text_config = LlamaConfig(**PRESETS["lavit-g"], vocab_size=self.vocabulary.size)
+        elif isinstance(text_config, dict):
+            text_config = LlamaConfig(**text_config)
+        if not isinstance(text_config, LlamaConfig):
+            raise TypeError(f"text_config: expected a LlamaConfig or a dictionary, got {type(text_config).__name__}")
+        self.text_config = text_config
+        self.image_objective = image_objective
+        self.regression_weight = regression_weight
+        super().__init__(**kwargs)
+        self._check()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Which ids are text, markers and codes."""
+        return Vocabulary(self.text_size, self.tokenizer_config.num_codes)
+
+    @classmethod
+    def preset(
+        cls,
+        name: str,
+        text_size: int = 32000,
+        tokenizer_config: LaVITTokenizerConfig | None = None,
+        **text_overrides: Any,
+    ) -> LaVITConfig:
+        """A named configuration ("small" or "lavit-g"), with some values of its language model replaced.
+
+        tokenizer_config: of another tokenizer than the preset of the same name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"name: expected one of {', '.join(sorted(PRESETS))}, got {name!r}")
+        tokenizer_config = tokenizer_config or LaVITTokenizerConfig.preset(name)
+        size = Vocabulary(text_size, tokenizer_config.num_codes).size
+        text_config = LlamaConfig(**{**PRESETS[name], "vocab_size": size, **text_overrides})
+        return cls(text_config=text_config, tokenizer_config=tokenizer_config, text_size=text_size)
+
+    def _check(self) -> None:
+        rows, ids = self.text_config.vocab_size, self.vocabulary
+        if rows < ids.size:
+            raise ValueError(
+                f"text_config.vocab_size: expected at least {ids.size} rows ({ids.text_size} text ids, [IMG], [/IMG] "
+                f"and {ids.num_codes} codes), got {rows}: a checkpoint of another vocabulary?"
+            )
+        if self.image_objective not in ("classify", "regress"):
+            raise ValueError(f"image_objective: expected classify or regress, got {self.image_objective!r}")
+        if not self.regression_weight > 0:
+            raise ValueError(f"regression_weight: expected a positive number, got {self.regression_weight}")
+
+
+AutoConfig.register(LaVITConfig.model_type, LaVITConfig, exist_ok=True)
