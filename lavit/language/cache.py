@@ -1,0 +1,107 @@
+"""A key-value cache of fixed size and the forward pass of one token over it.
+
+transformers' ``StaticCache`` reads all its slots for every token, cannot drop rows, and leaves mask and rotation to be
+made anew in every pass. All rows of a batch padded on the left write to the same slot, and when a generation begins its
+positions are known: so the rotations are made once, the mask changes in one place a token, and only slots in use are
+read. One pass of a small model (width 128, 4 layers, 2 rows) takes two thirds of the time on a CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import DynamicCache, LlamaForCausalLM
+from transformers.cache_utils import DynamicLayer
+
+# The attention on a GPU wants rows of the mask that begin at multiples of 16 bytes, else it copies the mask.
+ALIGNED = 16
+
+
+class KeyValueCache:
+    """Keys and values of every layer for N sequences that end together, and what the coming tokens need.
+
+    keys, values: for each layer (N, key-value heads, L, head dim). mask: (N, 1, 1, L), 0 at slots to be read.
+    cos, sin: (N, new tokens, head dim) rotations of the coming tokens; of sin the first half is negated.
+    slot, token: (1,) int64 on the device, where the next token is written and which of the new ones it is.
+    """
+
+    def __init__(
+        self, model: LlamaForCausalLM, prefilled: DynamicCache, mask: Tensor, rows: Tensor, new_tokens: int
+    ) -> None:
+        """prefilled: the cache of the prompts, padded on the left, which is emptied. mask: (B, P) bool, true at the
+        prompts' tokens. rows: (N,) int64, the prompt of each sequence. new_tokens: how many tokens will be fed, >= 1.
+        """
+        self.model = model.model
+        batch, self.prompt = mask.shape
+        length = -(-(self.prompt + new_tokens) // ALIGNED) * ALIGNED
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        for layer in prefilled.layers:
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+            for kept, found in ((self.keys, layer.keys), (self.values, layer.values)):
+                # Zeros: a slot that is not read yet has weight 0, which must not meet a NaN.
+                kept.append(found.new_zeros(len(rows), found.shape[1], length, found.shape[3]))
+                kept[-1][:, :, : self.prompt] = found[rows]
+            layer.reset()
+        like = self.keys[0]
+        hidden = torch.finfo(like.dtype).min
+        self.mask = like.new_full((batch, 1, 1, length), hidden)
+        self.mask[:, 0, 0, : self.prompt].masked_fill_(mask, 0)
+        self.mask = self.mask[rows]
+        positions = mask.sum(1, keepdim=True) + torch.arange(new_tokens, device=mask.device)
+        cos, sin = self.model.rotary_emb(like, positions)
+        half = sin.shape[-1] // 2
+        self.cos = cos[rows]
+        self.sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[rows]
+        self.slot = torch.full((1,), self.prompt, dtype=torch.int64, device=mask.device)
+        self.token = torch.zeros_like(self.slot)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these sequences, (N',) int64; in new memory, so what was recorded over the old one is void."""
+        self.keys = [x[rows] for x in self.keys]
+        self.values = [x[rows] for x in self.values]
+        self.mask, self.cos, self.sin = self.mask[rows], self.cos[rows], self.sin[rows]
+
+    def step(self, ids: Tensor, fed: int | None) -> Tensor:
+        """One token a sequence: ids (N,) -> last hidden states (N, H), normed, as the head reads them.
+
+        fed: new tokens fed before this one, as the host knows it, so that slots beyond them are not read; None reads
+        all slots, for a recording that is to serve every token.
+        """
+        window = self.mask.shape[-1]
+        if fed is not None:
+            window = min(window, -(-(self.prompt + fed + 1) // ALIGNED) * ALIGNED)
+        self.mask.index_fill_(3, self.slot, 0)
+        mask = self.mask.narrow(3, 0, window)
+        cos, sin = self.cos.index_select(1, self.token), self.sin.index_select(1, self.token)
+        half = cos.shape[-1] // 2
+        x = self.model.embed_tokens(ids)
+        for i, layer in enumerate(self.model.layers):
+            attention = layer.self_attn
+            normed = _norm(layer.input_layernorm, x)
+            rows, key_heads, width = len(x), self.keys[i].shape[1], attention.head_dim
+            q_and_k = torch.cat((attention.q_proj(normed), attention.k_proj(normed)), dim=1).view(rows, -1, width)
+            q_and_k = torch.addcmul(q_and_k * cos, q_and_k.roll(half, dims=-1), sin)
+            self.keys[i].index_copy_(2, self.slot, q_and_k[:, -key_heads:, None])
+            self.values[i].index_copy_(2, self.slot, attention.v_proj(normed).view(rows, key_heads, 1, width))
+            # Heads that share keys stand as queries side by side: nothing is repeated.
+            read = F.scaled_dot_product_attention(
+                q_and_k[:, :-key_heads].unflatten(1, (key_heads, -1)),
+                self.keys[i].narrow(2, 0, window),
+                self.values[i].narrow(2, 0, window),
+                attn_mask=mask,
+                scale=attention.scaling,
+            )
+            x = x + attention.o_proj(read.reshape(rows, -1))
+            x = x + layer.mlp(_norm(layer.post_attention_layernorm, x))
+        self.slot += 1
+        self.token += 1
+        return _norm(self.model.norm, x)
+
+
+def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """LLaMA's RMS norm; on a GPU in one kernel instead of six, with one rounding instead of two."""
+    if x.is_cuda:
+        return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)  # type: ignore[arg-type]
+    return norm(x)

@@ -1,0 +1,198 @@
+"""Image tokens from a language model: both streams of guidance in one pass a token, every sample by its own seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache, LlamaForCausalLM
+
+from lavit.kernels import Ragged, pad, unpad
+from lavit.kernels.checks import check_int64, check_shape
+from lavit.kernels.gumbel_select import SEED_RANGE
+from lavit.kernels.types import compute_dtype
+
+from .cache import KeyValueCache
+from .guidance import SamplingSettings, draw, guided_scores, image_head, uniforms
+from .prompts import embed_prompts
+from .vocabulary import Vocabulary
+
+# Recording costs about two passes: not worth it for fewer.
+FEWEST_RECORDED = 8
+
+
+@torch.no_grad()
+def sample_image_tokens(
+    language_model: LlamaForCausalLM,
+    vocabulary: Vocabulary,
+    prompts: Ragged,
+    settings: SamplingSettings | None = None,
+    *,
+    seeds: Tensor | Sequence[int] | None = None,
+    max_codes: int,
+) -> Ragged:
+    """Draw the codes of one image, or several, for each prompt.
+
+    prompts: B prompts that end with [IMG], as embeddings (T, H) or as int64 ids (T,). settings: the release's by
+        default. seeds: (B * num_samples,) int64, the samples of a prompt one after the other; drawn from torch's
+        generator of the device if None. max_codes: positions of the tokenizer's decoder; there are never more codes,
+        whatever ``settings.max_tokens`` and the prompt's length.
+
+    Returns B * num_samples sequences of codes 0..K-1 without [/IMG], int64, ordered as the seeds. A sample ends where
+    [/IMG] is drawn, or with its last code when there is no place for another. Allowed are [/IMG] and the codes; the
+    release also leaves ids 0 to 2 and [IMG], which mean nothing inside an image.
+
+    A sample's random numbers depend on its seed alone, and its scores on no other sample: its codes are the same in
+    any batch, alone or beside longer prompts, as far as the sums are. Matrix products of other sizes may add in another
+    order. Where a random number falls within that rounding of the border between two codes, or two codes within it of
+    the last place of the top k, the code can differ, and what follows it: the chance is about the scores' rounding
+    times the candidates, next to nothing in float64, rare in float32, common in bfloat16. The same call again on the
+    same device gives the same codes.
+
+    Each prompt is read once, whatever the number of its samples, and then all streams go through the model together,
+    one pass a token. Samples that have ended leave the batch when they are the greater part of it. Once every
+    ``settings.check_every`` tokens the host waits for the device.
+
+    Raises ValueError naming the prompt that is empty or too long for the model (with room for the codes), or holds an
+    id outside the vocabulary; for a vocabulary larger than the model's, wrong ``seeds``, ``max_codes`` < 1, and a model
+    in training mode with dropout or gradient checkpointing, which has no cache.
+    """
+    settings = settings or SamplingSettings()
+    if max_codes < 1:
+        raise ValueError(f"max_codes: expected a number >= 1, got {max_codes}")
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in language_model.modules())
+    if language_model.training and (checkpointing or language_model.config.attention_dropout):
+        raise ValueError("language_model: expected evaluation mode, got training with checkpointing or dropout")
+    count = min(settings.max_tokens, max_codes)
+    embedded, _ = embed_prompts(language_model, vocabulary, prompts, count, image=True)
+    samples = embedded.batch_size * settings.num_samples
+    running = _Running(
+        language_model, vocabulary, embedded, settings, _seeds(seeds, samples, embedded.values.device), count
+    )
+    codes = torch.empty(samples, count, dtype=torch.int64, device=embedded.values.device)
+    lengths = torch.empty(samples, dtype=torch.int64, device=embedded.values.device)
+    advance: Callable[[int | None], None] = running.advance
+    for token in range(1, count):
+        if token % settings.check_every == 0:
+            left = int((~running.done).sum())
+            if left == 0:
+                break
+            if left <= len(running.done) // 2:
+                running.write(codes, lengths)
+                running.keep_unfinished()
+                advance = running.advance
+        if advance == running.advance and _worth_recording(settings, codes.device, count - token):
+            advance = _recorded(running, codes.device)
+        else:
+            advance(token)
+    running.write(codes, lengths)
+    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
+    total, longest = torch.stack((lengths.sum(), lengths.max())).tolist()
+    return Ragged(unpad(codes, cu_seqlens, total=total), cu_seqlens, longest)
+
+
+def _seeds(seeds: Tensor | Sequence[int] | None, samples: int, device: torch.device) -> Tensor:
+    if seeds is None:
+        return torch.randint(*SEED_RANGE, (samples,), dtype=torch.int64, device=device)
+    if not isinstance(seeds, Tensor):
+        seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
+    check_int64("seeds", seeds)
+    check_shape("seeds", seeds, (samples,), "prompts times num_samples")
+    if seeds.device != device:
+        raise ValueError(f"seeds: expected device {device} to match prompts, got {seeds.device}")
+    return seeds
+
+
+class _Running:
+    """The samples under way. Guided, rows 0 to R - 1 of the cache are after the prompts and R to 2R - 1 after [IMG].
+
+    sample: (R,) which one each is; number: (R, count) its random numbers; codes: (R, count), written so far, -1 for
+    [/IMG] and arbitrary after it; length: (R,) codes before the end; choice: (R,) last drawn, 0 for [/IMG] and
+    1 + code else; place: (1,) of the code to be drawn.
+    """
+
+    def __init__(
+        self,
+        language_model: LlamaForCausalLM,
+        vocabulary: Vocabulary,
+        prompts: Ragged,
+        settings: SamplingSettings,
+        seeds: Tensor,
+        count: int,
+    ) -> None:
+        self.settings = settings
+        self.first_id = vocabulary.end_id
+        self.weight, self.bias = image_head(language_model.lm_head, vocabulary)
+        device = prompts.values.device
+        rows = torch.arange(prompts.batch_size, device=device).repeat_interleave(settings.num_samples)
+        if settings.guided:
+            begin = language_model.model.embed_tokens.weight[vocabulary.begin_id]
+            end = prompts.cu_seqlens[-1:] + 1
+            prompts = Ragged(
+                torch.cat((prompts.values, begin[None])), torch.cat((prompts.cu_seqlens, end)), prompts.max_seqlen
+            )
+            rows = torch.cat((rows, torch.full_like(rows, prompts.batch_size - 1)))
+        padded, mask, position_ids = pad(prompts, side="left")
+        read = DynamicCache()
+        hidden = language_model.model(
+            inputs_embeds=padded, attention_mask=mask, position_ids=position_ids, past_key_values=read, use_cache=True
+        ).last_hidden_state[:, -1]
+        self.cache = KeyValueCache(language_model, read, mask, rows, max(1, count - 1))
+        self.sample = torch.arange(len(seeds), device=device)
+        self.number = uniforms(seeds, count)
+        self.codes = torch.empty(len(seeds), count, dtype=torch.int64, device=device)
+        self.length = torch.zeros_like(self.sample)
+        self.choice = torch.zeros_like(self.sample)
+        self.done = torch.zeros_like(self.sample, dtype=torch.bool)
+        self.place = torch.zeros(1, dtype=torch.int64, device=device)
+        self._draw(hidden[rows])
+
+    def advance(self, token: int | None) -> None:
+        """Read the last token of every stream and draw the next: number ``token``, None when it is being recorded."""
+        ids = self.choice + self.first_id
+        if self.settings.guided:
+            ids = ids.repeat(2)
+        self._draw(self.cache.step(ids, None if token is None else token - 1))
+
+    def _draw(self, hidden: Tensor) -> None:
+        scores = F.linear(hidden, self.weight, self.bias)
+        scores = scores.to(compute_dtype(scores))
+        if self.settings.guided:
+            conditional, unconditional = scores.chunk(2)
+            scores = guided_scores(conditional, unconditional, self.settings.guidance)
+        scores[:, :1].masked_fill_(self.place < self.settings.min_tokens, -torch.inf)
+        self.choice.copy_(draw(scores, self.number.index_select(1, self.place)[:, 0], self.settings))
+        self.codes.index_copy_(1, self.place, self.choice[:, None] - 1)
+        self.done |= self.choice == 0
+        self.length += ~self.done
+        self.place += 1
+
+    def write(self, codes: Tensor, lengths: Tensor) -> None:
+        """What is drawn so far, to these samples' places."""
+        codes[self.sample] = self.codes
+        lengths[self.sample] = self.length
+
+    def keep_unfinished(self) -> None:
+        rows = (~self.done).nonzero()[:, 0]
+        self.cache.select(torch.cat((rows, rows + len(self.done))) if self.settings.guided else rows)
+        for name in ("sample", "number", "codes", "length", "choice", "done"):
+            setattr(self, name, getattr(self, name)[rows])
+
+
+def _worth_recording(settings: SamplingSettings, device: torch.device, tokens: int) -> bool:
+    return settings.record and device.type == "cuda" and tokens >= FEWEST_RECORDED
+
+
+def _recorded(running: _Running, device: torch.device) -> Callable[[int | None], None]:
+    """Draw a token, and record the same work over all slots for those after it."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        running.advance(None)  # libraries allocate what they need in a first run, which a recording may not
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        running.advance(None)
+    return lambda _: graph.replay()

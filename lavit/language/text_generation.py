@@ -1,0 +1,92 @@
+"""Text after packed prompts: transformers' own beam search, with the ids of images suppressed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GenerationConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+
+from lavit.kernels import Ragged, pad, unpad
+
+from .prompts import embed_prompts
+from .vocabulary import Vocabulary
+
+
+class TextOnly(LogitsProcessor):
+    """Suppresses every id that is not text: markers, codes, and rows of the head that no id has.
+
+    After the log-softmax over all ids, as in the release: what a beam gives to images counts against it.
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.text_size = vocabulary.text_size
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[:, self.text_size :] = -torch.inf
+        return scores
+
+
+@torch.no_grad()
+def generate_text(
+    language_model: LlamaForCausalLM,
+    vocabulary: Vocabulary,
+    prompts: Ragged,
+    *,
+    num_beams: int = 2,
+    min_new: int = 8,
+    max_new: int = 36,
+    length_penalty: float = 1.0,
+    eos_id: int,
+) -> Ragged:
+    """The best beam's text for each prompt.
+
+    prompts: B prompts as embeddings (T, H) or int64 ids (T,). num_beams, min_new, max_new, length_penalty: the
+    release's for captions by default (2 beams, 8 to 36 tokens); for answers 5 beams, 2 to 10 tokens and length penalty
+    0. A beam's score is its log-probability over its length to the power ``length_penalty``. eos_id: the text id that
+    ends a text; not before ``min_new`` tokens.
+
+    Returns B sequences of text ids 0..text_size-1 without ``eos_id``, int64. They do not depend on the other prompts
+    of the batch beyond rounding (see ``sample_image_tokens``).
+    Raises ValueError for a number out of range and naming the prompt that is empty, too long or holds an id outside
+    the vocabulary.
+    """
+    if num_beams < 1:
+        raise ValueError(f"num_beams: expected a number >= 1, got {num_beams}")
+    if max_new < 1:
+        raise ValueError(f"max_new: expected a number >= 1, got {max_new}")
+    if not 0 <= min_new <= max_new:
+        raise ValueError(f"min_new: expected 0 to max_new = {max_new}, got {min_new}")
+    if not 0 <= eos_id < vocabulary.text_size:
+        raise ValueError(f"eos_id: expected a text id, 0 to {vocabulary.text_size - 1}, got {eos_id}")
+    embedded, _ = embed_prompts(language_model, vocabulary, prompts, max_new, image=False)
+    padded, mask, _ = pad(embedded, side="left")
+    settings = GenerationConfig(
+        num_beams=num_beams,
+        min_new_tokens=min_new,
+        max_new_tokens=max_new,
+        length_penalty=length_penalty,
+        do_sample=False,
+        eos_token_id=eos_id,
+        pad_token_id=eos_id,
+        use_cache=True,
+    )
+    # The model's own generation config, often one for chat with sampling, must not fill in what is not given here.
+    own, language_model.generation_config = language_model.generation_config, GenerationConfig()
+    try:
+        ids = language_model.generate(  # type: ignore[misc]  # declared for a protocol that no model class fits
+            inputs_embeds=padded,
+            attention_mask=mask.long(),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([TextOnly(vocabulary)]),
+        )
+    finally:
+        language_model.generation_config = own
+    assert isinstance(ids, Tensor)
+    lengths = (ids == eos_id).cumsum(1).eq(0).sum(1)
+    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
+    total, longest = torch.stack((lengths.sum(), lengths.max())).tolist()
+    return Ragged(unpad(ids, cu_seqlens, total=total), cu_seqlens, longest)

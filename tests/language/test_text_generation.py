@@ -1,0 +1,99 @@
+import pytest
+import torch
+from tiny_llama import VOCABULARY, prompts, tiny_llama
+from transformers import GenerationConfig
+
+from lavit.kernels import Ragged
+from lavit.language.text_generation import generate_text
+
+EOS = 2
+CAPTION = {"num_beams": 2, "min_new": 4, "max_new": 9}
+ANSWER = {"num_beams": 5, "min_new": 1, "max_new": 6, "length_penalty": 0.0}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama()
+
+
+def texts(model, prompts, **settings) -> list[list[int]]:
+    found = generate_text(model, VOCABULARY, prompts, eos_id=EOS, **settings)
+    assert found.max_seqlen == int(found.lengths().max())
+    return [x.tolist() for x in found.unbind()]
+
+
+@torch.no_grad()
+def beam_search(model, ids, num_beams, min_new, max_new, length_penalty=1.0) -> list[int]:
+    """By the formula: the num_beams most probable beginnings, everything computed again for each token.
+
+    Ended texts are kept with log p / length^penalty, their end counted; as many as beams end the search once no
+    beginning of the present length could be better.
+    """
+    beams, ended = [(0.0, [])], []
+    for length in range(1, max_new + 1):
+        longer = []
+        for score, new in beams:
+            log_p = model(torch.cat((ids, ids.new_tensor(new)))[None], use_cache=False).logits[0, -1].log_softmax(-1)
+            for token in range(VOCABULARY.text_size):
+                if token != EOS or length > min_new:
+                    longer.append((score + float(log_p[token]), [*new, token]))
+        longer.sort(reverse=True)
+        for score, new in longer[:num_beams]:
+            if new[-1] == EOS:
+                ended.append((score / length**length_penalty, new))
+        ended = sorted(ended, reverse=True)[:num_beams]
+        beams = [(score, new) for score, new in longer[: 2 * num_beams] if new[-1] != EOS][:num_beams]
+        if len(ended) == num_beams and ended[-1][0] >= beams[0][0] / length**length_penalty:
+            break
+    else:
+        ended += [(score / max_new**length_penalty, new) for score, new in beams]
+    return [token for token in max(ended)[1] if token != EOS]
+
+
+@pytest.mark.parametrize("settings", [CAPTION, ANSWER, {"num_beams": 1, "min_new": 0, "max_new": 7}])
+def test_texts_are_those_of_a_beam_search_of_each_prompt_alone(model, settings):
+    ids = prompts(5, 1, 14)
+    assert texts(model, ids, **settings) == [beam_search(model, x, **settings) for x in ids.unbind()]
+
+
+@pytest.mark.parametrize("settings", [CAPTION, ANSWER])
+def test_a_text_is_the_same_alone_and_in_a_batch(model, settings):
+    ids = prompts(3, 12, 1, 7)
+    embeddings = ids.with_values(model.model.embed_tokens(ids.values).detach())
+    together = texts(model, embeddings, **settings)
+    assert together == [texts(model, Ragged.from_list([x]), **settings)[0] for x in embeddings.unbind()]
+    assert together == texts(model, ids, **settings)
+
+
+def test_a_text_is_neither_too_short_nor_too_long_and_has_no_ids_of_images_nor_the_end():
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight[VOCABULARY.text_size :] *= 5  # images are likely
+        model.lm_head.weight[EOS] *= 3
+    found = texts(model, prompts(*range(1, 13)), **CAPTION)
+    assert {len(x) for x in found} <= set(range(4, 10)) and len({len(x) for x in found}) > 1
+    assert all(0 <= token < VOCABULARY.text_size and token != EOS for x in found for token in x)
+
+
+def test_the_models_own_generation_config_is_not_heeded_and_stays(model):
+    expected = texts(model, prompts(5, 3), **CAPTION)
+    own = GenerationConfig(do_sample=True, temperature=9.0, repetition_penalty=3.0, max_length=3)
+    before, model.generation_config = model.generation_config, own
+    assert texts(model, prompts(5, 3), **CAPTION) == expected
+    assert model.generation_config is own
+    model.generation_config = before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_beams": 0}, "num_beams: expected a number >= 1, got 0"),
+        ({"min_new": 0, "max_new": 0}, "max_new: expected a number >= 1, got 0"),
+        ({"min_new": 5, "max_new": 4}, "min_new: expected 0 to max_new = 4, got 5"),
+        ({"max_new": 60}, "prompt 1: 6 tokens and up to 60 generated ones .*max_position_embeddings is 64"),
+        ({"eos_id": 40}, "eos_id: expected a text id, 0 to 39, got 40"),
+    ],
+)
+def test_what_cannot_be_is_named(model, settings, message):
+    with pytest.raises(ValueError, match=message):
+        generate_text(model, VOCABULARY, prompts(2, 6), **{"eos_id": EOS, **settings})
