@@ -173,6 +173,12 @@ class Merger(nn.Module):
         self.blocks = nn.ModuleList(MergerBlock(config) for _ in range(config.merger_depth))
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
+    def forward(self, features: Tensor, layout: Layout, form: str) -> Ragged:
+        """The merged kept rows (T, C) of features (B, N, C), by the form "packed" or "dense"."""
+        if form == "packed":
+            return self.packed(features, layout)
+        return layout.kept(self.dense(features, layout.selection.keep))
+
     def dense(self, features: Tensor, keep: Tensor) -> Tensor:
         """The release's form: features (B, N, C), keep (B, N) -> (B, N, C), all rows, exact gradient to ``keep``."""
         origin, x = self.ln_vision(features), features

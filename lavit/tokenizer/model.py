@@ -245,8 +245,12 @@ class LaVITTokenizer(PreTrainedModel):
         One host synchronisation. Raises ValueError for NaN or Inf pixels.
         """
         merged, selection = self._tokens(images, features, seeds, deterministic, noise)
-        ids = self.quantize.nearest(self._encode_task(merged.values))
-        return VisualTokens(ids, merged.cu_seqlens, selection.keep > 0.5)
+        return VisualTokens(self.ids_of(merged.values), merged.cu_seqlens, selection.keep > 0.5)
+
+    @torch.no_grad()
+    def ids_of(self, merged: Tensor) -> Tensor:
+        """Merged rows (T, C) -> (T,) int64 codes."""
+        return self.quantize.nearest(self._encode_task(merged))
 
     # From tokens back to features.
 
@@ -421,9 +425,7 @@ class LaVITTokenizer(PreTrainedModel):
         return self._merge(x, Layout.from_sizes(selection, sizes)), selection
 
     def _merge(self, x: Tensor, layout: Layout) -> Ragged:
-        if self.config.merge == "packed":
-            return self.causal_encoder.packed(x, layout)
-        return layout.kept(self.causal_encoder.dense(x, layout.selection.keep))
+        return self.causal_encoder(x, layout, self.config.merge)
 
     def _encode_task(self, rows: Tensor) -> Tensor:
         """(..., C) -> (..., code_dim) in float32 (float64 stays): what decides the ids is not left to autocast."""
