@@ -1,0 +1,65 @@
+"""Samples of the shapes world say what is in the scene, in the order in which a model is asked at inference."""
+
+from __future__ import annotations
+
+import pytest
+
+from lavit.data.questions import questions, read_caption, sentences
+from lavit.data.shapes import ShapesWorld
+from lavit.data.shapes_language import PROMPT, ShapesSource, encoder_of, shapes_sources
+from lavit.kernels import Loss, Segment
+from lavit.language.text import train_text_tokenizer
+
+TEXT, CODES, FEATURES = Segment
+WORLD = ShapesWorld(3)
+SCENES = WORLD.scenes(12)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return train_text_tokenizer(sentences()[:500], 300)
+
+
+@pytest.fixture(scope="module")
+def sources(text):
+    return shapes_sources(WORLD, SCENES, encoder_of(text), text.eos_token_id)
+
+
+def test_every_scene_is_captioned_asked_for_and_told(sources, text):
+    for i, cells in enumerate(SCENES.cells.tolist()):
+        shown, asked_for, told = sources["caption"][i], sources["image"][i], sources["text"][i]
+        assert shown.segments == (FEATURES, TEXT) and asked_for.segments == (TEXT, CODES) and told.segments == (TEXT,)
+        assert shown.images == asked_for.images == (i,)
+        assert shown.texts[0][-1] == told.texts[0][-1] == text.eos_token_id
+        assert read_caption(text.decode(shown.texts[0][:-1])) == cells
+        assert read_caption(text.decode(asked_for.texts[0])) == cells
+        assert asked_for.loss is None and shown.loss == (Loss.NONE, Loss.CONTENT)
+
+
+def test_questions_end_where_inference_begins(sources, text):
+    source = sources["question"]
+    assert len(source) == 4 * len(SCENES)
+    for i, asked in enumerate(questions(WORLD, SCENES.cells)):
+        for k, one in enumerate(asked):
+            sample = source[4 * i + k]
+            assert sample.segments == (FEATURES, TEXT, TEXT) and sample.images == (i,)
+            assert sample.texts[0] == encoder_of(text)(PROMPT.format(one.text))
+            assert text.decode(sample.texts[1][:-1]) == f" {one.answer}" and sample.texts[1][-1] == text.eos_token_id
+            assert sample.loss == (Loss.NONE, Loss.NONE, Loss.CONTENT)
+
+
+def test_codes_of_shown_images_are_predicted_if_asked(text):
+    sources = shapes_sources(WORLD, SCENES, encoder_of(text), 2, predict_codes=True)
+    assert sources["caption"][0].loss == (Loss.ALL, Loss.CONTENT)
+    assert sources["question"][0].loss == (Loss.ALL, Loss.NONE, Loss.CONTENT)
+
+
+def test_fingerprints_tell_sources_apart(sources, text):
+    other = shapes_sources(WORLD, WORLD.scenes(12, start=5), encoder_of(text), text.eos_token_id)
+    prints = {source.fingerprint for each in (sources, other) for source in each.values()}
+    assert len(prints) == 8
+
+
+def test_an_unknown_kind_is_refused(text):
+    with pytest.raises(ValueError, match="kind: expected one of caption, question, image, text, got 'story'"):
+        ShapesSource("story", SCENES, (), encoder_of(text), 2)
