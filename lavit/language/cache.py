@@ -101,7 +101,5 @@ class KeyValueCache:
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """LLaMA's RMS norm; on a GPU in one kernel instead of six, with one rounding instead of two."""
-    if x.is_cuda:
-        return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)  # type: ignore[arg-type]
-    return norm(x)
+    """LLaMA's RMS norm as torch has it: one kernel on a GPU instead of six, one rounding instead of two."""
+    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from lavit.kernels import Ragged
-from lavit.kernels.checks import check_offsets
+from lavit.kernels.checks import check_offsets, check_same_device
 
 from .vocabulary import Vocabulary
 
@@ -42,6 +42,7 @@ def embed_prompts(
             )
     values = values[: bounds[-1]]
     embedding = language_model.model.embed_tokens
+    check_same_device("prompts", values, "language_model", embedding.weight)
     width = embedding.weight.shape[1]
     if values.is_floating_point():
         if values.dim() != 2 or values.shape[1] != width:

@@ -73,6 +73,16 @@ def sample_image_tokens(
     )
     codes = torch.empty(samples, count, dtype=torch.int64, device=embedded.values.device)
     lengths = torch.empty(samples, dtype=torch.int64, device=embedded.values.device)
+    _run(running, codes, lengths)
+    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
+    total, longest = torch.stack((lengths.sum(), lengths.max())).tolist()
+    return Ragged(unpad(codes, cu_seqlens, total=total), cu_seqlens, longest)
+
+
+@torch.inference_mode()
+def _run(running: _Running, codes: Tensor, lengths: Tensor) -> None:
+    """Draw to the end: codes (R, count) and lengths (R,) are written."""
+    settings, count = running.settings, codes.shape[1]
     advance: Callable[[int | None], None] = running.advance
     for token in range(1, count):
         if token % settings.check_every == 0:
@@ -88,9 +98,6 @@ def sample_image_tokens(
         else:
             advance(token)
     running.write(codes, lengths)
-    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
-    total, longest = torch.stack((lengths.sum(), lengths.max())).tolist()
-    return Ragged(unpad(codes, cu_seqlens, total=total), cu_seqlens, longest)
 
 
 def _seeds(seeds: Tensor | Sequence[int] | None, samples: int, device: torch.device) -> Tensor:

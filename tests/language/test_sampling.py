@@ -173,6 +173,12 @@ def test_the_longest_prompt_that_fits_is_read(model):
     assert found == [definition(model, prompt(64 - 13), replace(SETTINGS, min_tokens=14), 1, 64)]
 
 
+def test_codes_may_be_embedded_with_a_gradient(model):
+    found = codes(model, prompts(3), seeds=[0])
+    model.model.embed_tokens(found.values).sum().backward()
+    model.zero_grad()
+
+
 def test_bfloat16_gives_codes_and_the_same_ones_again():
     model = tiny_llama(torch.bfloat16)
     found = sample(model, prompts(5, 3), seeds=[0, 1])
