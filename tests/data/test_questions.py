@@ -58,9 +58,7 @@ def test_the_words_of_a_question_do_not_tell_its_answer(asked):
         learned: dict[str, Counter] = {}
         for four in asked[1][: N // 2]:
             learned.setdefault(four[number].text, Counter())[four[number].answer] += 1
-        right = [
-            learned[four[number].text].most_common(1)[0][0] == four[number].answer for four in asked[1][N // 2 :]
-        ]
+        right = [learned[four[number].text].most_common(1)[0][0] == four[number].answer for four in asked[1][N // 2 :]]
         level = chance()[kind].constant
         assert np.mean(right) < level + 5 * (level * (1 - level) / len(right)) ** 0.5
 

@@ -1,0 +1,320 @@
+"""Captions and questions about image files, from the annotation files of COCO captions, Karpathy's split and VQAv2.
+
+A file that cannot be used at all raises ``AnnotationError``. A single entry that cannot be used, an image that is not
+there, or an answer to no question, is left out and named with the reason; the rest goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Generic, TypeVar
+
+Id = int | str
+T = TypeVar("T")
+
+PEOPLE = 10
+"""So many answers has a question of VQAv2."""
+
+
+class AnnotationError(ValueError):
+    """An annotation file that cannot be used; the message names it and the reason."""
+
+
+@dataclass(frozen=True)
+class CaptionItem:
+    """An image file and what people wrote about it."""
+
+    image_id: Id
+    image: Path
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VQAItem:
+    """A question about an image file. ``answers``: what each of ten people answered; none where no annotations are
+    given, and then the types are empty as well."""
+
+    question_id: Id
+    image_id: Id
+    image: Path
+    question: str
+    answers: tuple[str, ...] = ()
+    question_type: str = ""
+    answer_type: str = ""
+
+
+@dataclass(frozen=True)
+class Annotations(Generic[T]):
+    """What was read. ``bad``: (name, reason) of each entry left out, in the order of the files."""
+
+    items: list[T]
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"items": len(self.items), "bad": [list(pair) for pair in self.bad]}
+
+
+class _Bad(Exception):
+    """The reason why one entry is left out."""
+
+
+def read_captions(
+    path: str | os.PathLike[str], images: str | os.PathLike[str], *, split: str | None = None
+) -> Annotations[CaptionItem]:
+    """Images with their captions, in the order of the file.
+
+    path: COCO's ``{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}``, or Karpathy's
+        ``{"images": [{"cocoid", "filename", "filepath", "split", "sentences": [{"raw"}]}]}``.
+    images: the folder that the file names are relative to.
+    split: of Karpathy's file "train", "restval", "val" or "test" (None: all); COCO's files have none.
+    Raises AnnotationError.
+    """
+    path, folder = Path(path), _folder(images)
+    content = _load(path)
+    if "annotations" not in content:
+        return _karpathy(path, content, folder, split)
+    if split is not None:
+        raise AnnotationError(f"split: {path} is in COCO's format, which has no splits (asked for {split!r})")
+    bad: list[tuple[str, str]] = []
+    files: dict[Id, Path] = {}
+    known: set[Id] = set()
+    for label, entry in _entries(path, content, "images"):
+        try:
+            key = _id(entry, "id")
+            label = f"{path.name}: image {key}"
+            if key in known:
+                raise _Bad("is there twice; the first is taken")
+            known.add(key)
+            files[key] = _image(folder, [_text(entry, "file_name")])
+        except _Bad as reason:
+            bad.append((label, str(reason)))
+    captions: dict[Id, list[str]] = {key: [] for key in files}
+    for label, entry in _entries(path, content, "annotations"):
+        try:
+            if "id" in entry:
+                label = f"{path.name}: annotation {entry['id']}"
+            key = _id(entry, "image_id")
+            if key not in known:
+                raise _Bad(f"image_id {key} is not among the images")
+            text = _text(entry, "caption")
+            if key in files:  # else the image itself is named
+                captions[key].append(text)
+        except _Bad as reason:
+            bad.append((label, str(reason)))
+    bad += [(f"{path.name}: image {key}", "has no caption") for key in files if not captions[key]]
+    return Annotations([CaptionItem(key, files[key], tuple(captions[key])) for key in files if captions[key]], bad)
+
+
+def _karpathy(path: Path, content: dict[str, Any], folder: Path, split: str | None) -> Annotations[CaptionItem]:
+    bad: list[tuple[str, str]] = []
+    items: dict[Id, CaptionItem] = {}
+    splits = set()
+    for label, entry in _entries(path, content, "images"):
+        try:
+            key = _id(entry, "cocoid" if "cocoid" in entry else "imgid")
+            label = f"{path.name}: image {key}"
+            own = _text(entry, "split")
+            splits.add(own)
+            if split is not None and own != split:
+                continue
+            if key in items:
+                raise _Bad("is there twice; the first is taken")
+            name, sentences = _text(entry, "filename"), entry.get("sentences")
+            if not isinstance(sentences, list) or not sentences:
+                raise _Bad("has no caption")
+            captions = tuple(_text(sentence, "raw") for sentence in sentences)
+            below = entry.get("filepath")
+            image = _image(folder, [f"{below}/{name}", name] if isinstance(below, str) and below else [name])
+            items[key] = CaptionItem(key, image, captions)
+        except _Bad as reason:
+            bad.append((label, str(reason)))
+    if split is not None and split not in splits:
+        raise AnnotationError(f"split: expected one of {', '.join(sorted(splits))}, those of {path}, got {split!r}")
+    return Annotations(list(items.values()), bad)
+
+
+def read_vqa(
+    questions: str | os.PathLike[str],
+    annotations: str | os.PathLike[str] | None,
+    images: str | os.PathLike[str],
+    *,
+    pattern: str | None = None,
+) -> Annotations[VQAItem]:
+    """Questions about images, in the order of their file.
+
+    questions: ``{"questions": [{"question_id", "image_id", "question"}], "data_subtype": "val2014"}``.
+    annotations: ``{"annotations": [{"question_id", "image_id", "question_type", "answer_type", "answers": [ten of
+        {"answer"}]}]}``, or None where the answers are not known.
+    images: the folder of the image files.
+    pattern: the file's name below it, such as "{image_id}.png". None: "COCO_val2014_000000000042.jpg", where
+        "data_subtype" says val2014, or else "000000000042.jpg".
+    Raises AnnotationError.
+    """
+    path, folder = Path(questions), _folder(images)
+    content = _load(path)
+    patterns = _patterns(content, pattern)
+    bad: list[tuple[str, str]] = []
+    truth = None if annotations is None else _answers(Path(annotations), bad)
+    items: dict[Id, VQAItem] = {}
+    found: dict[Id, Path | _Bad] = {}
+    seen: set[Id] = set()
+    for label, entry in _entries(path, content, "questions"):
+        try:
+            key = _id(entry, "question_id")
+            label = f"{path.name}: question {key}"
+            if key in seen:
+                raise _Bad("question_id is there twice; the first is taken")
+            seen.add(key)
+            image_id, text = _id(entry, "image_id"), _text(entry, "question")
+            if image_id not in found:  # a dozen questions share an image; its file is looked for once
+                found[image_id] = _find(folder, patterns, image_id)
+            image = found[image_id]
+            if isinstance(image, _Bad):
+                raise image
+            item = VQAItem(key, image_id, image, text)
+            if truth is not None:
+                item = _with_answers(item, truth)
+            items[key] = item
+        except _Bad as reason:
+            bad.append((label, str(reason)))
+    if truth is not None and annotations is not None:
+        name = Path(annotations).name
+        bad += [
+            (f"{name}: annotation {key}", f"question_id {key} is not among the questions")
+            for key in truth
+            if key not in seen
+        ]
+    return Annotations(list(items.values()), bad)
+
+
+def _patterns(content: dict[str, Any], pattern: str | None) -> list[str]:
+    if pattern is not None:
+        try:
+            if pattern.format(image_id=1) == pattern.format(image_id=2):
+                raise ValueError("it has no {image_id}")
+        except (ValueError, LookupError, AttributeError) as error:
+            raise AnnotationError(
+                f"pattern: expected a name with {{image_id}}, such as {{image_id}}.jpg, got {pattern!r} ({error})"
+            ) from None
+        return [pattern]
+    names = ["{image_id:012d}.jpg"]
+    subtype = content.get("data_subtype")
+    if isinstance(subtype, str) and subtype:
+        subtype = subtype.replace("test-dev", "test")  # a part of the questions, about the same images
+        names.insert(0, f"COCO_{subtype.replace('{', '{{').replace('}', '}}')}_{{image_id:012d}}.jpg")
+    return names
+
+
+def _find(folder: Path, patterns: list[str], image_id: Id) -> Path | _Bad:
+    try:
+        return _image(folder, [pattern.format(image_id=image_id) for pattern in patterns])
+    except _Bad as reason:
+        return reason
+    except ValueError:
+        return _Bad(f"image_id {image_id!r} does not fit the file names {patterns[0]}")
+
+
+def _answers(path: Path, bad: list[tuple[str, str]]) -> dict[Id, dict[str, Any]]:
+    """The entries of the annotations by question."""
+    truth: dict[Id, dict[str, Any]] = {}
+    for label, entry in _entries(path, _load(path), "annotations"):
+        try:
+            key = _id(entry, "question_id")
+            if key in truth:
+                label = f"{path.name}: annotation {key}"
+                raise _Bad("question_id is there twice; the first is taken")
+            truth[key] = entry
+        except _Bad as reason:
+            bad.append((label, str(reason)))
+    return truth
+
+
+def _with_answers(item: VQAItem, truth: dict[Id, dict[str, Any]]) -> VQAItem:
+    entry = truth.get(item.question_id)
+    if entry is None:
+        raise _Bad("has no annotation")
+    if _id(entry, "image_id") != item.image_id:
+        raise _Bad(f"is about image {item.image_id}, its annotation about image {entry['image_id']}")
+    answers = entry.get("answers")
+    if not isinstance(answers, list) or len(answers) != PEOPLE:
+        count = len(answers) if isinstance(answers, list) else "none"
+        raise _Bad(f"expected {PEOPLE} answers, got {count}")
+    texts = tuple(_text(answer, "answer", empty=True) for answer in answers)
+    types = _text(entry, "question_type"), _text(entry, "answer_type")
+    return VQAItem(item.question_id, item.image_id, item.image, item.question, texts, *types)
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    if not Path(path).is_dir():
+        raise AnnotationError(f"images: there is no folder {os.fspath(path)}")
+    return Path(path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise AnnotationError(f"{path}: no such file") from None
+    except OSError as error:
+        raise AnnotationError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise AnnotationError(f"{path}: is not JSON ({error.msg}, line {error.lineno} column {error.colno})") from None
+    except RecursionError:
+        raise AnnotationError(f"{path}: is not JSON that can be read (nested too deeply)") from None
+    if not isinstance(content, dict):
+        raise AnnotationError(f"{path}: expected a JSON object, got {_kind(content)}")
+    return content
+
+
+def _entries(path: Path, content: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name of the entry, the entry) of a list of objects."""
+    entries = content.get(key)
+    if not isinstance(entries, list):
+        what = "none" if key not in content else _kind(entries)
+        raise AnnotationError(f'{path}: expected a list "{key}", got {what}')
+    for number, entry in enumerate(entries):
+        # What is no object has no fields: whoever asks for one says so.
+        yield f"{path.name}: {key}[{number}]", entry if isinstance(entry, dict) else {}
+
+
+def _id(entry: dict[str, Any], key: str) -> Id:
+    value = entry.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise _Bad(f'expected a whole number or a text "{key}", got {_kind(value)}')
+    return value
+
+
+def _text(entry: Any, key: str, *, empty: bool = False) -> str:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, str):
+        raise _Bad(f'expected a text "{key}", got {_kind(value)}')
+    if not empty and not value.strip():
+        raise _Bad(f'"{key}" is empty')
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        raise _Bad(f'"{key}" is not text that UTF-8 can hold') from None
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", type(None): "none"}
+    return names.get(type(value), json.dumps(value))
+
+
+def _image(folder: Path, names: list[str]) -> Path:
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise _Bad(f"{name} leads out of the image folder")
+        try:
+            if (folder / name).is_file():
+                return folder / name
+        except (OSError, ValueError):  # too long, or a NUL in it
+            raise _Bad(f"{name[:80]!r} is no file name") from None
+    raise _Bad(f"there is no image file {folder / names[0]}")
