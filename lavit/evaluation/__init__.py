@@ -1,14 +1,38 @@
-"""What a tokenizer's tokens are worth: probes of what they still tell, and statistics of how they are spent."""
+"""How good tokens, captions, answers and images are: probes, statistics, the usual metrics, and chance beside each."""
 
+from lavit.evaluation.captioning import CaptionScores, SceneCaptionReport, score_captions, score_scene_captions
 from lavit.evaluation.probe import CellProbe, ProbeScore, chance, train_probe
+from lavit.evaluation.runner import Evaluated, Skipped, evaluate_items
+from lavit.evaluation.scenes import SceneReport, SceneScore, score_scenes
 from lavit.evaluation.statistics import TokenStatistics, tokenize_and_decode, tokens_by_objects
+from lavit.evaluation.text_to_image import ClipScorer, frechet_distance, rerank, score_generated_scenes
+from lavit.evaluation.vqa import SceneAnswerReport, VQAScore, evaluate_vqa, score_scene_answers, vqa_accuracy
 
 __all__ = [
+    "CaptionScores",
     "CellProbe",
+    "ClipScorer",
+    "Evaluated",
     "ProbeScore",
+    "SceneAnswerReport",
+    "SceneCaptionReport",
+    "SceneReport",
+    "SceneScore",
+    "Skipped",
     "TokenStatistics",
+    "VQAScore",
     "chance",
+    "evaluate_items",
+    "evaluate_vqa",
+    "frechet_distance",
+    "rerank",
+    "score_captions",
+    "score_generated_scenes",
+    "score_scene_answers",
+    "score_scene_captions",
+    "score_scenes",
     "tokenize_and_decode",
     "tokens_by_objects",
     "train_probe",
+    "vqa_accuracy",
 ]

@@ -1,0 +1,191 @@
+"""Generated images judged: the best of several by any scorer, CLIP's score, FID, and what is seen in drawn scenes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lavit.evaluation.probe import CellProbe
+from lavit.evaluation.scenes import SceneReport, score_scenes
+
+Scorer = Callable[[Sequence[str], Sequence[Any]], Sequence[float] | np.ndarray | Tensor]
+"""(prompts, images), n of each -> n numbers, the higher the better the image shows its prompt."""
+
+_FID_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The scores of a prompt's samples, and which is best (the first one among equals)."""
+
+    best: int
+    scores: tuple[float, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def rerank(
+    prompts: Sequence[str], samples: Sequence[Sequence[Any]], scorer: Scorer, *, batch_size: int = 64
+) -> list[Ranked]:
+    """The best of each prompt's samples, by the scorer.
+
+    samples: one list of images (whatever the scorer takes) for every prompt; the lists may differ in length.
+    batch_size: at most so many pairs go to the scorer at once.
+    Raises ValueError, naming the prompt, for one without samples or with a score that is NaN; also for another number
+    of lists than prompts, and of scores than pairs.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected a number >= 1, got {batch_size}")
+    if len(samples) != len(prompts):
+        raise ValueError(f"samples: expected a list for each of {len(prompts)} prompts, got {len(samples)}")
+    for number, images in enumerate(samples):
+        if len(images) == 0:
+            raise ValueError(f"samples: expected at least one image for prompt {number}, {prompts[number]!r}, got none")
+    pairs = [(prompt, image) for prompt, images in zip(prompts, samples, strict=True) for image in images]
+    scores: list[float] = []
+    for begin in range(0, len(pairs), batch_size):
+        part = pairs[begin : begin + batch_size]
+        given = scorer([prompt for prompt, _ in part], [image for _, image in part])
+        got = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float64).reshape(-1)
+        if len(got) != len(part):
+            raise ValueError(f"scorer: expected {len(part)} scores for as many images, got {len(got)}")
+        scores += got.tolist()
+    ranked, begin = [], 0
+    for number, images in enumerate(samples):
+        own = tuple(scores[begin : begin + len(images)])
+        begin += len(images)
+        if any(map(math.isnan, own)):
+            raise ValueError(f"scorer: gave NaN for prompt {number}, {prompts[number]!r}")
+        ranked.append(Ranked(own.index(max(own)), own))
+    return ranked
+
+
+class ClipScorer:
+    """How well images show their prompts, by CLIP: 100 times the cosine of the two embeddings. A ``Scorer``.
+
+    The release ranks by CLIP ViT-L/14. Prompts longer than CLIP's context are cut.
+    folder: a CLIP model, its tokenizer and image processor, as transformers saves them; nothing is downloaded.
+    Raises ValueError for a folder that is not there.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        import transformers
+        from transformers import AutoTokenizer, CLIPModel
+
+        if not Path(folder).is_dir():
+            raise ValueError(f"folder: there is no folder {os.fspath(folder)} with a CLIP model")
+        model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Pillow's resizing, as CLIP was trained, and no torchvision. Older transformers call it CLIPImageProcessor.
+        processor: Any = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+        self.image_processor = processor.from_pretrained(folder, local_files_only=True)
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Tensor:
+        """n prompts and as many RGB images -> (n,) float32 on the CPU."""
+        if len(prompts) != len(images):
+            raise ValueError(f"images: expected one for each of {len(prompts)} prompts, got {len(images)}")
+        if not prompts:
+            return torch.empty(0)
+        longest = self.model.config.text_config.max_position_embeddings
+        text = self.tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        pixels = self.image_processor(list(images), return_tensors="pt")["pixel_values"]
+        device, dtype = self.model.device, self.model.dtype
+        found = self.model(
+            input_ids=text["input_ids"].to(device),
+            attention_mask=text["attention_mask"].to(device),
+            pixel_values=pixels.to(device, dtype),
+        )
+        return 100 * F.cosine_similarity(found.image_embeds.float(), found.text_embeds.float()).cpu()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number, or the reason why there is none here."""
+
+    value: float | None
+    reason: str | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def frechet_distance(
+    real: Iterable[Tensor],
+    generated: Iterable[Tensor],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    features: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    across_processes: bool = False,
+) -> Figure:
+    """FID (Heusel et al., 2017) by torchmetrics, as the release measures it; without it, the reason.
+
+    real, generated: batches (n, 3, H, W) uint8; at least two images each.
+    weights: of torch-fidelity's Inception, a pickle (only from a source that you trust); None: where torch's hub keeps
+        them. They are not downloaded here.
+    features: another network than Inception, (n, 3, H, W) uint8 -> (n, D); then neither weights nor torch-fidelity
+        are needed.
+    across_processes: each process gives its own part of the images, and all get the figure of the whole. Else every
+        process counts alone.
+    Raises ValueError for batches of another form and for fewer than two images.
+    """
+    if find_spec("torchmetrics") is None:
+        return Figure(None, "torchmetrics is not installed (pip install 'lavit[evaluation]')")
+    arguments: dict[str, Any] = {"feature": features}
+    if features is None:
+        if find_spec("torch_fidelity") is None:
+            return Figure(None, "torch-fidelity, which has the Inception of FID, is not installed")
+        path = Path(weights) if weights is not None else Path(torch.hub.get_dir(), "checkpoints", _FID_WEIGHTS)
+        if not path.is_file():
+            return Figure(None, f"the weights of FID's Inception are not there: {path}")
+        arguments = {"feature": 2048, "feature_extractor_weights_path": str(path)}
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        metric = FrechetInceptionDistance(**arguments, sync_on_compute=across_processes).to(device)
+    except Exception as error:  # torch-fidelity wants torchvision, which may not fit this torch
+        return Figure(None, f"torchmetrics' FID cannot be set up ({' '.join(str(error).split())[:200]})")
+    counted = {"real": 0, "generated": 0}
+    for name, batches in (("real", real), ("generated", generated)):
+        for batch in batches:
+            if batch.dtype != torch.uint8 or batch.dim() != 4 or batch.shape[1] != 3:
+                raise ValueError(
+                    f"{name}: expected batches (n, 3, H, W) of uint8, got {tuple(batch.shape)} of {batch.dtype}"
+                )
+            metric.update(batch.to(device), real=name == "real")
+            counted[name] += len(batch)
+    if not across_processes:
+        for name, count in counted.items():
+            if count < 2:
+                raise ValueError(f"{name}: expected at least two images, got {count}")
+    return Figure(float(metric.compute()))
+
+
+def score_generated_scenes(probe: CellProbe, features: Tensor, asked: np.ndarray) -> SceneReport:
+    """Whether the objects asked for are in generated scenes of the shapes world, as a probe reads them.
+
+    features: (n, N, C) of the generated images, encoded or decoded from tokens, as those that the probe has learned
+    from. asked: cells (n, 4) of the prompts' scenes; `lavit.data.questions.read_caption` gives them for a caption.
+    What the probe itself mistakes counts as missing: see its own score on real images.
+    """
+    return score_scenes(probe.read(features).numpy(), asked)

@@ -1,0 +1,196 @@
+"""The standard accuracy of visual question answering: an answer is right to the degree that people gave it.
+
+Source: Antol et al., VQA: Visual Question Answering (ICCV 2015), and the rules of its evaluation page,
+http://www.visualqa.org/evaluation.html.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+from lavit.data.questions import Question, chance
+
+FULL = 3
+"""So many people with the same answer make it entirely right."""
+
+_NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
+_NUMBERS["none"] = "0"
+_ARTICLES = frozenset(("a", "an", "the"))
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_DIGIT_COMMA = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+
+# The contractions of the rules as they are written properly; each is also known with any one apostrophe missing.
+# (The rules' table has one of them backwards, somebody'd to somebodyd: both are the same answer either way.)
+_CONTRACTIONS = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't
+    needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd
+    somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've
+    something'll that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't
+    we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's
+    who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll
+    you're you've
+""".split()
+_APOSTROPHES = {
+    word[:i] + word[i + 1 :]: word for word in _CONTRACTIONS for i, letter in enumerate(word) if letter == "'"
+}
+
+
+class Answered(Protocol):
+    """What a question needs to be judged; `lavit.data.annotations.VQAItem` is one."""
+
+    @property
+    def question_id(self) -> Hashable: ...
+    @property
+    def answers(self) -> Sequence[str]: ...
+    @property
+    def question_type(self) -> str: ...
+    @property
+    def answer_type(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean accuracy, 0 to 1, and of how many questions."""
+
+    accuracy: float
+    questions: int
+
+
+@dataclass(frozen=True)
+class VQAScore:
+    """Accuracy over all answered questions and by type. ``unanswered``: ids of questions without an answer, which do
+    not count."""
+
+    overall: Share
+    by_question_type: dict[str, Share]
+    by_answer_type: dict[str, Share]
+    unanswered: list[Hashable] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class GuessedShare:
+    """A mean accuracy of how many questions, beside what the best answer given always scores, and uniform ones."""
+
+    accuracy: float
+    questions: int
+    constant: float
+    uniform: float
+
+
+@dataclass(frozen=True)
+class SceneAnswerReport:
+    """Questions of the shapes world: over all, and by kind. Chance over all is that of each kind's own guess."""
+
+    overall: GuessedShare
+    by_kind: dict[str, GuessedShare]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def cut_answer(text: str) -> str:
+    """The release's postprocessing of a generated answer: cut at the first newline, "," or "." and stripped."""
+    return re.split(r"[\n,.]", text.strip(), maxsplit=1)[0].strip()
+
+
+def normalize_answer(text: str) -> str:
+    """An answer as it is compared: lower case, without articles, punctuation and periods (but for decimals), number
+    words up to ten as digits, contractions with their apostrophe.
+
+    Punctuation becomes a space, or nothing where it stands beside a space; if a comma is between digits anywhere in the
+    text, then nothing everywhere. Apostrophe and colon stay. This is what the official script does, its oddities
+    included.
+    """
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    thousands = _DIGIT_COMMA.search(text) is not None
+    plain = text
+    for mark in _PUNCTUATION:
+        if mark in text:
+            plain = plain.replace(mark, "" if thousands or f"{mark} " in text or f" {mark}" in text else " ")
+    words = [_NUMBERS.get(word, word) for word in _PERIOD.sub("", plain).lower().split()]
+    return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
+    """How right an answer is, 0 to 1: the mean, over the ways to leave one of the people out, of min(n / 3, 1), where n
+    of the others gave the same answer.
+
+    truths: what each of (usually ten) people answered; at least four, else nothing could be entirely right: repeat an
+    answer that is known to be true. Both sides are normalised, always. (The official script leaves ten answers that
+    are all the same as they are.) Raises ValueError for fewer truths.
+    """
+    if isinstance(truths, str) or len(truths) <= FULL:
+        raise ValueError(f"truths: expected the answers of at least {FULL + 1} people, got {truths!r}")
+    given = normalize_answer(answer)
+    same = [normalize_answer(truth) == given for truth in truths]
+    total = sum(same)
+    return sum(min((total - mine) / FULL, 1.0) for mine in same) / len(same)
+
+
+def evaluate_vqa(items: Iterable[Answered], answers: Mapping[Hashable, str]) -> VQAScore:
+    """answers by question id -> the score.
+
+    Raises ValueError for answers to questions that are not among the items, for a question asked twice, and where no
+    question is answered.
+    """
+    accuracies: list[float] = []
+    by_question: dict[str, list[float]] = {}
+    by_answer: dict[str, list[float]] = {}
+    unanswered, seen = [], set()
+    for item in items:
+        if item.question_id in seen:
+            raise ValueError(f"items: question {item.question_id!r} is there twice")
+        seen.add(item.question_id)
+        if item.question_id not in answers:
+            unanswered.append(item.question_id)
+            continue
+        try:
+            accuracy = vqa_accuracy(answers[item.question_id], item.answers)
+        except ValueError as error:
+            raise ValueError(f"question {item.question_id!r}: {error}") from None
+        accuracies.append(accuracy)
+        by_question.setdefault(item.question_type, []).append(accuracy)
+        by_answer.setdefault(item.answer_type, []).append(accuracy)
+    if unknown := [key for key in answers if key not in seen]:
+        raise ValueError(f"answers: question {unknown[0]!r} is not among the items ({len(unknown)} such)")
+    if not accuracies:
+        raise ValueError(f"answers: expected an answer to one of {len(seen)} questions, got none")
+    return VQAScore(_share(accuracies), _shares(by_question), _shares(by_answer), unanswered)
+
+
+def score_scene_answers(asked: Sequence[Question], answers: Sequence[str]) -> SceneAnswerReport:
+    """Answers to the shapes world's questions, right where they are the true one (both normalised), beside chance.
+
+    Raises ValueError for another number of answers than questions, or none.
+    """
+    if len(answers) != len(asked) or not asked:
+        raise ValueError(f"answers: expected one for each of {len(asked)} questions (not 0), got {len(answers)}")
+    right: dict[str, list[float]] = {}
+    for question, answer in zip(asked, answers, strict=True):
+        same = normalize_answer(answer) == normalize_answer(question.answer)
+        right.setdefault(question.kind, []).append(float(same))
+    levels = chance()
+    by_kind = {
+        kind: GuessedShare(sum(right[kind]) / len(right[kind]), len(right[kind]), level.constant, level.uniform)
+        for kind, level in levels.items()
+        if kind in right
+    }
+    n = len(asked)
+    means = (sum(getattr(k, what) * k.questions for k in by_kind.values()) / n for what in ("constant", "uniform"))
+    return SceneAnswerReport(GuessedShare(sum(map(sum, right.values())) / n, n, *means), by_kind)
+
+
+def _share(accuracies: list[float]) -> Share:
+    return Share(sum(accuracies) / len(accuracies), len(accuracies))
+
+
+def _shares(groups: dict[str, list[float]]) -> dict[str, Share]:
+    return {name: _share(groups[name]) for name in sorted(groups)}

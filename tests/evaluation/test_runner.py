@@ -1,0 +1,125 @@
+"""Laws of the evaluation loop: every item exactly once, whatever the number of processes; a bad one costs no other; and
+a failure reaches every process."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from lavit.data.images import ImageError
+from lavit.evaluation.runner import Evaluated, Skipped, evaluate_items
+
+
+class Files:
+    """Items of which some cannot be read."""
+
+    def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
+        self.count, self.broken = count, broken
+        self.taken: list[int] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        self.taken.append(index)
+        if index in self.broken:
+            raise ImageError(f"{index}.jpg: the file is empty")
+        return index
+
+    def name(self, index: int) -> str:
+        return f"{index}.jpg"
+
+
+def squares(numbers: list[int]) -> list[int]:
+    if 6 in numbers:
+        raise ValueError("six is not wanted")
+    return [number**2 for number in numbers]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_bad_items_are_named_and_the_rest_goes_on(batch_size):
+    files, seen = Files(11, broken=(2, 3, 10)), []
+    done = evaluate_items(files, squares, batch_size=batch_size, progress=lambda *counts: seen.append(counts))
+    assert list(done.results.items()) == [(i, i * i) for i in (0, 1, 4, 5, 7, 8, 9)]
+    assert done.skipped == [
+        Skipped(2, "2.jpg", "2.jpg: the file is empty"),
+        Skipped(3, "3.jpg", "3.jpg: the file is empty"),
+        Skipped(6, "6.jpg", "six is not wanted"),
+        Skipped(10, "10.jpg", "10.jpg: the file is empty"),
+    ]
+    assert files.taken == list(range(11)) and seen[-1] == (11, 11)
+    assert done.as_dict()["evaluated"] == 7 and done.as_dict()["skipped"][2]["index"] == 6
+
+
+def test_any_number_of_items_may_be_bad_or_none_there():
+    assert evaluate_items([], squares) == Evaluated({}, [])
+    done = evaluate_items([6, 6], squares, batch_size=2)
+    assert done.results == {} and [item.name for item in done.skipped] == ["item 0", "item 1"]
+    assert evaluate_items([1], squares, name=str).results == {0: 1}
+
+
+def test_a_failure_that_is_no_items_fault_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        evaluate_items([1, 2], lambda numbers: [1 // 0])
+    with pytest.raises(KeyError):
+        evaluate_items([1], lambda numbers: [{}["a"]])
+    assert evaluate_items([1], lambda numbers: [{}["a"]], bad=(KeyError,)).skipped[0].reason == "'a'"
+    with pytest.raises(RuntimeError, match="function: expected 2 results.*got 1"):
+        evaluate_items([1, 2], lambda numbers: numbers[:1], batch_size=2)
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        evaluate_items([1], lambda numbers: [lambda: 0])
+    with pytest.raises(ValueError, match="batch_size.*0"):
+        evaluate_items([1], squares, batch_size=0)
+
+
+def record(call: Callable[[], Evaluated[Any]]) -> Any:
+    try:
+        return list(call().results.items())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def run_two_ranks(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+
+    def one_fails(numbers: list[int]) -> list[int]:
+        if 3 in numbers:
+            raise ZeroDivisionError("three")
+        return numbers
+
+    files = Files(7, broken=(4, 5))
+    done = evaluate_items(files, squares, batch_size=2)
+    found = {
+        "results": list(done.results.items()),
+        "skipped": [item.index for item in done.skipped],
+        "taken": files.taken,
+        "fewer items than processes": record(lambda: evaluate_items([5], squares)),
+        "one fails": record(lambda: evaluate_items(range(7), one_fails)),
+        "one does not pickle": record(lambda: evaluate_items(range(7), lambda n: [lambda: 0] if rank else n)),
+        "other lengths": record(lambda: evaluate_items(range(3 + rank), squares)),
+        "afterwards": record(lambda: evaluate_items(range(3), squares)),
+    }
+    Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_count_every_item_once_and_share_failures(tmp_path):
+    mp.start_processes(run_two_ranks, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    first, second = (pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2))
+    # An odd number of items: a sampler that pads would have item 0 twice.
+    assert first["taken"] == [0, 2, 4, 6] and second["taken"] == [1, 3, 5]
+    for found in (first, second):
+        assert found["results"] == [(i, i * i) for i in (0, 1, 2, 3)]
+        assert found["skipped"] == [4, 5, 6]
+        assert found["fewer items than processes"] == [(0, 25)]
+        assert "expected the same on every process, got [3, 4] items" in found["other lengths"]
+        assert found["afterwards"] == [(0, 0), (1, 1), (2, 4)]
+    assert second["one fails"] == "ZeroDivisionError: three"
+    assert first["one fails"] == "RuntimeError: process 1 failed: ZeroDivisionError: three"
+    assert first["one does not pickle"].startswith("RuntimeError: process 1 failed: ")
+    assert "process 1" not in second["one does not pickle"]
