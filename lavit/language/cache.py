@@ -83,8 +83,9 @@ class KeyValueCache:
             rows, key_heads, width = len(x), self.keys[i].shape[1], attention.head_dim
             q_and_k = torch.cat((attention.q_proj(normed), attention.k_proj(normed)), dim=1).view(rows, -1, width)
             q_and_k = torch.addcmul(q_and_k * cos, q_and_k.roll(half, dims=-1), sin)
-            self.keys[i].index_copy_(2, self.slot, q_and_k[:, -key_heads:, None])
-            self.values[i].index_copy_(2, self.slot, attention.v_proj(normed).view(rows, key_heads, 1, width))
+            v = attention.v_proj(normed).view(rows, key_heads, 1, width)
+            self.keys[i].index_copy_(2, self.slot, q_and_k[:, -key_heads:, None].type_as(self.keys[i]))
+            self.values[i].index_copy_(2, self.slot, v.type_as(self.values[i]))  # autocast can make them differ
             # Heads that share keys stand as queries side by side: nothing is repeated.
             read = F.scaled_dot_product_attention(
                 q_and_k[:, :-key_heads].unflatten(1, (key_heads, -1)),

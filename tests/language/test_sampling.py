@@ -179,11 +179,13 @@ def test_codes_may_be_embedded_with_a_gradient(model):
     model.zero_grad()
 
 
-def test_bfloat16_gives_codes_and_the_same_ones_again():
-    model = tiny_llama(torch.bfloat16)
-    found = sample(model, prompts(5, 3), seeds=[0, 1])
-    assert all(0 <= code < VOCABULARY.num_codes for row in found for code in row)
-    assert found == sample(model, prompts(5, 3), seeds=[0, 1])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_gives_codes_and_the_same_ones_again(autocast):
+    model = tiny_llama(torch.float32 if autocast else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = sample(model, prompts(5, 3), seeds=[0, 1])
+        assert all(0 <= code < VOCABULARY.num_codes for row in found for code in row)
+        assert found == sample(model, prompts(5, 3), seeds=[0, 1])
 
 
 @pytest.mark.parametrize(
