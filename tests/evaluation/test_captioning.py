@@ -66,10 +66,11 @@ STAND_IN = {
     "spice/spice.py": "class Spice:\n    def compute_score(self, known, given): return 0.25, []\n",
     "spice/__init__.py": "",
     "meteor/meteor.py": "import threading\n"
+    "ended = []\n"
     "class Meteor:\n"
     "    def __init__(self): self.lock = threading.Lock()\n"
     "    def compute_score(self, known, given): self.lock.acquire(); raise ValueError('')\n"
-    "    def __del__(self): assert self.lock.acquire(timeout=2)\n",
+    "    def __del__(self): ended.append(self.lock.acquire(timeout=0.1))\n",
     "tokenizer/ptbtokenizer.py": "class PTBTokenizer:\n"
     "    def tokenize(self, texts): return {i: [r['caption'].upper() for r in rows] for i, rows in texts.items()}\n",
 }
@@ -102,6 +103,9 @@ def test_a_metric_that_fails_costs_no_other(stand_in, monkeypatch, tmp_path):
     assert scores.skipped["ROUGE-L"] == "failed: no space" and scores.skipped["METEOR"] == "failed: ValueError"
     assert "get_stanford_models" in scores.skipped["SPICE"]
     assert scores.tokenizer == "ptb"
+    from pycocoevalcap.meteor.meteor import ended
+
+    assert ended == [True]  # the real one would wait for its own lock for ever
     # One line for every text, and none empty: the tokenizer works line by line.
     assert stand_in == [({0: ["A RED CIRCLE"], 1: ["."]}, {0: ["A RED CIRCLE TOP LEFT", "THE CIRCLE"], 1: ["A DOG"]})]
 

@@ -62,7 +62,7 @@ def test_errors_of_ranking_name_the_prompt(samples, scores, named):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """A tiny CLIP with random weights, saved as transformers saves them; its vocabulary is single letters."""
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     folder = tmp_path_factory.mktemp("clip")
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -75,8 +75,9 @@ def clip(tmp_path_factory):
     torch.manual_seed(0)
     config = CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 8, "patch_size": 4}, projection_dim=8)
     CLIPModel(config).save_pretrained(folder)
-    sizes = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
-    CLIPImageProcessorPil(**sizes).save_pretrained(folder)
+    pixels = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+    processor = {"image_processor_type": "CLIPImageProcessor"} | pixels
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 
