@@ -7,9 +7,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import random
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +22,7 @@ from lavit.data import DataStream, ImageFolder
 from lavit.data.shapes import ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.training import config as configuration
-from lavit.training import distributed, stage1
+from lavit.training import distributed, runs, stage1
 from lavit.training.checkpoint import Checkpoints, generator_state, set_generator_state
 from lavit.training.features import open_or_build
 from lavit.training.loop import Run, TrainingDiverged, train
@@ -38,7 +34,6 @@ __all__ = ["TokenizerTrainingConfig", "TrainingResult", "main", "save_model", "t
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "training.yaml"
 MEASURED = 2048  # images that the statistics of the features are taken from
 
 
@@ -111,9 +106,9 @@ def _train(
     saved: dict[str, Any] | None = None
     if output is not None:
         checkpoints = Checkpoints(output / "checkpoints", keep=config.loop.keep_checkpoints, constant=("encoder.",))
-        saved = _open_output(config, output, checkpoints, resume, overwrite)
+        saved = runs.open_output(config, output, checkpoints, resume, overwrite)
 
-    _seed(config.seed)
+    runs.seed_everything(config.seed)
     tokenizer = model if model is not None else _build(config, output if saved else None)
     nn.Module.to(tokenizer, device).train()
     tokenizer.encoder.eval()
@@ -132,7 +127,7 @@ def _train(
     groups = stage1.parameter_groups(tokenizer, config.optimizer.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
     run = Run(tokenizer, optimizer, stream, written=stage1.moved_by_forward(tokenizer))
-    _seed(config.seed + 1 + distributed.rank())  # from here on, every process draws its own noise
+    runs.seed_everything(config.seed + 1 + distributed.rank())  # from here on, every process draws its own noise
     if saved is not None:
         run.load(saved)
 
@@ -354,45 +349,9 @@ def processor_of(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> 
 # ------------------------------------------------------------------------------------------------------------ output
 
 
-def _open_output(
-    config: TokenizerTrainingConfig, output: Path, checkpoints: Checkpoints, resume: bool, overwrite: bool
-) -> dict[str, Any] | None:
-    """Makes the folder ready and returns the checkpoint to go on from, if any."""
-    latest = checkpoints.latest() if resume else None
-    occupied = not resume and not overwrite and (bool(checkpoints.all()) or (output / "config.json").exists())
-    if occupied:
-        raise FileExistsError(f"output: {output} holds a run; --resume goes on with it, --overwrite replaces it")
-    distributed.barrier()  # all have looked before the first one writes
-    saved = None if latest is None else checkpoints.load(latest)
-    if resume and latest is None:
-        logger.warning("%s: no checkpoint to resume from, starting from the beginning", output)
-    if latest is None:
-        checkpoints.clear()
-    if distributed.rank() == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        configuration.save(config, output / CONFIG_FILE)
-    return saved
-
-
 def save_model(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, folder: Path) -> None:
-    """Saves the model and its image processor into a folder. ``config.json``, without which nothing loads, comes last:
-    what was not written to its end cannot be taken for a model."""
-    hidden = folder / ".model.tmp"
-    shutil.rmtree(hidden, ignore_errors=True)
-    tokenizer.save_pretrained(hidden)
-    processor.save_pretrained(hidden)
-    (folder / "config.json").unlink(missing_ok=True)
-    for file in sorted(hidden.iterdir(), key=lambda path: path.name == "config.json"):
-        with open(file, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(file, folder / file.name)
-    hidden.rmdir()
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+    """Saves the model and its image processor into a folder, whole or not at all."""
+    runs.save_whole(folder, tokenizer, processor)
 
 
 # ----------------------------------------------------------------------------------------------------------- command
@@ -417,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE + configuration.describe(TokenizerTrainingConfig))
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config, flags = _read_words(words)
+    config, flags = runs.read_words(TokenizerTrainingConfig, words, "runs/tokenizer", recipe_file)
     try:
         result = train_tokenizer(config, progress=_print, resume="resume" in flags, overwrite="overwrite" in flags)
     except TrainingDiverged as problem:
@@ -426,18 +385,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if distributed.launched_rank() == 0:
         _print_end(config, result)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
-
-
-def _read_words(words: list[str]) -> tuple[TokenizerTrainingConfig, set[str]]:
-    """The configuration: the resumed run's own file, else the recipe of the preset, else --config; then the words."""
-    given, flags = configuration.words(TokenizerTrainingConfig, words, flags=("resume", "overwrite"))
-    if flags >= {"resume", "overwrite"}:
-        raise configuration.ConfigError("--resume, --overwrite: expected at most one of the two")
-    given.setdefault("output", "runs/tokenizer")
-    own = Path(given["output"]) / CONFIG_FILE
-    base: str | Path = own if "resume" in flags and own.is_file() else recipe_file(given.get("preset", "small"))
-    base = given.pop("config", base)
-    return configuration.load(TokenizerTrainingConfig, base, given), flags
 
 
 def _print(row: dict[str, Any]) -> None:
