@@ -43,7 +43,7 @@ class KeyValueCache:
                 # Zeros: a slot that is not read yet has weight 0, which must not meet a NaN.
                 kept.append(found.new_zeros(len(rows), found.shape[1], length, found.shape[3]))
                 kept[-1][:, :, : self.prompt] = found[rows]
-            layer.reset()
+            layer.keys = layer.values = None
         like = self.keys[0]
         hidden = torch.finfo(like.dtype).min
         self.mask = like.new_full((batch, 1, 1, length), hidden)
