@@ -11,15 +11,27 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
+    "LaVIT": "lavit.language.model",
+    "LaVITConfig": "lavit.language.configuration",
     "LaVITTokenizerConfig": "lavit.tokenizer.configuration",
     "LaVITTokenizer": "lavit.tokenizer.model",
     "LaVITImageProcessor": "lavit.tokenizer.processing",
 }
 
-__all__ = ["LaVITImageProcessor", "LaVITTokenizer", "LaVITTokenizerConfig", "__version__", "kernels"]
+__all__ = [
+    "LaVIT",
+    "LaVITConfig",
+    "LaVITImageProcessor",
+    "LaVITTokenizer",
+    "LaVITTokenizerConfig",
+    "__version__",
+    "kernels",
+]
 
 if TYPE_CHECKING:
     from lavit import kernels as kernels
+    from lavit.language.configuration import LaVITConfig as LaVITConfig
+    from lavit.language.model import LaVIT as LaVIT
     from lavit.tokenizer.configuration import LaVITTokenizerConfig as LaVITTokenizerConfig
     from lavit.tokenizer.model import LaVITTokenizer as LaVITTokenizer
     from lavit.tokenizer.processing import LaVITImageProcessor as LaVITImageProcessor

@@ -66,6 +66,10 @@ def varlen_attention_forward(
         raise ValueError(f"key: expected {wanted} rows to match query, got {key.shape[2]}: packed with a cache?")
     if dropout:
         raise ValueError(f"attention_dropout: expected 0 for packed rows, got {dropout}")
+    if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
+        # As for PyTorch's own attention: the rotation leaves queries and keys in float32.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (x.to(dtype) for x in (query, key, value))
     groups = query.shape[1] // key.shape[1]
     rows = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
     q, k, v = rows[0], *(repeat_heads(x, groups) for x in rows[1:])

@@ -52,7 +52,7 @@ class ImageRows(NamedTuple):
     lengths: (n,) int64 on the CPU, tokens of each image. codes: (Ti,) int64, 0 where they were not asked for.
     features: (Tf, width) of the images wanted as features, which are the tokens feature_places (Tf,); None without any.
     merged: (Tm, C) rows of the stage-1 merger of the images wanted as codes, which are the tokens merged_places (Tm,);
-        None where the codes were given.
+        None where nothing needed them.
     """
 
     lengths: Tensor
@@ -72,6 +72,7 @@ def image_rows(
     images: Tensor | None = None,
     features: Tensor | None = None,
     tokens: VisualTokens | None = None,
+    wants_merged: bool = False,
     seeds: Tensor | Sequence[int] | None = None,
     deterministic: bool = False,
     noise: Tensor | None = None,
@@ -80,8 +81,9 @@ def image_rows(
 
     as_codes, as_features: (n,) bool on the CPU, what is wanted of each image.
     images: (n, 3, S, S), normalised, or features: (n, N, C) of ``encode_features``; neither is needed where ``tokens``
-        are given and no image is wanted as features.
+        are given and codes are all that is wanted.
     tokens: of these images, from ``LaVITTokenizer.encode``: then nothing is selected or quantised again.
+    wants_merged: give ``merged`` with tokens too.
     seeds, deterministic, noise: of the selection, as in ``LaVITTokenizer.select``.
     The gradient reaches the understanding merger and projector only. The host waits for the device once, to learn how
     many tokens each image has; not at all for ``tokens`` whose offsets are on the CPU.
@@ -90,11 +92,16 @@ def image_rows(
     """
     device = tokenizer.quantize.embedding.weight.device
     source = _features(tokenizer, as_codes.shape[0], images, features, device)
-    if source is None and (tokens is None or bool(as_features.any())):
+    if as_codes.shape[0] == 0:
+        return ImageRows(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64, device=device))
+    wants_merged = bool(as_codes.any()) and (wants_merged or tokens is None)
+    if source is None and (wants_merged or bool(as_features.any())):
         raise ValueError("images, features: expected one of them, got none")
     with torch.no_grad():
         if tokens is None:
             assert source is not None
+            if seeds is not None:
+                seeds = torch.as_tensor(seeds, dtype=torch.int64).to(device, non_blocking=True)
             selection = tokenizer.select(source, seeds, deterministic, noise)
             finite = source.isfinite().all().long().view(1)
             *numbers, is_finite = torch.cat((selection.cu_kept.diff().long(), finite)).tolist()
@@ -113,15 +120,16 @@ def image_rows(
         read = understanding(*_of(x, selection, lengths, as_features))
         rows = rows._replace(features=read.values, feature_places=_places(lengths, as_features, device))
     if tokens is not None:
-        return rows._replace(codes=tokens.ids[: rows.codes.shape[0]].to(device, non_blocking=True))
-    if as_codes.any():
+        rows = rows._replace(codes=tokens.ids[: rows.codes.shape[0]].to(device, non_blocking=True))
+    if wants_merged:
         assert x is not None
         places = _places(lengths, as_codes, device)
         with torch.no_grad():
             chosen, layout = _of(x.to(tokenizer.causal_encoder.norm.weight.dtype), selection, lengths, as_codes)
             merged = tokenizer.causal_encoder(chosen, layout, tokenizer.config.merge).values
-            codes = rows.codes.index_copy(0, places, tokenizer.ids_of(merged))
-        rows = rows._replace(codes=codes, merged=merged, merged_places=places)
+            if tokens is None:
+                rows = rows._replace(codes=rows.codes.index_copy(0, places, tokenizer.ids_of(merged)))
+        rows = rows._replace(merged=merged, merged_places=places)
     return rows
 
 

@@ -1,0 +1,317 @@
+"""LaVIT: one language model that reads and writes text and images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from lavit.kernels import Ragged
+from lavit.kernels.types import compute_dtype
+from lavit.language import attention
+from lavit.language.assembly import PackedBatch, SegmentLoss, assemble
+from lavit.language.configuration import LaVITConfig
+from lavit.language.loss import linear_cross_entropy
+from lavit.language.parameters import grow_vocabulary
+from lavit.language.understanding import Understanding
+from lavit.language.vocabulary import Vocabulary
+from lavit.tokenizer import LaVITTokenizer, VisualTokens
+from lavit.tokenizer.model import describe_tensors
+
+IGNORED = -100
+
+
+@dataclass
+class LaVITOutput(ModelOutput):
+    """What one training step computes; losses are scalars.
+
+    loss: mean over the num_labels labels that count (with "regress", plus regression_weight * image_loss).
+    text_loss, image_loss: of the text_labels and image_labels apart, without gradient; [IMG] and [/IMG] count as image.
+        With "regress" image_loss is that of the embeddings, and the markers count as text.
+    hidden_states: (T, H) of the last layer, if asked for. batch: the packed rows.
+    """
+
+    loss: Tensor | None = None
+    num_labels: Tensor | None = None
+    text_loss: Tensor | None = None
+    image_loss: Tensor | None = None
+    text_labels: Tensor | None = None
+    image_labels: Tensor | None = None
+    hidden_states: Tensor | None = None
+    batch: PackedBatch | None = None
+
+
+class LaVIT(PreTrainedModel):
+    """LaVIT (arXiv 2309.04669, section 3.2): a LLaMA whose vocabulary holds the codes of a visual tokenizer.
+
+    language_model: a LlamaForCausalLM; one softmax over text ids, [IMG], [/IMG] and codes. visual_tokenizer: frozen
+    here, and always in evaluation mode. understanding: a second merger and the projector: images are read as
+    continuous features by these, and written as codes of the tokenizer's own merger.
+    """
+
+    config_class = LaVITConfig
+    base_model_prefix = ""
+    main_input_name = "text"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["LlamaDecoderLayer", "EvaBlock", "MergerBlock", "DecoderBlock"]
+
+    config: LaVITConfig
+
+    def __init__(
+        self,
+        config: LaVITConfig,
+        language_model: LlamaForCausalLM | None = None,
+        visual_tokenizer: LaVITTokenizer | None = None,
+    ) -> None:
+        """New parts by the configuration where they are not given; see :meth:`from_parts`."""
+        super().__init__(config)
+        if config.text_config._attn_implementation is None:
+            config.text_config._attn_implementation = attention.NAME
+        self.language_model = language_model or LlamaForCausalLM(config.text_config)
+        self.visual_tokenizer = visual_tokenizer or LaVITTokenizer(config.tokenizer_config)
+        width = config.text_config.hidden_size
+        self.understanding = Understanding(config.tokenizer_config, width)
+        if config.image_objective == "regress":
+            self.regressor = nn.Linear(width, config.tokenizer_config.hidden_size)
+        self.post_init()
+        self.freeze()
+
+    @classmethod
+    def from_parts(
+        cls,
+        language_model: LlamaForCausalLM,
+        tokenizer: LaVITTokenizer,
+        *,
+        text_size: int | None = None,
+        **settings: Any,
+    ) -> LaVIT:
+        """A model from a LLaMA and a trained tokenizer, which become parts of it (they are changed, not copied).
+
+        text_size: number of text ids; None: all of the language model's. A vocabulary that lacks [IMG], [/IMG] and the
+            codes grows by them, its new rows drawn as more of the old ones; one that has them already stays.
+        settings: others of LaVITConfig. The understanding merger starts as the tokenizer's, in its dtype; the projector
+            as the tokenizer's `vit_proj` where that has the right width, else new.
+        Raises ValueError for a language model of fewer than ``text_size`` rows.
+        """
+        rows = language_model.config.vocab_size
+        text_size = rows if text_size is None else text_size
+        if rows < text_size:
+            raise ValueError(f"language_model: expected at least {text_size} rows of text ids, got {rows}")
+        size = Vocabulary(text_size, tokenizer.config.num_codes).size
+        if rows < size:
+            grow_vocabulary(language_model, text_size, size)
+        if language_model.config._attn_implementation in ("sdpa", "eager"):
+            language_model.set_attn_implementation(attention.NAME)
+        config = LaVITConfig(language_model.config, tokenizer.config, text_size, **settings)  # type: ignore[arg-type]
+        model = cls(config, language_model, tokenizer)
+        example = tokenizer.causal_encoder.norm.weight
+        model.understanding.to(example.device, example.dtype)
+        model.understanding.start_from(tokenizer)
+        if config.image_objective == "regress":
+            model.regressor.to(example.device, example.dtype)
+        return model.train(language_model.training)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Which ids are text, markers and codes."""
+        return self.config.vocabulary
+
+    def freeze(self) -> None:
+        """Keep the visual tokenizer from the optimizer. Loading a model does it."""
+        self.visual_tokenizer.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> LaVIT:
+        """As in any module, but for the visual tokenizer, whose codebook would move in training mode."""
+        super().train(mode)
+        self.visual_tokenizer.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    # From samples to hidden states.
+
+    def assemble(
+        self,
+        text: Ragged,
+        segments: Ragged,
+        *,
+        images: Tensor | None = None,
+        features: Tensor | None = None,
+        tokens: VisualTokens | None = None,
+        loss: SegmentLoss = None,
+        seeds: Tensor | Sequence[int] | None = None,
+        deterministic: bool = False,
+        noise: Tensor | None = None,
+        total: int | None = None,
+    ) -> PackedBatch:
+        """Samples of text and images, in any order and number, as one packed row.
+
+        text: ids (Tt,), one sequence for each TEXT segment of the batch. segments: ``Segment`` (S,), one sequence for
+            each sample. Both best on the CPU: elsewhere the host waits for them.
+        images, features, tokens, seeds, deterministic, noise: the images of the other segments, in the order of these,
+            and how they are tokenized; see ``image_rows``. An image that is CODES is its codes; one that is FEATURES is
+            continuous, and its codes are predicted if its loss says so.
+        loss: what is predicted, by kind or for each segment (S,), as in ``assemble_sequences``. Default: texts and
+            CODES. With "regress", CODES are continuous as well, and what is predicted of them is embeddings.
+        total: rows of the result, those beyond the samples being padding; None: no padding.
+
+        Raises ValueError for pieces or images that are missing or too many, ids outside the vocabulary, a sample longer
+        than the model's context, naming it, and more rows than ``total``.
+        """
+        pictures = {
+            "images": images,
+            "features": features,
+            "tokens": tokens,
+            "seeds": seeds,
+            "deterministic": deterministic,
+            "noise": noise,
+        }
+        return assemble(
+            self.visual_tokenizer,
+            self.understanding,
+            self.vocabulary,
+            text,
+            segments,
+            loss=loss,
+            total=total,
+            longest=self.config.text_config.max_position_embeddings,
+            regress=self.config.image_objective == "regress",
+            images=pictures,
+        )
+
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """(T, H): what the language model reads, features in the place of ids where there are features."""
+        rows = self.language_model.get_input_embeddings()(batch.sequences.input_ids)
+        if batch.features is None or batch.feature_rows is None:
+            return rows
+        return rows.index_copy(0, batch.feature_rows, batch.features.to(rows.dtype))
+
+    def hidden_states(self, batch: PackedBatch) -> Tensor:
+        """(T, H): the last layer's output, after its norm. No token sees another sample."""
+        sequences = batch.sequences
+        if sequences.input_ids.shape[0] == 0:
+            return self.embed(batch)
+        arguments = attention.packed_arguments(
+            sequences.cu_seqlens, batch.max_seqlen, self.language_model.config._attn_implementation
+        )
+        out = self.language_model.model(
+            inputs_embeds=self.embed(batch)[None], position_ids=sequences.position_ids[None], **arguments
+        )
+        return out.last_hidden_state[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., H) -> (..., vocabulary.size): rows of the head that stand for no id are left out."""
+        return F.linear(hidden, self._head())
+
+    def _head(self) -> Tensor:
+        weight = self.language_model.get_output_embeddings().weight
+        return weight[: self.vocabulary.size] if weight.shape[0] > self.vocabulary.size else weight
+
+    # Training.
+
+    def forward(
+        self, text: Ragged, segments: Ragged, *, output_hidden_states: bool = False, impl: str = "auto", **samples: Any
+    ) -> LaVITOutput:
+        """The loss of a batch: cross-entropy at every position that is predicted, text and codes in one softmax.
+
+        text, segments and samples: as in :meth:`assemble`. impl: of ``linear_cross_entropy``, which never holds the
+        logits of all positions. A batch without any label has loss 0.
+        """
+        batch = self.assemble(text, segments, **samples)
+        hidden = self.hidden_states(batch)
+        # Row t predicts label t + 1; the first label of a sample never counts, so none is predicted from another one.
+        labels = F.pad(batch.sequences.labels[1:], (0, min(1, hidden.shape[0])), value=IGNORED)
+        regression = None
+        if batch.targets is not None and batch.target_rows is not None:
+            labels = labels.index_fill(0, batch.target_rows - 1, IGNORED)
+            regression = self._regression(hidden[batch.target_rows - 1], batch.targets)
+        words = linear_cross_entropy(hidden, self._head(), labels, ignore_index=IGNORED, impl=impl)
+        is_image = labels >= self.vocabulary.begin_id
+        if self.config.image_objective == "regress":
+            is_image = torch.zeros_like(is_image)
+        is_text = (labels != IGNORED) & ~is_image
+        loss = words.mean
+        out = LaVITOutput(
+            num_labels=words.number,
+            text_loss=_mean(words.rows, is_text),
+            image_loss=_mean(words.rows, is_image),
+            text_labels=is_text.sum(),
+            image_labels=is_image.sum(),
+            hidden_states=hidden if output_hidden_states else None,
+            batch=batch,
+        )
+        if regression is not None and batch.targets is not None:
+            loss = loss + self.config.regression_weight * regression
+            out.image_loss = regression.detach()
+            out.image_labels = torch.full_like(words.number, batch.targets.shape[0])
+            out.num_labels = words.number + out.image_labels
+        if self.training and dist.is_available() and dist.is_initialized():
+            loss = loss + self._untouched(batch)
+        out.loss = loss
+        return out
+
+    def _regression(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared distance of the predicted embeddings from the stage-1 merger's (as Emu's; *derived*)."""
+        predicted = self.regressor(hidden.to(self.regressor.weight.dtype))
+        distance = (predicted.to(compute_dtype(predicted)) - targets.to(compute_dtype(predicted))).square().mean(dim=1)
+        return distance.sum() / max(distance.shape[0], 1)
+
+    def _untouched(self, batch: PackedBatch) -> Tensor:
+        """0, with a zero gradient for every part that this batch did not use: DistributedDataParallel waits for all."""
+        zero = torch.zeros((), device=batch.sequences.input_ids.device)
+        if batch.features is None:
+            zero = zero + sum(p.sum() * 0 for p in self.understanding.parameters())
+        if batch.targets is None and self.config.image_objective == "regress":
+            zero = zero + sum(p.sum() * 0 for p in self.regressor.parameters())
+        return zero
+
+    # Files.
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[Any] | None, *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """transformers' method, but strict, as ``LaVITTokenizer.from_pretrained``: a checkpoint that lacks or adds
+        tensors, or has one of another shape, is refused with a ValueError that names all of them."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)
+        source = pretrained_model_name_or_path
+        try:
+            loaded: Any = super().from_pretrained(source, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"{source}: a weights file is damaged ({error})") from error
+        model, info = loaded
+        model.freeze()
+        wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
+        message = describe_tensors(info["missing_keys"], info["unexpected_keys"], wrong_shape)
+        if message:
+            raise ValueError(f"{source}: the weights do not fit the configuration: {message}")
+        return loaded if wants_info else model
+
+
+def _mean(rows: Tensor, wanted: Tensor) -> Tensor:
+    return torch.where(wanted, rows, 0).sum() / wanted.sum().clamp(min=1)
+
+
+AutoConfig.register(LaVITConfig.model_type, LaVITConfig, exist_ok=True)
+AutoModel.register(LaVITConfig, LaVIT, exist_ok=True)
