@@ -31,6 +31,7 @@ Commands = dict[str, "Command | Commands"]
 
 TRAIN: Commands = {
     "tokenizer": Command("lavit.training.tokenizer:main", "stage 1: the dynamic visual tokenizer, from images alone"),
+    "language": Command("lavit.training.language:main", "stage 2: the language model that reads and writes images"),
 }
 COMMANDS: Commands = {
     "quickstart": Command("lavit.quickstart:main", "train a small tokenizer here and now and write a report about it"),

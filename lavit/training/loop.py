@@ -279,8 +279,12 @@ class _Reporter:
         if not bad:
             row["grad_norm"] = norm.item()
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        images = self.steps * config.batch_size * config.accumulate * distributed.world_size()
-        row |= {"skipped": run.skipped, "images_per_second": images / seconds}
+        batches = self.steps * config.accumulate * distributed.world_size() / seconds
+        row["skipped"] = run.skipped
+        if "tokens" in row:  # of a micro-batch, where one is a packed row
+            row["tokens_per_second"] = row["tokens"] * batches
+        else:
+            row["images_per_second"] = config.batch_size * batches
         if distributed.rank() == 0:
             if self.writer is not None:
                 self.writer.write(row)

@@ -146,6 +146,8 @@ def progress_line(row: Mapping[str, Any], steps: int) -> str:
         parts.append(str(row["phase"]))
     shown = (
         ("loss", "loss", "{:.4f}"),
+        ("text_loss", "text", "{:.4f}"),
+        ("image_loss", "image", "{:.4f}"),
         ("reconstruction_loss", "rec", "{:.4f}"),
         ("ratio_loss", "ratio", "{:.4f}"),
         ("commitment_loss", "commit", "{:.4f}"),
@@ -154,6 +156,7 @@ def progress_line(row: Mapping[str, Any], steps: int) -> str:
         ("perplexity", "perplexity", "{:.0f}"),
         ("lr", "lr", "{:.1e}"),
         ("images_per_second", "images/s", "{:.0f}"),
+        ("tokens_per_second", "tokens/s", "{:.0f}"),
         ("skipped", "skipped", "{:.0f}"),
     )
     for key, label, form in shown:

@@ -75,8 +75,9 @@ class TokenizerTrainingConfig:
         return configuration.load(cls, recipe_file(preset), overrides)
 
 
-def recipe_file(preset: str) -> Path:
-    known = {path.stem.removeprefix("tokenizer-"): path for path in sorted(RECIPES.glob("tokenizer-*.yaml"))}
+def recipe_file(preset: str, stage: str = "tokenizer") -> Path:
+    """The file of a stage's recipe for a preset. ConfigError names those that there are."""
+    known = {path.stem.removeprefix(f"{stage}-"): path for path in sorted(RECIPES.glob(f"{stage}-*.yaml"))}
     name = preset.removeprefix("lavit-")
     if name not in known:
         raise configuration.ConfigError(f"preset: expected small or lavit-g, got {preset!r}")

@@ -1,0 +1,334 @@
+"""Stage 2: the language model learns to read and write images. ``lavit train language``.
+
+`train_language` is the whole of it; the loop is `lavit.training.loop.train`, the samples are mixed and packed by
+`lavit.data.mixture`, and `lavit.LaVIT` makes packed rows of them and computes the loss.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from lavit.data.mixture import Mixture, PackedRow, PackedStream, Source
+from lavit.data.questions import sentences
+from lavit.data.shapes import ShapesWorld
+from lavit.data.shapes_language import encoder_of, shapes_sources
+from lavit.language.configuration import PRESETS
+from lavit.language.model import LaVIT
+from lavit.language.parameters import parameter_groups, scale_rows
+from lavit.language.text import train_text_tokenizer
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
+from lavit.training import config as configuration
+from lavit.training import distributed, runs
+from lavit.training.checkpoint import Checkpoints, generator_state, set_generator_state
+from lavit.training.language_recipe import LanguageTrainingConfig, language_recipe_file
+from lavit.training.loop import Run, TrainingDiverged, train
+from lavit.training.metrics import MetricsWriter, progress_line
+from lavit.training.recipe import SHAPES
+from lavit.training.schedule import learning_rate
+
+__all__ = ["ImageStore", "LanguageTrainingConfig", "LanguageTrainingResult", "main", "train_language"]
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[dict[str, Any]], None]
+
+AT_ONCE = 256  # images that are encoded together
+
+
+@dataclass
+class LanguageTrainingResult:
+    """What a run leaves behind.
+
+    history: rows with step, loss, text_loss, image_loss, tokens (of a row), fill_rate, lr, grad_norm, skipped,
+        tokens_per_second. path: folder of the saved model, None if nothing was written or the run was stopped.
+    stopped_by: the signal that stopped the run, or None.
+    """
+
+    model: LaVIT
+    text_tokenizer: Any
+    history: list[dict[str, Any]]
+    path: Path | None
+    stopped_by: int | None = None
+
+
+class ImageStore:
+    """Images as the frozen parts see them, each encoded and tokenized once: features (n, N, C) and tokens.
+
+    The selection draws no noise, so that an image has the same tokens whenever it is shown or asked for.
+    """
+
+    def __init__(self, tokenizer: LaVITTokenizer, features: Tensor) -> None:
+        self.features = features
+        ids, lengths, keep = [], [], []
+        for part in features.split(AT_ONCE):
+            tokens = tokenizer.encode(features=part, deterministic=True)
+            ids.append(tokens.ids)
+            lengths.append(tokens.lengths().cpu())
+            keep.append(tokens.keep)
+        self.ids, self.keep = torch.cat(ids), torch.cat(keep)
+        self.cu = nn.functional.pad(torch.cat(lengths).long().cumsum(0), (1, 0))
+        self._lengths: list[int] = self.cu.diff().tolist()
+
+    @classmethod
+    def of(cls, tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, images: Any) -> ImageStore:
+        """From images (n, H, W, 3) uint8."""
+        device = tokenizer.quantize.embedding.weight.device
+        parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
+        return cls(tokenizer, torch.cat([tokenizer.encode_features(processor(part).to(device)) for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def length(self, image: int) -> int:
+        """Tokens of an image."""
+        return self._lengths[image]
+
+    def take(self, images: Tensor) -> tuple[Tensor, VisualTokens]:
+        """Features and tokens of some images, (n,) numbers on the CPU. The offsets stay there: nothing waits."""
+        lengths = self.cu.diff()[images]
+        cu = nn.functional.pad(lengths.cumsum(0), (1, 0))
+        within = torch.arange(int(cu[-1])) - cu[:-1].repeat_interleave(lengths)
+        rows = (self.cu[images].repeat_interleave(lengths) + within).to(self.ids.device, non_blocking=True)
+        index = images.to(self.ids.device, non_blocking=True)
+        return self.features[index], VisualTokens(self.ids[rows], cu.int(), self.keep[index])
+
+
+class Step(nn.Module):
+    """One packed row of stage 2 as a module, so that DistributedDataParallel sees the whole of it."""
+
+    def __init__(self, model: LaVIT, store: ImageStore) -> None:
+        super().__init__()
+        self.model = model
+        self._store = [store]  # no part of the module
+
+    def forward(self, row: PackedRow) -> dict[str, Tensor]:
+        pictures: dict[str, Any] = {}
+        if len(row.images):
+            features, tokens = self._store[0].take(row.images)
+            pictures = {"features": features, "tokens": tokens}
+        else:
+            pictures = {"tokens": VisualTokens(*self._no_tokens())}
+        out = self.model(row.text, row.segments, loss=row.loss, **pictures)
+        return {
+            "loss": out.loss,
+            "text_loss": out.text_loss,
+            "image_loss": out.image_loss,
+            "labels": out.num_labels,
+            "tokens": torch.tensor(float(row.tokens)),
+        }
+
+    def _no_tokens(self) -> tuple[Tensor, Tensor, Tensor]:
+        keep = self._store[0].keep[:0]
+        return torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int32), keep
+
+
+def train_language(
+    config: LanguageTrainingConfig,
+    *,
+    tokenizer: LaVITTokenizer | None = None,
+    processor: LaVITImageProcessor | None = None,
+    store: ImageStore | None = None,
+    progress: Progress | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> LanguageTrainingResult:
+    """Trains a LaVIT as `config` says.
+
+    tokenizer, processor: a visual tokenizer with its image processor, instead of the folder that `config` names; it
+    becomes a part of the model. store: the world's first scenes, already tokenized. progress: gets every row of
+    metrics. resume, overwrite: as in `train_tokenizer`.
+    Raises TrainingDiverged when the loss stays NaN or Inf. The caller's random generators are left as they were.
+    """
+    device = distributed.pick_device(config.device)
+    generators = generator_state()
+    try:
+        with distributed.process_group(device):
+            return _train(config, device, tokenizer, processor, store, progress, resume, overwrite)
+    finally:
+        set_generator_state(generators)
+
+
+def _train(
+    config: LanguageTrainingConfig,
+    device: torch.device,
+    tokenizer: LaVITTokenizer | None,
+    processor: LaVITImageProcessor | None,
+    store: ImageStore | None,
+    progress: Progress | None,
+    resume: bool,
+    overwrite: bool,
+) -> LanguageTrainingResult:
+    _check_start(config, tokenizer)
+    output = Path(config.output) if config.output is not None else None
+    checkpoints = None
+    saved: dict[str, Any] | None = None
+    if output is not None:
+        constant = ("visual_tokenizer.",)
+        checkpoints = Checkpoints(output / "checkpoints", keep=config.loop.keep_checkpoints, constant=constant)
+        saved = runs.open_output(config, output, checkpoints, resume, overwrite)
+
+    runs.seed_everything(config.seed)
+    model, text_tokenizer, processor = _build(config, tokenizer, processor)
+    nn.Module.to(model, device).train()
+    distributed.share(model.state_dict().values())
+    world = ShapesWorld(config.seed)
+    scenes = world.scenes(config.scenes)
+    if store is None:
+        logger.info("encoding and tokenizing %d scenes", len(scenes))
+        store = ImageStore.of(model.visual_tokenizer, processor, scenes.images)
+    if len(store) < config.scenes:
+        raise ValueError(f"store: expected the images of {config.scenes} scenes, got {len(store)}")
+    encode = encoder_of(text_tokenizer)
+    sources = shapes_sources(world, scenes, encode, text_tokenizer.eos_token_id, predict_codes=config.predict_codes)
+    stream = _stream(config, sources, store)
+
+    rates = asdict(config.rates)
+    groups = parameter_groups(model, weight_decay=config.optimizer.weight_decay, **rates)
+    optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
+    scale_rows(optimizer)
+    run = Run(model, optimizer, stream)
+    run.replica = _replica(Step(model, store), device)
+    if saved is not None:
+        run.load(saved)
+
+    writer = None
+    if output is not None and distributed.rank() == 0:
+        writer = MetricsWriter(output, resume_at=run.step if saved else None, tensorboard=config.tensorboard)
+    history: list[dict[str, Any]] = writer.rows if writer is not None else []
+
+    def keep_row(row: dict[str, Any]) -> None:
+        if writer is None:
+            history.append({k: v for k, v in row.items() if k not in ("eta_seconds", "steps")})
+        if progress is not None:
+            progress(row)
+
+    try:
+        stop = train(
+            run,
+            lambda step, row, _: step(row),
+            config.loop,
+            learning_rate=lambda step: learning_rate(step, config.loop.steps, config.schedule),
+            checkpoints=checkpoints,
+            writer=writer,
+            progress=keep_row,
+        )
+    finally:
+        if writer is not None:
+            writer.close()
+    model.eval()
+    path = output if run.step >= config.loop.steps and output is not None else None
+    if path is not None and distributed.rank() == 0:
+        runs.save_whole(path, model, processor, text_tokenizer)
+    distributed.barrier()
+    return LanguageTrainingResult(model, text_tokenizer, history, path, stop.signal)
+
+
+def _replica(step: Step, device: torch.device) -> nn.Module:
+    if not distributed.is_distributed():
+        return step
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(step, device_ids=ids, broadcast_buffers=False)
+
+
+def _stream(config: LanguageTrainingConfig, sources: Mapping[str, Source], store: ImageStore) -> PackedStream:
+    mixture = Mixture(
+        sources,
+        asdict(config.mixture),
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    return PackedStream(mixture, config.token_budget, store.length, window=config.window)
+
+
+def _check_start(config: LanguageTrainingConfig, tokenizer: LaVITTokenizer | None) -> None:
+    """What can be wrong with the words is found before anything is written, or an older run overwritten."""
+    if config.data != SHAPES:
+        raise ValueError(f"data: expected {SHAPES}, got {config.data!r}")
+    if config.preset not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {config.preset!r}")
+    if config.model is None and config.tokenizer is None and tokenizer is None:
+        raise ValueError("tokenizer: expected the folder that stage 1 left (lavit train tokenizer), got none")
+    if config.preset != "small" and config.model is None and config.language_model is None:
+        raise ValueError(f"language_model: the preset {config.preset} starts from a LLaMA: --language-model FOLDER")
+    for name in ("model", "tokenizer", "language_model"):
+        folder = getattr(config, name)
+        if folder is not None and not Path(folder).is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {folder}")
+
+
+def _build(
+    config: LanguageTrainingConfig, tokenizer: LaVITTokenizer | None, processor: LaVITImageProcessor | None
+) -> tuple[LaVIT, Any, LaVITImageProcessor]:
+    """The model with its text tokenizer and image processor."""
+    if config.model is not None:
+        text = AutoTokenizer.from_pretrained(config.model)
+        return LaVIT.from_pretrained(config.model), text, LaVITImageProcessor.from_pretrained(config.model)
+    if tokenizer is None:
+        tokenizer = LaVITTokenizer.from_pretrained(config.tokenizer)
+    if processor is None:
+        folder = config.tokenizer
+        if folder is not None and (Path(folder) / "preprocessor_config.json").is_file():
+            processor = LaVITImageProcessor.from_pretrained(folder)
+        else:
+            processor = LaVITImageProcessor(size=tokenizer.config.image_size)
+    if config.language_model is not None:
+        text = AutoTokenizer.from_pretrained(config.language_model)
+        language = LlamaForCausalLM.from_pretrained(config.language_model)
+    else:
+        text = train_text_tokenizer(sentences(), config.text_vocabulary)
+        sizes = {**PRESETS[config.preset], **config.text_config, "vocab_size": len(text)}
+        special = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
+        language = LlamaForCausalLM(LlamaConfig(**sizes, **special, pad_token_id=text.pad_token_id))
+    model = LaVIT.from_parts(language, tokenizer, text_size=len(text), image_objective=config.objective)
+    return model, text, processor
+
+
+# ----------------------------------------------------------------------------------------------------------- command
+
+USAGE = """usage: lavit train language --tokenizer FOLDER [--preset small|lavit-g] [--language-model FOLDER]
+                            [--output FOLDER] [--config FILE] [--key value ...] [--resume | --overwrite]
+
+Stage 2: trains the language model, and the merger and projector through which it reads images, on captions, questions,
+requests for images and text, packed without padding. The settings come from the preset's recipe or, instead, from
+--config, then from --key value; the section may be left out where one only has the name (--steps for --loop.steps).
+--resume goes on from the newest checkpoint in the output folder, with the settings saved there.
+Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
+
+settings [default]:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``lavit train language``; returns the exit code. ValueError and OSError for wrong use or input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in words or "-h" in words:
+        print(USAGE + configuration.describe(LanguageTrainingConfig))
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config, flags = runs.read_words(LanguageTrainingConfig, words, "runs/language", language_recipe_file)
+    try:
+        result = train_language(config, progress=_print, resume="resume" in flags, overwrite="overwrite" in flags)
+    except TrainingDiverged as problem:
+        print(f"lavit train language: {problem}", file=sys.stderr)
+        return 1
+    if distributed.launched_rank() == 0:
+        if result.stopped_by is not None and result.path is None:
+            print(f"stopped by signal {result.stopped_by}; go on with --resume --output {config.output}")
+        else:
+            print(f"the model is in {result.path}")
+    return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def _print(row: dict[str, Any]) -> None:
+    print(progress_line(row, row["steps"]), flush=True)
