@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "LaVIT": "lavit.language.model",
     "LaVITConfig": "lavit.language.configuration",
+    "LaVITProcessor": "lavit.language.processing",
     "LaVITTokenizerConfig": "lavit.tokenizer.configuration",
     "LaVITTokenizer": "lavit.tokenizer.model",
     "LaVITImageProcessor": "lavit.tokenizer.processing",
@@ -22,6 +23,7 @@ __all__ = [
     "LaVIT",
     "LaVITConfig",
     "LaVITImageProcessor",
+    "LaVITProcessor",
     "LaVITTokenizer",
     "LaVITTokenizerConfig",
     "__version__",
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from lavit import kernels as kernels
     from lavit.language.configuration import LaVITConfig as LaVITConfig
     from lavit.language.model import LaVIT as LaVIT
+    from lavit.language.processing import LaVITProcessor as LaVITProcessor
     from lavit.tokenizer.configuration import LaVITTokenizerConfig as LaVITTokenizerConfig
     from lavit.tokenizer.model import LaVITTokenizer as LaVITTokenizer
     from lavit.tokenizer.processing import LaVITImageProcessor as LaVITImageProcessor

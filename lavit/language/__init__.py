@@ -9,17 +9,19 @@ _HOME = {
     "LaVIT": "lavit.language.model",
     "LaVITConfig": "lavit.language.configuration",
     "LaVITOutput": "lavit.language.model",
+    "LaVITProcessor": "lavit.language.processing",
     "Vocabulary": "lavit.language.vocabulary",
     "linear_cross_entropy": "lavit.language.loss",
 }
 
-__all__ = ["LaVIT", "LaVITConfig", "LaVITOutput", "Vocabulary", "linear_cross_entropy"]
+__all__ = ["LaVIT", "LaVITConfig", "LaVITOutput", "LaVITProcessor", "Vocabulary", "linear_cross_entropy"]
 
 if TYPE_CHECKING:
     from lavit.language.configuration import LaVITConfig as LaVITConfig
     from lavit.language.loss import linear_cross_entropy as linear_cross_entropy
     from lavit.language.model import LaVIT as LaVIT
     from lavit.language.model import LaVITOutput as LaVITOutput
+    from lavit.language.processing import LaVITProcessor as LaVITProcessor
     from lavit.language.vocabulary import Vocabulary as Vocabulary
 
 
