@@ -66,7 +66,8 @@ class LaVIT(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["LlamaDecoderLayer", "EvaBlock", "MergerBlock", "DecoderBlock"]
+    _no_split_modules = ["LlamaDecoderLayer", *LaVITTokenizer._no_split_modules]
+    _keep_in_fp32_modules_strict = LaVITTokenizer._keep_in_fp32_modules_strict
 
     config: LaVITConfig
 
@@ -78,6 +79,9 @@ class LaVIT(PreTrainedModel):
     ) -> None:
         """New parts by the configuration where they are not given; see :meth:`from_parts`."""
         super().__init__(config)
+        for part in filter(None, (language_model, visual_tokenizer)):
+            for module in part.modules():
+                module._is_hf_initialized = True  # type: ignore[assignment]  # what transformers must not draw again
         if config.text_config._attn_implementation is None:
             config.text_config._attn_implementation = attention.NAME
         self.language_model = language_model or LlamaForCausalLM(config.text_config)

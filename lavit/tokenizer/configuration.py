@@ -34,6 +34,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Names that transformers gives to a configuration and that are in no dictionary of one.
+OF_TRANSFORMERS = ("torch_dtype", "name_or_path", "num_labels", "attn_implementation", "experts_implementation")
+
 
 class LaVITTokenizerConfig(PretrainedConfig):
     """Sizes and training settings of a :class:`LaVITTokenizer`; the defaults are the paper's model ("lavit-g").
@@ -208,7 +211,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
 def refuse_unknown(kwargs: dict[str, Any], config_class: type[PretrainedConfig]) -> None:
     """Refuse names that neither the class nor transformers knows, and suggest the nearest known ones."""
     own = set(inspect.signature(config_class.__init__).parameters) - {"self", "kwargs"}
-    common = set(PretrainedConfig().to_dict()) | {"torch_dtype", "name_or_path", "num_labels", "attn_implementation"}
+    common = set(PretrainedConfig().to_dict()) | set(OF_TRANSFORMERS)
     wrong = sorted(k for k in kwargs if k not in common and not k.startswith("_"))
     if not wrong:
         return
