@@ -25,6 +25,7 @@ from lavit.data.shapes_language import encoder_of, shapes_sources
 from lavit.language.configuration import PRESETS
 from lavit.language.model import LaVIT
 from lavit.language.parameters import parameter_groups, scale_rows
+from lavit.language.processing import LaVITProcessor
 from lavit.language.text import train_text_tokenizer
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 from lavit.training import config as configuration
@@ -55,7 +56,7 @@ class LanguageTrainingResult:
     """
 
     model: LaVIT
-    text_tokenizer: Any
+    processor: LaVITProcessor
     history: list[dict[str, Any]]
     path: Path | None
     stopped_by: int | None = None
@@ -178,7 +179,8 @@ def _train(
         saved = runs.open_output(config, output, checkpoints, resume, overwrite)
 
     runs.seed_everything(config.seed)
-    model, text_tokenizer, processor = _build(config, tokenizer, processor)
+    model, both = _build(config, tokenizer, processor)
+    processor, text_tokenizer = both.image_processor, both.tokenizer
     nn.Module.to(model, device).train()
     distributed.share(model.state_dict().values())
     world = ShapesWorld(config.seed)
@@ -228,9 +230,9 @@ def _train(
     model.eval()
     path = output if run.step >= config.loop.steps and output is not None else None
     if path is not None and distributed.rank() == 0:
-        runs.save_whole(path, model, processor, text_tokenizer)
+        runs.save_whole(path, model, both)
     distributed.barrier()
-    return LanguageTrainingResult(model, text_tokenizer, history, path, stop.signal)
+    return LanguageTrainingResult(model, both, history, path, stop.signal)
 
 
 def _replica(step: Step, device: torch.device) -> nn.Module:
@@ -269,11 +271,10 @@ def _check_start(config: LanguageTrainingConfig, tokenizer: LaVITTokenizer | Non
 
 def _build(
     config: LanguageTrainingConfig, tokenizer: LaVITTokenizer | None, processor: LaVITImageProcessor | None
-) -> tuple[LaVIT, Any, LaVITImageProcessor]:
+) -> tuple[LaVIT, LaVITProcessor]:
     """The model with its text tokenizer and image processor."""
     if config.model is not None:
-        text = AutoTokenizer.from_pretrained(config.model)
-        return LaVIT.from_pretrained(config.model), text, LaVITImageProcessor.from_pretrained(config.model)
+        return LaVIT.from_pretrained(config.model), LaVITProcessor.from_pretrained(config.model)
     if tokenizer is None:
         tokenizer = LaVITTokenizer.from_pretrained(config.tokenizer)
     if processor is None:
@@ -291,7 +292,7 @@ def _build(
         special = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
         language = LlamaForCausalLM(LlamaConfig(**sizes, **special, pad_token_id=text.pad_token_id))
     model = LaVIT.from_parts(language, tokenizer, text_size=len(text), image_objective=config.objective)
-    return model, text, processor
+    return model, LaVITProcessor(processor, text, len(text))
 
 
 # ----------------------------------------------------------------------------------------------------------- command

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from lavit.cli import main as lavit
 from lavit.language.model import LaVIT
+from lavit.language.processing import LaVITProcessor
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.training.config import ConfigError
 from lavit.training.language import ImageStore, train_language
@@ -136,9 +137,12 @@ def test_the_saved_folder_is_a_model_with_its_text_tokenizer_and_processor(tmp_p
     loaded = LaVIT.from_pretrained(result.path)
     for name, value in result.model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
-    text = AutoTokenizer.from_pretrained(result.path)
+    processor = LaVITProcessor.from_pretrained(result.path)
+    text = processor.tokenizer
     assert text.decode(text("a red circle top left")["input_ids"]) == "a red circle top left"
+    assert processor.image_processor.size == 32 and processor.text_size == loaded.config.text_size
     assert LaVITImageProcessor.from_pretrained(result.path).size == 32
+    assert len(AutoTokenizer.from_pretrained(result.path)) == len(text)
     again = train_language(settings(model=str(result.path), **{"loop.steps": 1, "schedule.warmup": 0}))
     assert again.history[0]["loss"] < result.history[0]["loss"]
     with pytest.raises(FileExistsError, match="holds a run; --resume goes on with it"):
