@@ -43,6 +43,8 @@ OPERATION = register(
     Implementation("liger", "Liger's, in chunks with a fused cross-entropy", liger_unusable),
     Implementation("chunked", "in chunks, the gradients computed with the loss"),
     Implementation("reference", "all logits at once: the definition"),
+    # On a CPU the gradients by the way take half to three quarters of the time (benchmarks/language/bench_loss.py).
+    preference={"cuda": ("torch", "liger", "chunked"), "cpu": ("chunked", "torch")},
 )
 
 
@@ -62,8 +64,9 @@ def linear_cross_entropy(
 
     hidden: (T, H). weight: (V, H), the head. labels: (T,) int64 in [0, V) or ``ignore_index``; row t is compared with
         label t, so a language model's labels are shifted by the caller.
-    impl: "torch" (2.13 and later), "liger" (a GPU and the package), "chunked", "reference"; "auto" takes the first
-        that can run here. Under autocast all multiply in its dtype.
+    impl: "torch" (2.13 and later), "liger" (a GPU and the package), "chunked", "reference". "auto" takes the first of
+        them that can run on a GPU, and "chunked" on a CPU, where it is the fastest. Under autocast all multiply in its
+        dtype.
 
     Returns ``TokenLoss``; the gradient of ``mean`` reaches hidden and weight. No label that counts gives 0 and zero
     gradients. Raises ValueError or TypeError for a wrong shape, dtype or device; labels out of range are found under
