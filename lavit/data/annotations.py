@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
@@ -143,6 +143,7 @@ def read_vqa(
     images: str | os.PathLike[str],
     *,
     pattern: str | None = None,
+    files: Mapping[Id, Path] | None = None,
 ) -> Annotations[VQAItem]:
     """Questions about images, in the order of their file.
 
@@ -152,6 +153,7 @@ def read_vqa(
     images: the folder of the image files.
     pattern: the file's name below it, such as "{image_id}.png". None: "COCO_val2014_000000000042.jpg", where
         "data_subtype" says val2014, or else "000000000042.jpg".
+    files: image files by id, where they are known; the others are looked for.
     Raises AnnotationError.
     """
     path, folder = Path(questions), _folder(images)
@@ -160,7 +162,7 @@ def read_vqa(
     bad: list[tuple[str, str]] = []
     truth = None if annotations is None else _answers(Path(annotations), bad)
     items: dict[Id, VQAItem] = {}
-    found: dict[Id, Path | _Bad] = {}
+    found: dict[Id, Path | _Bad] = dict(files or {})
     seen: set[Id] = set()
     for label, entry in _entries(path, content, "questions"):
         try:

@@ -27,6 +27,22 @@ def encoder_of(tokenizer: Any) -> Encode:
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def sample_of(kind: str, image: int, text: str, answer: str, encode: Encode, eos: int, predict_codes: bool) -> Sample:
+    """A sample of one of ``KINDS``. text: the caption, the question, the prompt, or the text alone. answer: to a
+    question. image: its number, where the kind has one. eos, predict_codes: see ``ShapesSource``."""
+    shown = Loss.ALL if predict_codes else Loss.NONE
+    if kind == "question":
+        texts = (encode(PROMPT.format(text)), [*encode(f" {answer}"), eos])
+        order = (Segment.FEATURES, Segment.TEXT, Segment.TEXT)
+        return Sample(order, texts, (image,), (shown, Loss.NONE, Loss.CONTENT))
+    words = encode(text)
+    if kind == "caption":
+        return Sample((Segment.FEATURES, Segment.TEXT), ([*words, eos],), (image,), (shown, Loss.CONTENT))
+    if kind == "image":
+        return Sample((Segment.TEXT, Segment.CODES), (words,), (image,))
+    return Sample((Segment.TEXT,), ([*words, eos],))
+
+
 @dataclass
 class ShapesSource:
     """One kind of sample of every scene (four of it for questions). Image i is scene i.
@@ -57,19 +73,11 @@ class ShapesSource:
         return len(self.scenes) * (len(self.asked[0]) if self.kind == "question" and self.asked else 1)
 
     def __getitem__(self, index: int) -> Sample:
-        shown = Loss.ALL if self.predict_codes else Loss.NONE
         if self.kind == "question":
             scene, which = divmod(index, len(self.asked[0]))
             one = self.asked[scene][which]
-            texts = (self.encode(PROMPT.format(one.text)), [*self.encode(f" {one.answer}"), self.eos])
-            order = (Segment.FEATURES, Segment.TEXT, Segment.TEXT)
-            return Sample(order, texts, (scene,), (shown, Loss.NONE, Loss.CONTENT))
-        words = self.encode(self._captions[index])
-        if self.kind == "caption":
-            return Sample((Segment.FEATURES, Segment.TEXT), ([*words, self.eos],), (index,), (shown, Loss.CONTENT))
-        if self.kind == "image":
-            return Sample((Segment.TEXT, Segment.CODES), (words,), (index,))
-        return Sample((Segment.TEXT,), ([*words, self.eos],))
+            return sample_of(self.kind, scene, one.text, one.answer, self.encode, self.eos, self.predict_codes)
+        return sample_of(self.kind, index, self._captions[index], "", self.encode, self.eos, self.predict_codes)
 
 
 def shapes_sources(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lavit.data import DataStream
 from lavit.files import atomic_write
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.training import distributed
 
 # numpy has no bfloat16: its bits are stored as 16-bit integers.
@@ -61,6 +62,15 @@ def fingerprint(depends_on: Iterable[tuple[str, Tensor]], dataset: Any, dtype: t
         found = os.stat(path)
         digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def encoder_tensors(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor) -> list[tuple[str, Tensor]]:
+    """What the features of images depend on: encoder, standardisation, and the processor's settings."""
+    found = dict(tokenizer.encoder.state_dict())
+    if tokenizer.config.standardize_features:
+        found |= {"mean": tokenizer.feature_mean, "std": tokenizer.feature_std}
+    found["pixels"] = torch.tensor([processor.size, *processor.mean, *processor.std])
+    return sorted(found.items())
 
 
 def _bytes(array: np.ndarray) -> memoryview:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from lavit.data.captioned import CaptionedFolder
 from lavit.data.mixture import Mixture, PackedRow, PackedStream, Source
 from lavit.data.questions import sentences
-from lavit.data.shapes import ShapesWorld
-from lavit.data.shapes_language import encoder_of, shapes_sources
 from lavit.language.configuration import PRESETS
 from lavit.language.model import LaVIT
 from lavit.language.parameters import parameter_groups, scale_rows
@@ -31,6 +30,7 @@ from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 from lavit.training import config as configuration
 from lavit.training import distributed, runs
 from lavit.training.checkpoint import Checkpoints, generator_state, set_generator_state
+from lavit.training.language_data import ImageStore, folder_data, open_folder, shapes_data
 from lavit.training.language_recipe import LanguageTrainingConfig, language_recipe_file
 from lavit.training.loop import Run, TrainingDiverged, train
 from lavit.training.metrics import MetricsWriter, progress_line
@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, Any]], None]
 
-AT_ONCE = 256  # images that are encoded together
-
 
 @dataclass
 class LanguageTrainingResult:
@@ -52,7 +50,8 @@ class LanguageTrainingResult:
 
     history: rows with step, loss, text_loss, image_loss, tokens (of a row), fill_rate, lr, grad_norm, skipped,
         tokens_per_second. path: folder of the saved model, None if nothing was written or the run was stopped.
-    stopped_by: the signal that stopped the run, or None.
+    stopped_by: the signal that stopped the run, or None. skipped_items: (name, reason) of what could not be used of a
+    folder: entries of its files, and images that cannot be read.
     """
 
     model: LaVIT
@@ -60,48 +59,7 @@ class LanguageTrainingResult:
     history: list[dict[str, Any]]
     path: Path | None
     stopped_by: int | None = None
-
-
-class ImageStore:
-    """Images as the frozen parts see them, each encoded and tokenized once: features (n, N, C) and tokens.
-
-    The selection draws no noise, so that an image has the same tokens whenever it is shown or asked for.
-    """
-
-    def __init__(self, tokenizer: LaVITTokenizer, features: Tensor) -> None:
-        self.features = features
-        ids, lengths, keep = [], [], []
-        for part in features.split(AT_ONCE):
-            tokens = tokenizer.encode(features=part, deterministic=True)
-            ids.append(tokens.ids)
-            lengths.append(tokens.lengths().cpu())
-            keep.append(tokens.keep)
-        self.ids, self.keep = torch.cat(ids), torch.cat(keep)
-        self.cu = nn.functional.pad(torch.cat(lengths).long().cumsum(0), (1, 0))
-        self._lengths: list[int] = self.cu.diff().tolist()
-
-    @classmethod
-    def of(cls, tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, images: Any) -> ImageStore:
-        """From images (n, H, W, 3) uint8."""
-        device = tokenizer.quantize.embedding.weight.device
-        parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
-        return cls(tokenizer, torch.cat([tokenizer.encode_features(processor(part).to(device)) for part in parts]))
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def length(self, image: int) -> int:
-        """Tokens of an image."""
-        return self._lengths[image]
-
-    def take(self, images: Tensor) -> tuple[Tensor, VisualTokens]:
-        """Features and tokens of some images, (n,) numbers on the CPU. The offsets stay there: nothing waits."""
-        lengths = self.cu.diff()[images]
-        cu = nn.functional.pad(lengths.cumsum(0), (1, 0))
-        within = torch.arange(int(cu[-1])) - cu[:-1].repeat_interleave(lengths)
-        rows = (self.cu[images].repeat_interleave(lengths) + within).to(self.ids.device, non_blocking=True)
-        index = images.to(self.ids.device, non_blocking=True)
-        return self.features[index], VisualTokens(self.ids[rows], cu.int(), self.keep[index])
+    skipped_items: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Step(nn.Module):
@@ -146,7 +104,7 @@ def train_language(
     """Trains a LaVIT as `config` says.
 
     tokenizer, processor: a visual tokenizer with its image processor, instead of the folder that `config` names; it
-    becomes a part of the model. store: the world's first scenes, already tokenized. progress: gets every row of
+    becomes a part of the model. store: the shapes world's first scenes, already tokenized. progress: gets every row of
     metrics. resume, overwrite: as in `train_tokenizer`.
     Raises TrainingDiverged when the loss stays NaN or Inf. The caller's random generators are left as they were.
     """
@@ -169,7 +127,7 @@ def _train(
     resume: bool,
     overwrite: bool,
 ) -> LanguageTrainingResult:
-    _check_start(config, tokenizer)
+    folder = _check_start(config, tokenizer, store)
     output = Path(config.output) if config.output is not None else None
     checkpoints = None
     saved: dict[str, Any] | None = None
@@ -179,19 +137,14 @@ def _train(
         saved = runs.open_output(config, output, checkpoints, resume, overwrite)
 
     runs.seed_everything(config.seed)
-    model, both = _build(config, tokenizer, processor)
-    processor, text_tokenizer = both.image_processor, both.tokenizer
+    model, both = _build(config, tokenizer, processor, sentences() if folder is None else list(folder.sentences()))
     nn.Module.to(model, device).train()
     distributed.share(model.state_dict().values())
-    world = ShapesWorld(config.seed)
-    scenes = world.scenes(config.scenes)
-    if store is None:
-        logger.info("encoding and tokenizing %d scenes", len(scenes))
-        store = ImageStore.of(model.visual_tokenizer, processor, scenes.images)
-    if len(store) < config.scenes:
-        raise ValueError(f"store: expected the images of {config.scenes} scenes, got {len(store)}")
-    encode = encoder_of(text_tokenizer)
-    sources = shapes_sources(world, scenes, encode, text_tokenizer.eos_token_id, predict_codes=config.predict_codes)
+    bad: list[tuple[str, str]] = []
+    if folder is None:
+        sources, store = shapes_data(config, model.visual_tokenizer, both, store)
+    else:
+        sources, store, bad = folder_data(config, folder, model.visual_tokenizer, both)
     stream = _stream(config, sources, store)
 
     rates = asdict(config.rates)
@@ -232,7 +185,7 @@ def _train(
     if path is not None and distributed.rank() == 0:
         runs.save_whole(path, model, both)
     distributed.barrier()
-    return LanguageTrainingResult(model, both, history, path, stop.signal)
+    return LanguageTrainingResult(model, both, history, path, stop.signal, bad)
 
 
 def _replica(step: Step, device: torch.device) -> nn.Module:
@@ -253,10 +206,11 @@ def _stream(config: LanguageTrainingConfig, sources: Mapping[str, Source], store
     return PackedStream(mixture, config.token_budget, store.length, window=config.window)
 
 
-def _check_start(config: LanguageTrainingConfig, tokenizer: LaVITTokenizer | None) -> None:
-    """What can be wrong with the words is found before anything is written, or an older run overwritten."""
-    if config.data != SHAPES:
-        raise ValueError(f"data: expected {SHAPES}, got {config.data!r}")
+def _check_start(
+    config: LanguageTrainingConfig, tokenizer: LaVITTokenizer | None, store: ImageStore | None
+) -> CaptionedFolder | None:
+    """What can be wrong with the words is found before anything is written, or an older run overwritten. Returns what
+    a folder of images holds, None for the shapes world."""
     if config.preset not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {config.preset!r}")
     if config.model is None and config.tokenizer is None and tokenizer is None:
@@ -267,12 +221,20 @@ def _check_start(config: LanguageTrainingConfig, tokenizer: LaVITTokenizer | Non
         folder = getattr(config, name)
         if folder is not None and not Path(folder).is_dir():
             raise FileNotFoundError(f"{name}: there is no folder {folder}")
+    if config.data == SHAPES:
+        return None
+    if store is not None:
+        raise ValueError("store: expected none with a folder of images, whose features have a cache of their own")
+    return open_folder(config)
 
 
 def _build(
-    config: LanguageTrainingConfig, tokenizer: LaVITTokenizer | None, processor: LaVITImageProcessor | None
+    config: LanguageTrainingConfig,
+    tokenizer: LaVITTokenizer | None,
+    processor: LaVITImageProcessor | None,
+    words: Sequence[str],
 ) -> tuple[LaVIT, LaVITProcessor]:
-    """The model with its text tokenizer and image processor."""
+    """The model with its text tokenizer and image processor. words: texts to train a new text tokenizer on."""
     if config.model is not None:
         return LaVIT.from_pretrained(config.model), LaVITProcessor.from_pretrained(config.model)
     if tokenizer is None:
@@ -287,7 +249,7 @@ def _build(
         text = AutoTokenizer.from_pretrained(config.language_model)
         language = LlamaForCausalLM.from_pretrained(config.language_model)
     else:
-        text = train_text_tokenizer(sentences(), config.text_vocabulary)
+        text = train_text_tokenizer(words, config.text_vocabulary)
         sizes = {**PRESETS[config.preset], **config.text_config, "vocab_size": len(text)}
         special = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
         language = LlamaForCausalLM(LlamaConfig(**sizes, **special, pad_token_id=text.pad_token_id))
@@ -298,12 +260,21 @@ def _build(
 # ----------------------------------------------------------------------------------------------------------- command
 
 USAGE = """usage: lavit train language --tokenizer FOLDER [--preset small|lavit-g] [--language-model FOLDER]
-                            [--output FOLDER] [--config FILE] [--key value ...] [--resume | --overwrite]
+                            [--data shapes|FOLDER] [--text FILE] [--output FOLDER] [--config FILE]
+                            [--key value ...] [--resume | --overwrite]
 
 Stage 2: trains the language model, and the merger and projector through which it reads images, on captions, questions,
 requests for images and text, packed without padding. The settings come from the preset's recipe or, instead, from
 --config, then from --key value; the section may be left out where one only has the name (--steps for --loop.steps).
 --resume goes on from the newest checkpoint in the output folder, with the settings saved there.
+
+--data FOLDER holds images/ and captions.json (COCO captions or Karpathy's split); optional are questions.json and
+answers.json (VQAv2's questions and annotations) and text.jsonl ({"text": ...} a line) or text.txt (a text a line).
+Of what is not there, the share of the mixture must be 0: --mixture.question 0. Images that cannot be read are named and
+left out. The features of all images are kept in the output folder, memory-mapped: N x C x 4 bytes an image, 1.4 MB for
+EVA-CLIP's 256 patches of 1408 channels, 140 GB for 100 000 images; without an output folder they are in memory, as are
+the tokens in every process.
+
 Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
 
 settings [default]:
@@ -324,6 +295,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lavit train language: {problem}", file=sys.stderr)
         return 1
     if distributed.launched_rank() == 0:
+        if result.skipped_items:
+            print(f"{len(result.skipped_items)} items of {config.data} could not be used and were left out:")
+            for name, reason in result.skipped_items[:20]:
+                print(f"  {name}: {reason}")
         if result.stopped_by is not None and result.path is None:
             print(f"stopped by signal {result.stopped_by}; go on with --resume --output {config.output}")
         else:

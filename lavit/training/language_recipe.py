@@ -53,8 +53,11 @@ class LanguageTrainingConfig:
     text_vocabulary: int = setting(400, "most ids of the text tokenizer that is trained for a new language model")
     objective: Literal["classify", "regress"] = setting("classify", "codes, or their visual embeddings (the ablation)")
     predict_codes: bool = setting(False, "predict the codes of images that are shown, too (not known of the original)")
-    data: str = setting(SHAPES, "shapes: the built-in world")
+    data: str = setting(SHAPES, "shapes: the built-in world; or a folder of captioned images")
     scenes: int = setting(8192, "number of different scenes of the shapes world")
+    split: str | None = setting(None, "of a folder whose captions.json is Karpathy's; none: all of it")
+    text: str | None = setting(None, "file of texts, .txt or .jsonl, instead of the folder's")
+    workers: int = setting(2, "threads that read image files")
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     token_budget: int = setting(1024, "tokens of a packed row; a micro-batch is one such row")
     window: int = setting(256, "samples that are packed together")
@@ -75,6 +78,9 @@ class LanguageTrainingConfig:
             )
         if self.model is not None and (self.tokenizer is not None or self.language_model is not None):
             raise ValueError("model: expected no tokenizer and no language_model beside it")
+        for name in ("split", "text"):
+            if self.data == SHAPES and getattr(self, name) is not None:
+                raise ValueError(f"{name}: expected none with --data shapes, got {getattr(self, name)}")
 
     @classmethod
     def recipe(cls, preset: str = "small", overrides: dict[str, Any] | None = None) -> LanguageTrainingConfig:

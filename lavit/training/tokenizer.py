@@ -24,7 +24,7 @@ from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerC
 from lavit.training import config as configuration
 from lavit.training import distributed, runs, stage1
 from lavit.training.checkpoint import Checkpoints, generator_state, set_generator_state
-from lavit.training.features import open_or_build
+from lavit.training.features import encoder_tensors, open_or_build
 from lavit.training.loop import Run, TrainingDiverged, train
 from lavit.training.metrics import MetricsWriter, progress_line
 from lavit.training.recipe import SHAPES, TokenizerTrainingConfig, recipe_file
@@ -302,15 +302,11 @@ class _Data:
         root = config.cache.folder or (Path(config.output) / "features" if config.output is not None else None)
         if root is None:
             raise ValueError("cache.folder: expected a folder for the features, since the run has no output folder")
-        depends_on = dict(tokenizer.encoder.state_dict())
-        if tokenizer.config.standardize_features:
-            depends_on |= {"mean": tokenizer.feature_mean, "std": tokenizer.feature_std}
-        depends_on["pixels"] = torch.tensor([self.processor.size, *self.processor.mean, *self.processor.std])
         device = tokenizer.quantize.embedding.weight.device
         cache = open_or_build(
             root,
             lambda images: tokenizer.encode_features(images.to(device)),
-            sorted(depends_on.items()),
+            encoder_tensors(tokenizer, self.processor),
             self.dataset,
             transform=self.processor,
             dtype=getattr(torch, config.cache.dtype),

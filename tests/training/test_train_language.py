@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer
 
 from lavit.cli import main as lavit
+from lavit.data.questions import questions
+from lavit.data.shapes import ShapesWorld
 from lavit.language.model import LaVIT
 from lavit.language.processing import LaVITProcessor
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
@@ -157,7 +162,7 @@ def test_wrong_settings_are_named_before_anything_is_written(tmp_path):
         train_language(settings(language_model="nowhere", **output), tokenizer=tokenizer())
     with pytest.raises(ValueError, match="loop.batch_size: expected 1, got 4: a micro-batch is one packed row"):
         settings(**{"loop.batch_size": 4})
-    with pytest.raises(ValueError, match="data: expected shapes, got 'elsewhere'"):
+    with pytest.raises(ValueError, match="data: expected shapes or a folder of captioned images, got 'elsewhere'"):
         train_language(settings(data="elsewhere", **output), tokenizer=tokenizer())
     with pytest.raises(ValueError, match="language_model: the preset lavit-g starts from a LLaMA"):
         train_language(settings(preset="lavit-g", **output), tokenizer=tokenizer())
@@ -201,3 +206,76 @@ def test_sigterm_saves_a_checkpoint_and_stops(tmp_path):
     rest = process.stdout.read()
     assert process.wait(timeout=120) == 128 + signal.SIGTERM, "".join(seen) + rest
     assert "go on with --resume" in rest and list((tmp_path / "run" / "checkpoints").glob("step-*/model.pt"))
+
+
+def captioned(root: Path, count: int = 12) -> Path:
+    """The first scenes of the shapes world as a folder of images with captions, questions and texts."""
+    world = ShapesWorld(5)
+    scenes = world.scenes(count)
+    (root / "images").mkdir(parents=True)
+    for number, image in enumerate(scenes.images):
+        Image.fromarray(image).save(root / "images" / f"{number}.png")
+    files = [{"id": number, "file_name": f"{number}.png"} for number in range(count)]
+    texts = [{"id": number, "image_id": number, "caption": text} for number, text in enumerate(scenes.captions)]
+    (root / "captions.json").write_text(json.dumps({"images": files, "annotations": texts}))
+    asked, answered = [], []
+    for number, each in enumerate(questions(world, scenes.cells)):
+        ids = {"question_id": number, "image_id": number}
+        asked.append({**ids, "question": each[0].text})
+        people = [{"answer": each[0].answer}] * 10
+        answered.append({**ids, "question_type": "how", "answer_type": "number", "answers": people})
+    (root / "questions.json").write_text(json.dumps({"questions": asked}))
+    (root / "answers.json").write_text(json.dumps({"annotations": answered}))
+    (root / "text.txt").write_text("a red circle\na blue square\n")
+    return root
+
+
+def test_a_folder_of_captioned_images_is_learned_and_what_cannot_be_read_is_named(tmp_path):
+    folder = captioned(tmp_path / "data")
+    (folder / "images" / "3.png").write_bytes(b"no image")
+    (folder / "images" / "5.png").unlink()
+    all_kinds = {"mixture.text": 1.0, "text_vocabulary": 300, "data": str(folder)}
+
+    def config(steps, name):
+        changes = {"loop.steps": steps, "loop.checkpoint_every": 3, "schedule.shape": "constant", **all_kinds}
+        return settings(output=str(tmp_path / name), **changes)
+
+    whole = train_language(config(5, "whole"), tokenizer=tokenizer())
+    assert whole.history[-1]["text_loss"] > 0 and whole.history[-1]["image_loss"] > 0
+    named = {Path(name.split(": ")[-1]).name: reason for name, reason in whole.skipped_items}
+    assert "no image file" in named["image 5"] and "not an image" in named["3.png"]
+    assert "not among" in named["question 5"] or "no image file" in named["question 5"]
+    features = next((tmp_path / "whole" / "features").glob("features-*/features.npy"))
+    assert np.load(features, mmap_mode="r").shape == (10, 16, 16)
+
+    train_language(config(3, "parts"), tokenizer=tokenizer())
+    resumed = train_language(config(5, "parts"), tokenizer=tokenizer(), resume=True)
+    assert without_time(resumed.history) == without_time(whole.history)
+    short = {"loop.steps": 5, "schedule.shape": "constant"}
+    in_memory = train_language(settings(**short, **all_kinds), tokenizer=tokenizer())
+    assert without_time(in_memory.history) == without_time(whole.history)
+    assert in_memory.skipped_items == whole.skipped_items
+
+
+def test_what_a_folder_lacks_is_named_before_anything_is_written(tmp_path, capsys):
+    folder = captioned(tmp_path / "data", 2)
+    for name in ("answers.json", "text.txt"):
+        (folder / name).unlink()
+    output = {"output": str(tmp_path / "run"), "data": str(folder)}
+    with pytest.raises(ValueError, match=r"mixture.question: expected 0, got 1.0: .* has no questions.json with"):
+        train_language(settings(**output), tokenizer=tokenizer())
+    with pytest.raises(ValueError, match=r"mixture.text: expected 0, got 2.0: .* no text.jsonl, and there is no"):
+        train_language(settings(**output, **{"mixture.question": 0, "mixture.text": 2}), tokenizer=tokenizer())
+    with pytest.raises(ValueError, match="which has no splits"):
+        train_language(settings(**output, split="train"), tokenizer=tokenizer())
+    with pytest.raises(ValueError, match="text: expected none with --data shapes"):
+        settings(text="a.txt")
+    assert not (tmp_path / "run").exists()
+    tokenizer().save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "more.txt").write_text("a green triangle\n")
+    (folder / "images" / "1.png").write_bytes(b"")
+    words = ["--data", str(folder), "--text", str(tmp_path / "more.txt"), "--mixture.text", "1"]
+    words += "--mixture.question 0 --window 4 --text_vocabulary 270 --steps 1".split()
+    assert lavit(["train", "language", *command(tmp_path, *words)]) == 0
+    said = capsys.readouterr().out
+    assert f"1 items of {folder} could not be used" in said and "1.png: the file is empty" in said

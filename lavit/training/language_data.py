@@ -1,0 +1,156 @@
+"""What stage 2 learns from: images, each tokenized once, and the samples about them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lavit.data import DataStream
+from lavit.data.captioned import CaptionedFolder, ImageFiles, captioned_sources, read_folder
+from lavit.data.mixture import Source
+from lavit.data.shapes import ShapesWorld
+from lavit.data.shapes_language import encoder_of, shapes_sources
+from lavit.language.processing import LaVITProcessor
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
+from lavit.training.features import encoder_tensors, open_or_build
+from lavit.training.language_recipe import LanguageTrainingConfig
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 256  # images that are encoded together
+
+
+class ImageStore:
+    """Images as the frozen parts see them, each encoded and tokenized once: features (n, N, C) and tokens.
+
+    The selection draws no noise, so that an image has the same tokens whenever it is shown or asked for.
+    Features take N x C x 4 bytes an image, and stay where they are given: on a GPU, on the CPU, or memory-mapped on the
+    disk. The tokens, N bytes and 8 for each token an image, are on the tokenizer's device, in every process.
+    """
+
+    def __init__(self, tokenizer: LaVITTokenizer, features: Tensor) -> None:
+        self.features = features
+        device = tokenizer.quantize.embedding.weight.device
+        ids, lengths, keep = [], [], []
+        for part in features.split(AT_ONCE):
+            tokens = tokenizer.encode(features=part.to(device), deterministic=True)
+            ids.append(tokens.ids)
+            lengths.append(tokens.lengths().cpu())
+            keep.append(tokens.keep)
+        self.ids, self.keep = torch.cat(ids), torch.cat(keep)
+        self.cu = nn.functional.pad(torch.cat(lengths).long().cumsum(0), (1, 0))
+        self._lengths: list[int] = self.cu.diff().tolist()
+
+    @classmethod
+    def of(cls, tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, images: Any) -> ImageStore:
+        """From images (n, H, W, 3) uint8."""
+        device = tokenizer.quantize.embedding.weight.device
+        parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
+        return cls(tokenizer, torch.cat([tokenizer.encode_features(processor(part).to(device)) for part in parts]))
+
+    @classmethod
+    def of_files(
+        cls,
+        tokenizer: LaVITTokenizer,
+        processor: LaVITImageProcessor,
+        files: ImageFiles,
+        *,
+        cache: Path | None = None,
+        workers: int = 0,
+    ) -> tuple[ImageStore, list[tuple[int, str, str]]]:
+        """From image files, in their order, and (number, name, reason) of those that cannot be read, which are not in
+        it. cache: folder for the features, where they are found again next time; None: the CPU's memory holds them.
+        workers: threads that read files. Raises ImageError where not a single image can be read."""
+        device = tokenizer.quantize.embedding.weight.device
+        if cache is not None:
+            found = open_or_build(
+                cache,
+                lambda images: tokenizer.encode_features(images.to(device)),
+                encoder_tensors(tokenizer, processor),
+                files,
+                transform=processor,
+                batch_size=AT_ONCE,
+                workers=workers,
+            )
+            return cls(tokenizer, found.values), found.skipped
+        with DataStream(files, AT_ONCE, transform=processor, shuffle=False, epochs=1, workers=workers) as stream:
+            parts = [tokenizer.encode_features(batch["images"].to(device)).cpu() for batch in stream]
+            return cls(tokenizer, torch.cat(parts)), [(bad.index, bad.name, bad.reason) for bad in stream.skipped]
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def length(self, image: int) -> int:
+        """Tokens of an image."""
+        return self._lengths[image]
+
+    def take(self, images: Tensor) -> tuple[Tensor, VisualTokens]:
+        """Features and tokens of some images, (n,) numbers on the CPU. The offsets stay there: nothing waits."""
+        lengths = self.cu.diff()[images]
+        cu = nn.functional.pad(lengths.cumsum(0), (1, 0))
+        within = torch.arange(int(cu[-1])) - cu[:-1].repeat_interleave(lengths)
+        rows = (self.cu[images].repeat_interleave(lengths) + within).to(self.ids.device, non_blocking=True)
+        features = self.features[images.to(self.features.device, non_blocking=True)]
+        keep = self.keep[images.to(self.ids.device, non_blocking=True)]
+        return features.to(self.ids.device, non_blocking=True), VisualTokens(self.ids[rows], cu.int(), keep)
+
+
+def shapes_data(
+    config: LanguageTrainingConfig, tokenizer: LaVITTokenizer, processor: LaVITProcessor, store: ImageStore | None
+) -> tuple[dict[str, Source], ImageStore]:
+    """The shapes world's samples and images. store: its first scenes, already tokenized."""
+    world = ShapesWorld(config.seed)
+    scenes = world.scenes(config.scenes)
+    if store is None:
+        logger.info("encoding and tokenizing %d scenes", len(scenes))
+        store = ImageStore.of(tokenizer, processor.image_processor, scenes.images)
+    if len(store) < config.scenes:
+        raise ValueError(f"store: expected the images of {config.scenes} scenes, got {len(store)}")
+    text = processor.tokenizer
+    sources = shapes_sources(world, scenes, encoder_of(text), text.eos_token_id, predict_codes=config.predict_codes)
+    return sources, store
+
+
+def open_folder(config: LanguageTrainingConfig) -> CaptionedFolder:
+    """What the folder of ``config.data`` holds. Raises ValueError or OSError where it cannot be used, or has nothing of
+    a kind that the mixture asks for."""
+    if not Path(config.data).is_dir():
+        raise ValueError(f"data: expected shapes or a folder of captioned images, got {config.data!r}")
+    folder = read_folder(config.data, split=config.split, text=config.text)
+    captions = (bool(folder.captions), "captions")
+    there = {
+        "caption": captions,
+        "image": captions,
+        "question": (bool(folder.questions) and folder.answered, "questions.json with answers.json"),
+        "text": (bool(folder.texts), "text.jsonl, and there is no --text FILE"),
+    }
+    for name, share in asdict(config.mixture).items():
+        if share > 0 and not there[name][0]:
+            left_out = f"; {len(folder.bad)} entries cannot be used, {': '.join(folder.bad[0])}" if folder.bad else ""
+            raise ValueError(
+                f"mixture.{name}: expected 0, got {share}: {config.data} has no {there[name][1]}{left_out}"
+            )
+    return folder
+
+
+def folder_data(
+    config: LanguageTrainingConfig, folder: CaptionedFolder, tokenizer: LaVITTokenizer, processor: LaVITProcessor
+) -> tuple[dict[str, Source], ImageStore, list[tuple[str, str]]]:
+    """The folder's samples and images, and (name, reason) of what cannot be used of it."""
+    files = ImageFiles(folder.root, folder.paths)
+    cache = Path(config.output) / "features" if config.output is not None else None
+    logger.info("encoding and tokenizing %d images", len(files))
+    store, unread = ImageStore.of_files(
+        tokenizer, processor.image_processor, files, cache=cache, workers=config.workers
+    )
+    numbers = {number for number, _, _ in unread}
+    readable = (path for number, path in enumerate(files.paths) if number not in numbers)
+    images = {path: number for number, path in enumerate(readable)}
+    text = processor.tokenizer
+    sources = captioned_sources(folder, images, encoder_of(text), text.eos_token_id, predict_codes=config.predict_codes)
+    return sources, store, [*folder.bad, *((name, reason) for _, name, reason in unread)]
