@@ -6,10 +6,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from host_reads import host_reads
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lavit.kernels.dispatch import OPERATIONS
 from lavit.language.attention import NAME, packed_arguments
 
 LENGTHS = [5, 1, 13, 2]
@@ -106,6 +108,22 @@ def test_packed_rows_with_a_cache_or_dropout_are_refused() -> None:
         layer.self_attn.attention_dropout = 0.1
     with pytest.raises(ValueError, match="attention_dropout: expected 0 for packed rows, got 0.1"):
         model(ids, position_ids=positions, **arguments)
+
+
+def test_a_packed_forward_pass_reads_nothing_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, by the kernel that a GPU gets."""
+    if reason := OPERATIONS["varlen_attention"].implementations["triton"].unusable("cpu"):
+        pytest.skip(reason)
+    monkeypatch.setenv("LAVIT_KERNELS", "varlen_attention=triton")
+    model = language_model(dtype=torch.float32)
+    ids, positions, cu = packed()
+    with torch.no_grad(), host_reads() as reads:
+        model.model(ids, position_ids=positions, **packed_arguments(cu, max(LENGTHS)))
+    assert reads == []
+    with torch.no_grad(), host_reads() as reads:
+        model.set_attn_implementation("sdpa")
+        model.model(ids, position_ids=positions, **packed_arguments(cu, max(LENGTHS), "sdpa"))
+    assert reads, "transformers asks whether the positions are packed"
 
 
 @pytest.mark.gpu

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from tiny_lavit import NUM_CODES, TEXT_SIZE, images, llama, tokenizer
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, LlamaConfig
 
 from lavit.kernels import Loss, Ragged, Segment, segment_order
@@ -195,6 +197,23 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
         model(**batch()).loss.backward()
         idle = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
         assert idle <= {"understanding.causal_encoder.blocks.0.token_cross_attn.key.bias"}
+
+
+def test_under_ddp_a_batch_of_text_alone_gives_every_parameter_a_gradient() -> None:
+    """Zero, where it plays no part: DistributedDataParallel waits for all of them."""
+    model = build(image_objective="regress").train()
+    text, segments = Ragged.from_list([torch.tensor([3, 4])]), segment_order([["text"]])
+    alone = model(text, segments).loss
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(model)
+        loss = wrapped(text, segments).loss
+        assert loss == alone
+        loss.backward()
+    finally:
+        dist.destroy_process_group()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert not any(p.grad.any() for p in model.understanding.parameters())
 
 
 def test_regression_predicts_the_next_embedding_from_the_row_before() -> None:
