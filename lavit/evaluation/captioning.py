@@ -17,13 +17,9 @@ import numpy as np
 from lavit.data.questions import read_caption
 from lavit.data.shapes import CELLS, EMPTY
 from lavit.evaluation.scenes import SceneReport, score_scenes
+from lavit.language.cutting import cut_caption as cut_caption
 
 INSTALL = "pip install 'lavit[evaluation]'"
-
-
-def cut_caption(text: str) -> str:
-    """The release's postprocessing of a generated caption: cut at the first "." and stripped."""
-    return text.split(".", 1)[0].strip()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 from lavit.data.questions import Question, chance
+from lavit.language.cutting import cut_answer as cut_answer
 
 FULL = 3
 """So many people with the same answer make it entirely right."""
@@ -94,11 +95,6 @@ class SceneAnswerReport:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
-
-
-def cut_answer(text: str) -> str:
-    """The release's postprocessing of a generated answer: cut at the first newline, "," or "." and stripped."""
-    return re.split(r"[\n,.]", text.strip(), maxsplit=1)[0].strip()
 
 
 def normalize_answer(text: str) -> str:

@@ -10,14 +10,24 @@ _HOME = {
     "LaVITConfig": "lavit.language.configuration",
     "LaVITOutput": "lavit.language.model",
     "LaVITProcessor": "lavit.language.processing",
+    "SamplingSettings": "lavit.language.guidance",
     "Vocabulary": "lavit.language.vocabulary",
     "linear_cross_entropy": "lavit.language.loss",
 }
 
-__all__ = ["LaVIT", "LaVITConfig", "LaVITOutput", "LaVITProcessor", "Vocabulary", "linear_cross_entropy"]
+__all__ = [
+    "LaVIT",
+    "LaVITConfig",
+    "LaVITOutput",
+    "LaVITProcessor",
+    "SamplingSettings",
+    "Vocabulary",
+    "linear_cross_entropy",
+]
 
 if TYPE_CHECKING:
     from lavit.language.configuration import LaVITConfig as LaVITConfig
+    from lavit.language.guidance import SamplingSettings as SamplingSettings
     from lavit.language.loss import linear_cross_entropy as linear_cross_entropy
     from lavit.language.model import LaVIT as LaVIT
     from lavit.language.model import LaVITOutput as LaVITOutput

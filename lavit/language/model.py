@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from lavit.kernels import Ragged
 from lavit.kernels.types import compute_dtype
-from lavit.language import attention
+from lavit.language import attention, inference
 from lavit.language.assembly import PackedBatch, SegmentLoss, assemble
 from lavit.language.configuration import LaVITConfig
 from lavit.language.loss import linear_cross_entropy
@@ -288,6 +288,13 @@ class LaVIT(PreTrainedModel):
         if batch.targets is None and self.config.image_objective == "regress":
             zero = zero + sum(p.sum() * 0 for p in self.regressor.parameters())
         return zero
+
+    # Inference.
+
+    caption = inference.caption
+    answer = inference.answer
+    generate_tokens = inference.generate_tokens
+    generate_features = inference.generate_features
 
     # Files.
 

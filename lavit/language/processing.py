@@ -74,9 +74,9 @@ class LaVITProcessor(ProcessorMixin):
     ) -> Prompts:
         """prompts: for each a string, an image, or a list of strings and images in any order.
 
-        An image is a path (pathlib.Path), the bytes of a file, a PIL image, or what LaVITImageProcessor takes; a string
-        is always text. Nothing is added to a text, as in the release. begin_image: end every prompt with [IMG], for the
-        model to go on with an image.
+        An image is a path (pathlib.Path), the bytes of a file, a PIL image, what LaVITImageProcessor takes, or pixels
+        that it has made, (1, 3, S, S) floats; a string is always text. Nothing is added to a text, as in the release.
+        begin_image: end every prompt with [IMG], for the model to go on with an image.
         errors: "raise" or "skip", which leaves out the prompts at fault and tells them in ``skipped``.
         Raises ValueError naming the prompt and the piece: nothing in it, an image that cannot be read or is cut short,
         an id that is no text id; TypeError for what is neither text nor image.
@@ -92,7 +92,7 @@ class LaVITProcessor(ProcessorMixin):
         skipped: list[tuple[int, str]] = []
         for index, prompt in enumerate(prompts):
             try:
-                pieces = self._pieces(f"prompt {index}", prompt)
+                pieces = self.pieces(f"prompt {index}", prompt)
             except (ValueError, TypeError) as error:
                 if errors == "raise":
                     raise
@@ -107,9 +107,13 @@ class LaVITProcessor(ProcessorMixin):
         text = Ragged.from_list(texts) if texts else _no_text()
         return Prompts(text, segment_order(order), torch.cat(pixels) if pixels else None, indices, skipped)
 
-    def _pieces(self, name: str, prompt: Any) -> list[Tensor]:
-        """Ids (t,) of every text that is not empty, and pixels (1, 3, S, S) of every image, in their order."""
+    def pieces(self, name: str, prompt: Any) -> list[Tensor]:
+        """Ids (t,) of every text that is not empty, and pixels (1, 3, S, S) of every image, in their order.
+
+        name: what errors call the prompt; they are those of a call.
+        """
         pieces: list[Tensor] = []
+        side = self.image_processor.size
         for place, item in enumerate(prompt if isinstance(prompt, (list, tuple)) else [prompt]):
             where = f"{name}, piece {place}" if isinstance(prompt, (list, tuple)) else name
             if isinstance(item, str):
@@ -122,6 +126,8 @@ class LaVITProcessor(ProcessorMixin):
                     pieces.append(self.image_processor(item))
                 except (ValueError, TypeError) as error:
                     raise type(error)(f"{where}: {error}") from error
+            elif isinstance(item, Tensor) and item.is_floating_point() and item.shape == (1, 3, side, side):
+                pieces.append(item.detach().cpu())
             else:
                 shape = f" of shape {tuple(item.shape)}" if isinstance(item, (np.ndarray, Tensor)) else ""
                 raise TypeError(f"{where}: expected a string or one image, got {type(item).__name__}{shape}")

@@ -1,0 +1,193 @@
+"""Prompts of strings and images to embeddings for the language model, a batch at a time; what is bad is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lavit.kernels import Ragged, Segment, segment_order
+from lavit.language.processing import LaVITProcessor
+from lavit.tokenizer import VisualTokens
+
+if TYPE_CHECKING:
+    from lavit.language.model import LaVIT
+
+
+class Skipped(NamedTuple):
+    """An item without a result, by its place in the list, and why."""
+
+    item: int
+    reason: str
+
+
+class _Prompt(NamedTuple):
+    """number: its place among all. pieces: ids (t,) and pixels (1, 3, S, S) in reading order. seeds: of its images."""
+
+    number: int
+    pieces: list[Tensor]
+    seeds: Tensor
+
+    @property
+    def images(self) -> list[Tensor]:
+        return [piece for piece in self.pieces if piece.is_floating_point()]
+
+    @property
+    def texts(self) -> list[Tensor]:
+        return [piece for piece in self.pieces if not piece.is_floating_point()]
+
+
+class PromptReader:
+    """Reads prompts a batch at a time, and keeps account of those that cannot be used.
+
+    prompts: each a list of strings and images in any order, as :class:`LaVITProcessor` takes them.
+    what: how to call a prompt in errors. new_tokens: how many are to be generated after it. ending: ids after each.
+    template: how a string is put, ``{}`` being the string; with one, empty strings are refused.
+    image_seeds: of the selection of patches, one for each image of all prompts; None: no noise.
+    as_codes: images are shown as their codes, not as continuous features.
+    on_error: "raise" an error that names the prompt, or "skip" it, to be found in ``skipped``.
+    """
+
+    def __init__(
+        self,
+        model: LaVIT,
+        processor: LaVITProcessor,
+        prompts: Sequence[Sequence[Any]],
+        *,
+        what: str,
+        new_tokens: int,
+        batch_size: int,
+        on_error: str,
+        ending: Sequence[int] = (),
+        template: str | None = None,
+        image_seeds: Tensor | Sequence[int] | None = None,
+        as_codes: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected a number >= 1, got {batch_size}")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
+        _check_processor(model, processor)
+        self.model, self.processor, self.prompts = model, processor, prompts
+        self.what, self.new_tokens, self.batch_size = what, new_tokens, batch_size
+        self.skips, self.template = on_error == "skip", template
+        self.ending = torch.tensor(ending, dtype=torch.int64)
+        self.kind = Segment.CODES if as_codes else Segment.FEATURES
+        self.noisy = image_seeds is not None
+        self.seeds = _seeds_by_prompt(prompts, image_seeds)
+        self.skipped: list[Skipped] = []
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], Ragged]]:
+        """These prompts: which ones of the next batch can be used, and their embeddings (T, H), without padding.
+
+        Nothing of a prompt depends on the others of its batch, beyond the rounding of sums.
+        """
+        for begin in range(0, len(numbers), self.batch_size):
+            batch = [prompt for number in numbers[begin : begin + self.batch_size] for prompt in self._read(number)]
+            features, tokens, batch = self._selected(batch)
+            if not batch:
+                continue
+            text = Ragged.from_list([ids for prompt in batch for ids in prompt.texts])
+            packed = self.model.assemble(text, segment_order(self._order(batch)), features=features, tokens=tokens)
+            rows = Ragged(self.model.embed(packed), packed.sequences.cu_seqlens, packed.max_seqlen)
+            yield [prompt.number for prompt in batch], rows
+
+    def _read(self, number: int) -> list[_Prompt]:
+        """The prompt as ids and pixels, in a list; an empty one if it is skipped."""
+        name = f"{self.what} {number}"
+        try:
+            prompt = [self._put(name, piece) for piece in self.prompts[number]]
+            alone = len(prompt) == 1 and not isinstance(prompt[0], (list, tuple))
+            pieces = self.processor.pieces(name, prompt[0] if alone else prompt)
+        except (ValueError, TypeError) as error:
+            self._refuse(number, error)
+            return []
+        read = _Prompt(number, [*pieces, self.ending], self.seeds[number])
+        return [read] if self._fits(read, 2 * len(read.images)) else []
+
+    def _put(self, name: str, piece: Any) -> Any:
+        if self.template is None or not isinstance(piece, str):
+            return piece
+        if not piece.strip():
+            raise ValueError(f"{name}: expected a text, got {piece!r}")
+        return self.template.format(piece)
+
+    def _order(self, batch: list[_Prompt]) -> list[list[Segment]]:
+        return [[self.kind if p.is_floating_point() else Segment.TEXT for p in prompt.pieces] for prompt in batch]
+
+    def _selected(self, batch: list[_Prompt]) -> tuple[Tensor | None, VisualTokens | None, list[_Prompt]]:
+        """Features and tokens of the images, and the prompts that can be used. One wait for the device."""
+        images = [image for prompt in batch for image in prompt.images]
+        if not images:
+            return None, None, batch
+        tokenizer = self.model.visual_tokenizer
+        device = tokenizer.quantize.embedding.weight.device
+        parts = torch.cat(images).split(self.batch_size)
+        features = torch.cat([tokenizer.encode_features(part.to(device, non_blocking=True)) for part in parts])
+        seeds = torch.cat([prompt.seeds for prompt in batch]).to(device, non_blocking=True) if self.noisy else None
+        selection = tokenizer.select(features, seeds, deterministic=not self.noisy)
+        finite = features.isfinite().flatten(1).all(dim=1)
+        lengths, is_finite = torch.stack((selection.cu_kept.diff().long(), finite.long())).tolist()
+
+        kept: list[_Prompt] = []
+        rows: list[int] = []
+        end = 0
+        for prompt in batch:
+            begin, end = end, end + len(prompt.images)
+            if not all(is_finite[begin:end]):
+                reason = f"an image, or what the encoder makes of it, is NaN or Inf (overflow in {features.dtype}?)"
+                self._refuse(prompt.number, ValueError(f"{self.what} {prompt.number}: {reason}"))
+            elif self._fits(prompt, sum(lengths[begin:end]) + 2 * (end - begin)):
+                kept.append(prompt)
+                rows += range(begin, end)
+        if not rows:
+            return None, None, kept
+        of_image, index = torch.tensor(lengths)[rows], torch.tensor(rows).to(device, non_blocking=True)
+        features, seeds = features[index], None if seeds is None else seeds[index]
+        if self.kind == Segment.CODES:
+            return features, tokenizer.encode(features=features, seeds=seeds, deterministic=not self.noisy), kept
+        # Only their number counts: the rows become features.
+        ids = torch.zeros(int(of_image.sum()), dtype=torch.int64, device=device)
+        tokens = VisualTokens(ids, F.pad(of_image.cumsum(0), (1, 0)).int(), selection.keep[index] > 0.5)
+        return features, tokens, kept
+
+    def _fits(self, prompt: _Prompt, of_images: int) -> bool:
+        """Whether there is room for the prompt, with so many rows of images, and for what comes after; else refused."""
+        length = of_images + sum(map(len, prompt.texts))
+        needed, positions = length + self.new_tokens - 1, self.model.config.text_config.max_position_embeddings
+        if needed > positions:
+            reason = (
+                f"{len(prompt.images)} images and text of {length} tokens, and up to {self.new_tokens} new ones, need "
+                f"{needed} positions, but the model's context has {positions}"
+            )
+            self._refuse(prompt.number, ValueError(f"{self.what} {prompt.number}: {reason}"))
+        return needed <= positions
+
+    def _refuse(self, number: int, error: Exception) -> None:
+        if not self.skips:
+            raise error
+        self.skipped.append(Skipped(number, str(error)))
+
+
+def _check_processor(model: LaVIT, processor: LaVITProcessor) -> None:
+    """Whether the processor is this model's."""
+    size, text_size = processor.image_processor.size, processor.text_size
+    config = model.config
+    if size != config.tokenizer_config.image_size:
+        raise ValueError(f"processor: expected images of side {config.tokenizer_config.image_size}, got {size}")
+    if text_size != config.text_size:
+        raise ValueError(f"processor: expected text_size {config.text_size}, the model's, got {text_size}")
+
+
+def _seeds_by_prompt(prompts: Sequence[Sequence[Any]], seeds: Tensor | Sequence[int] | None) -> list[Tensor]:
+    """The seeds of each prompt's images; all empty where there are none."""
+    counts = [sum(not isinstance(piece, str) for piece in prompt) for prompt in prompts]
+    if seeds is None:
+        return [torch.empty(0, dtype=torch.int64)] * len(counts)
+    given = torch.as_tensor(seeds, dtype=torch.int64).cpu()
+    if given.shape != (sum(counts),):
+        raise ValueError(f"image_seeds: expected {sum(counts)} seeds, one an image, got shape {tuple(given.shape)}")
+    return list(given.split(counts))

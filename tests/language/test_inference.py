@@ -1,0 +1,410 @@
+"""Captions, answers and image tokens: what is read and asked, what a batch may not change, and what is bad is named."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_lavit import NUM_CODES, SIDE, llama, tokenizer
+from torch import Tensor
+
+from lavit.data.shapes_language import PROMPT
+from lavit.kernels import Loss, Ragged, Segment
+from lavit.language import LaVIT, LaVITProcessor, inference
+from lavit.language.guidance import SamplingSettings
+from lavit.language.sampling import sample_image_tokens
+from lavit.language.text import train_text_tokenizer
+from lavit.language.text_generation import generate_text
+from lavit.tokenizer import LaVITImageProcessor
+
+CAPTIONS = ["a red circle", "a blue square and a green triangle", "nothing"]
+QUESTIONS = [("what colour?", "red"), ("how many?", "two"), ("is it round?", "no, it is a square")]
+SHORT = {"min_new": 1, "max_new": 6}
+FEW = {"min_tokens": 1, "max_tokens": 7}
+CONTEXT = 96
+
+
+def new_processor() -> LaVITProcessor:
+    words = [*CAPTIONS, *(f"Question: {question} Answer: {answer}" for question, answer in QUESTIONS)] * 2
+    return LaVITProcessor(LaVITImageProcessor(SIDE), train_text_tokenizer(words, 340))
+
+
+def new_model(processor: LaVITProcessor, **settings: Any) -> LaVIT:
+    """In float64, where rounding decides nothing; large weights, so that each prompt has its own continuation."""
+    sizes = {"initializer_range": 0.3, "max_position_embeddings": CONTEXT}
+    return LaVIT.from_parts(llama(processor.text_size, **sizes), tokenizer(), **settings).double()
+
+
+@pytest.fixture(scope="module")
+def processor() -> LaVITProcessor:
+    return new_processor()
+
+
+@pytest.fixture(scope="module")
+def model(processor: LaVITProcessor) -> LaVIT:
+    return new_model(processor)
+
+
+def picture(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+
+
+def file_of(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def embedded(model: LaVIT, processor: LaVITProcessor, prompts: list[Any], **reading: Any) -> Ragged:
+    """What the model is to go on from, by the processor and the model's own packing."""
+    given = processor(prompts, begin_image=reading.pop("begin_image", False))
+    images = given.images if given.images is None else given.images.double()
+    batch = model.assemble(given.text, given.segments, images=images, **{"deterministic": True, **reading})
+    return Ragged(model.embed(batch).detach(), batch.sequences.cu_seqlens, batch.max_seqlen)
+
+
+def lists(codes: Ragged) -> list[list[int]]:
+    return [row.tolist() for row in codes.unbind()]
+
+
+# Text.
+
+
+def test_a_caption_is_the_text_after_the_image_whatever_the_image_comes_as(model, processor, tmp_path: Path) -> None:
+    pictures = [picture(i) for i in range(5)]
+    wanted = generate_text(model.language_model, model.vocabulary, embedded(model, processor, pictures), eos_id=2)
+    texts = [processor.tokenizer.decode(row, skip_special_tokens=True).split(".")[0].strip() for row in wanted.unbind()]
+    assert len(set(texts)) == 5
+
+    path = tmp_path / "picture.png"
+    path.write_bytes(file_of(pictures[0]))
+    array = np.asarray(pictures[3])
+    forms = [
+        str(path),
+        file_of(pictures[1]),
+        pictures[2],
+        array,
+        torch.from_numpy(np.asarray(pictures[4]) / 255).permute(2, 0, 1),
+    ]
+    found = model.caption(forms, processor)
+    assert found == texts and found.indices == [0, 1, 2, 3, 4] and found.skipped == []
+    assert model.caption(path, processor) == model.caption(pictures[0], processor) == texts[:1]
+    assert model.caption(np.stack([array, array]), processor) == [texts[3]] * 2
+    assert model.caption(processor.image_processor(pictures), processor) == texts
+    assert model.caption(pictures, processor, cut=str.upper, batch_size=2)[0].startswith(texts[0].upper())
+
+
+def test_an_answer_is_the_text_after_the_image_and_its_question(model, processor) -> None:
+    pictures, questions = [picture(i) for i in range(3)], [question for question, _ in QUESTIONS]
+    prompts = [[image, f"Question: {text} Answer:"] for image, text in zip(pictures, questions, strict=True)]
+    settings = {"num_beams": 5, "min_new": 2, "max_new": 10, "length_penalty": 0.0, "eos_id": 2}
+    wanted = generate_text(model.language_model, model.vocabulary, embedded(model, processor, prompts), **settings)
+    texts = [
+        re.split(r"[\n,.]", processor.tokenizer.decode(row, skip_special_tokens=True).strip())[0].strip()
+        for row in wanted.unbind()
+    ]
+    assert model.answer(pictures, questions, processor) == texts
+    assert model.answer(pictures, prompts_of(prompts), processor, template="{}") == texts
+
+
+def prompts_of(prompts: list[Any]) -> list[str]:
+    return [text for _, text in prompts]
+
+
+@pytest.mark.parametrize("image_seeds", [None, [3, 1, 4, 1, 5]])
+def test_texts_do_not_depend_on_the_batch(model, processor, image_seeds) -> None:
+    pictures, asked = [picture(i) for i in range(5)], [QUESTIONS[i % 3][0] for i in range(5)]
+
+    def texts(chosen: list[int], batch_size: int) -> list[str]:
+        seeds = None if image_seeds is None else [image_seeds[i] for i in chosen]
+        reading = {"image_seeds": seeds, "batch_size": batch_size, **SHORT}
+        images = [pictures[i] for i in chosen]
+        return [
+            *model.caption(images, processor, **reading),
+            *model.answer(images, [asked[i] for i in chosen], processor, **reading),
+        ]
+
+    together = texts([0, 1, 2, 3, 4], 5)
+    assert texts([0, 1, 2, 3, 4], 2) == together
+    assert texts([4, 2], 1) == [together[i] for i in (4, 2, 9, 7)]
+
+
+def test_seeds_choose_the_patches(model, processor) -> None:
+    pictures = [picture(i) for i in range(3)]
+    wanted = embedded(model, processor, pictures, deterministic=False, seeds=[7, 8, 9])
+    seen = []
+    for _, rows in inference.PromptReader(
+        model, processor, [[p] for p in pictures], what="image", new_tokens=1, batch_size=2, on_error="raise",
+        image_seeds=[7, 8, 9],
+    ).batches(range(3)):  # fmt: skip
+        seen += rows.unbind()
+    torch.testing.assert_close(torch.cat(seen), wanted.values, rtol=1e-9, atol=1e-9)
+    assert not torch.equal(wanted.cu_seqlens, embedded(model, processor, pictures).cu_seqlens)
+
+
+def test_settings_are_the_releases_unless_given(model, processor, monkeypatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def written(language_model, vocabulary, prompts, **settings):
+        seen.append(settings)
+        return Ragged.from_list([torch.tensor([5])] * prompts.batch_size)
+
+    monkeypatch.setattr(inference, "generate_text", written)
+    model.caption([picture()], processor)
+    model.answer([picture()], ["what?"], processor)
+    model.caption([picture()], processor, num_beams=7, length_penalty=2.0, **SHORT)
+    assert inference.QUESTION == PROMPT  # what training asks
+    assert seen == [
+        {"eos_id": 2, "num_beams": 2, "min_new": 8, "max_new": 36, "length_penalty": 1.0},
+        {"eos_id": 2, "num_beams": 5, "min_new": 2, "max_new": 10, "length_penalty": 0.0},
+        {"eos_id": 2, "num_beams": 7, "min_new": 1, "max_new": 6, "length_penalty": 2.0},
+    ]
+
+
+def test_a_model_that_has_learned_its_images_says_exactly_what_they_show() -> None:
+    processor = new_processor()
+    torch.manual_seed(0)
+    model = LaVIT.from_parts(llama(processor.text_size), tokenizer()).train()
+    pictures = [picture(i) for i in range(3)]
+    pixels = processor.image_processor(pictures)
+
+    def ids(text: str) -> list[int]:
+        return processor.tokenizer(text)["input_ids"]
+
+    eos = processor.tokenizer.eos_token_id
+    texts = [[*ids(text), eos] for text in CAPTIONS]
+    for question, answer in QUESTIONS:
+        texts += [ids(f"Question: {question} Answer:"), [*ids(f" {answer}"), eos]]
+    features, text, none = Segment.FEATURES, Segment.TEXT, Loss.NONE
+    segments = Ragged.from_list([torch.tensor([features, text])] * 3 + [torch.tensor([features, text, text])] * 3)
+    flags = torch.tensor([none, Loss.CONTENT] * 3 + [none, none, Loss.CONTENT] * 3)
+    batch = {"text": Ragged.from_list([torch.tensor(row) for row in texts]), "segments": segments, "loss": flags}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2, weight_decay=0)
+    for _ in range(60):
+        loss = model(**batch, images=pixels.repeat(2, 1, 1, 1), deterministic=True).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.02
+    model.eval()
+    assert model.caption(pictures, processor, min_new=1) == CAPTIONS
+    assert model.answer(pictures, [q for q, _ in QUESTIONS], processor, min_new=1) == ["red", "two", "no"]
+
+
+# Image tokens.
+
+PROMPTS = ["a red circle", [picture(0), "but blue"], ["a", "square"], picture(1), [picture(2), "and", picture(3)]]
+
+
+def codes_of(model: LaVIT, processor: LaVITProcessor, prompts: list[Any] = PROMPTS, **settings: Any) -> list[list[int]]:
+    return lists(model.generate_tokens(prompts, processor, **{**FEW, **settings}).codes)
+
+
+def test_image_tokens_are_drawn_after_the_prompt_with_guidance_4_and_5_where_it_holds_images(model, processor) -> None:
+    seeds = torch.arange(2 * len(PROMPTS)).view(-1, 2)
+    found = model.generate_tokens(PROMPTS, processor, num_samples=2, seeds=seeds.flatten(), **FEW)
+    assert found.indices == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and found.skipped == [] and found.scores is None
+    wanted: dict[int, list[Tensor]] = {}
+    for guidance, chosen in ((4.0, [0, 2]), (5.0, [1, 3, 4])):
+        rows = embedded(model, processor, [PROMPTS[i] for i in chosen], begin_image=True)
+        setting = SamplingSettings(guidance=guidance, num_samples=2, **FEW)
+        own = {"seeds": seeds[chosen].flatten(), "max_codes": 16}
+        drawn = sample_image_tokens(model.language_model, model.vocabulary, rows, setting, **own).unbind()
+        wanted |= {index: drawn[2 * place : 2 * place + 2] for place, index in enumerate(chosen)}
+    assert lists(found.codes) == [row.tolist() for index in range(5) for row in wanted[index]]
+    fixed = SamplingSettings(guidance=1.0, **FEW)
+    assert codes_of(model, processor, settings=fixed, seeds=range(5)) == codes_of(
+        model, processor, guidance=1.0, seeds=range(5)
+    )
+
+
+def test_a_sample_depends_on_its_prompt_and_seed_alone(model, processor) -> None:
+    together = codes_of(model, processor, seeds=range(5), image_seeds=range(10, 14))
+    assert codes_of(model, processor, seeds=range(5), image_seeds=range(10, 14), batch_size=1) == together
+    some = codes_of(model, processor, [PROMPTS[4], PROMPTS[0]], seeds=[4, 0], image_seeds=[12, 13])
+    assert some == [together[4], together[0]]
+    assert codes_of(model, processor, seeds=range(5, 10), image_seeds=range(10, 14)) != together
+    drawn = []
+    for batch_size in (1, 5):
+        torch.manual_seed(3)
+        drawn.append(codes_of(model, processor, batch_size=batch_size))
+    assert drawn[0] == drawn[1]
+
+
+def test_settings_of_sampling_are_the_releases_and_codes_never_outnumber_the_decoders_positions(
+    model, processor, monkeypatch
+) -> None:
+    assert {len(row) for row in codes_of(model, processor, ["a"], min_tokens=20, max_tokens=200)} == {16}
+    seen = []
+
+    def drawn(language_model, vocabulary, prompts, settings, *, seeds, max_codes):
+        seen.append((settings, max_codes))
+        return Ragged.from_list([torch.tensor([5])] * prompts.batch_size)
+
+    monkeypatch.setattr(inference, "sample_image_tokens", drawn)
+    model.generate_tokens(["a", [picture()]], processor)
+    model.generate_tokens(["a"], processor, top_k=200, guidance=2.0)
+    release = {"top_k": 50, "top_p": 1.0, "temperature": 1.0, "min_tokens": 20, "max_tokens": 200, "num_samples": 1}
+    assert seen == [
+        (SamplingSettings(guidance=4.0, **release), 16),
+        (SamplingSettings(guidance=5.0, **release), 16),
+        (SamplingSettings(**{**release, "top_k": 200, "guidance": 2.0}), 16),
+    ]
+
+
+def test_images_of_a_prompt_may_be_shown_as_codes(model, processor) -> None:
+    prompt = [picture(0), "but blue"]
+    tokens = model.visual_tokenizer.encode(processor.image_processor(prompt[0]), deterministic=True)
+    begin, end = model.vocabulary.begin_id, model.vocabulary.end_id
+    text = processor.tokenizer(prompt[1])["input_ids"]
+    ids = [begin, *(tokens.ids + model.vocabulary.first_code_id).tolist(), end, *text, begin]
+    wanted = sample_image_tokens(
+        model.language_model,
+        model.vocabulary,
+        Ragged.from_list([torch.tensor(ids)]),
+        SamplingSettings(guidance=5.0, **FEW),
+        seeds=[3],
+        max_codes=16,
+    )
+    assert codes_of(model, processor, [prompt], as_codes=True, seeds=[3]) == lists(wanted)
+    seeded = {"as_codes": True, "seeds": [3], "image_seeds": [8]}
+    assert codes_of(model, processor, [prompt], **seeded) == codes_of(model, processor, [prompt], **seeded)
+
+
+def test_tokens_decode_to_features(model, processor) -> None:
+    found = model.generate_features(PROMPTS, processor, num_samples=2, seeds=range(10), batch_size=3, **FEW)
+    assert lists(found.codes) == codes_of(model, processor, num_samples=2, seeds=range(10))
+    assert all(0 <= code < NUM_CODES for row in lists(found.codes) for code in row)
+    assert found.features is not None and found.features.shape == (10, 16, 32)
+    torch.testing.assert_close(
+        found.features, model.visual_tokenizer.decode(found.codes).detach(), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_a_scorer_keeps_the_best_sample_of_each_prompt(model, processor) -> None:
+    samples = model.generate_features(PROMPTS, processor, num_samples=3, seeds=range(15), **FEW)
+    asked: list[Any] = []
+
+    def scorer(prompts: list[Any], features: Tensor) -> list[float]:
+        asked.extend(prompts)
+        return features[:, 3, 5].tolist()
+
+    found = model.generate_tokens(
+        PROMPTS, processor, num_samples=3, seeds=range(15), scorer=scorer, batch_size=2, **FEW
+    )
+    wanted = samples.features[:, 3, 5].view(5, 3)
+    torch.testing.assert_close(found.scores, wanted, rtol=1e-9, atol=1e-9)
+    best = wanted.argmax(dim=1) + 3 * torch.arange(5)
+    assert lists(found.codes) == [lists(samples.codes)[i] for i in best] and found.indices == [0, 1, 2, 3, 4]
+    assert asked.count("a red circle") == 3 and len(asked) == 15
+    with pytest.raises(ValueError, match="scorer: gave NaN for a sample of 'a red circle'"):
+        model.generate_tokens(PROMPTS, processor, scorer=lambda prompts, _: [float("nan")] * len(prompts), **FEW)
+    with pytest.raises(ValueError, match=r"scorer: expected 2 scores, one a sample, got shape \(1,\)"):
+        model.generate_tokens(["a"], processor, scorer=lambda prompts, _: [0.0], num_samples=2, **FEW)
+
+
+# What is bad.
+
+
+def test_a_bad_item_is_named_and_in_a_batch_job_skipped(model, processor, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(file_of(picture())[:200])
+    broken = processor.image_processor(picture())
+    broken[0, 1, 2, 3] = torch.nan
+    good = [picture(i) for i in range(3)]
+    asked = [QUESTIONS[i % 3][0] for i in range(8)]
+
+    images = [good[0], str(cut), tmp_path / "missing.png", good[1], broken, 7, good[2]]
+    faults = {
+        1: "image 1: .*cut.png: .*truncated",
+        2: "image 2: .*missing.png: no such file",
+        4: "image 4: an image, .* is NaN or Inf",
+        5: "image 5: expected a string or one image, got int",
+    }
+    for index, message in faults.items():
+        with pytest.raises((ValueError, TypeError), match=message):
+            model.caption([good[0]] * index + [images[index]], processor, batch_size=2, **SHORT)
+    found = model.caption(images, processor, on_error="skip", batch_size=3, **SHORT)
+    assert found == model.caption(good, processor, **SHORT) and found.indices == [0, 3, 6]
+    assert [item for item, _ in found.skipped] == list(faults)
+    assert all(re.match(faults[item], reason) for item, reason in found.skipped)
+
+    answers = model.answer([*images, good[0]], [*asked[:6], " ", "x" * 200], processor, on_error="skip", **SHORT)
+    assert answers.indices == [0, 3] and answers == model.answer(good[:2], [asked[0], asked[3]], processor, **SHORT)
+    reasons = dict(answers.skipped)
+    assert sorted(reasons) == [1, 2, 4, 5, 6, 7] and reasons[6] == "item 6: expected a text, got ' '"
+    assert re.match(r"item 7: 1 images and text of \d+ tokens, and up to 6 new ones, need .* has 96", reasons[7])
+
+
+def test_a_bad_prompt_is_named_and_in_a_batch_job_skipped(model, processor) -> None:
+    # 20 images have room for their markers, and are too many once their tokens are counted; 60 are too many at once.
+    prompts: list[Any] = [
+        "a red circle",
+        "",
+        [],
+        [picture(1)] * 20,
+        [picture(0), "but blue"],
+        [b"?"],
+        [picture(1)] * 60,
+    ]
+    faults = {
+        1: "prompt 1: expected text or an image, got an empty prompt",
+        2: "prompt 2: expected text or an image, got an empty prompt",
+        3: "prompt 3: 20 images and text of .* 7 new ones, need .* positions, but the model's context has 96",
+        5: "prompt 5: .*cannot|prompt 5: .*not an image",
+        6: "prompt 6: 60 images and text of 121 tokens",
+    }
+    for index, message in faults.items():
+        with pytest.raises(ValueError, match=message):
+            model.generate_tokens(["a"] * index + [prompts[index]], processor, **FEW)
+    seeds = torch.arange(14)
+    found = model.generate_tokens(prompts, processor, num_samples=2, seeds=seeds, on_error="skip", **FEW)
+    assert found.indices == [0, 0, 4, 4]
+    assert [item for item, _ in found.skipped] == list(faults)
+    assert all(re.match(faults[item], reason) for item, reason in found.skipped)
+    rest = [prompts[0], prompts[4]]
+    assert lists(found.codes) == codes_of(model, processor, rest, num_samples=2, seeds=[0, 1, 8, 9])
+
+    seeded = {"image_seeds": range(82), "seeds": range(7), "batch_size": 7, "on_error": "skip"}
+    for as_codes in (False, True):
+        own = {"image_seeds": [20], "seeds": [0, 4], "as_codes": as_codes}
+        assert codes_of(model, processor, prompts, as_codes=as_codes, **seeded) == codes_of(
+            model, processor, rest, **own
+        )
+
+
+def test_nothing_in_is_nothing_out(model, processor) -> None:
+    assert model.caption([], processor) == [] == model.answer([], [], processor)
+    for prompts in ([], [""]):
+        found = model.generate_features(prompts, processor, on_error="skip")
+        assert found.codes.batch_size == 0 and len(found.skipped) == len(prompts)
+        assert found.features is not None and found.features.shape == (0, 16, 32)
+
+
+def test_wrong_arguments_are_named(model, processor) -> None:
+    one = [picture()]
+    other = LaVITProcessor(LaVITImageProcessor(SIDE + 1), processor.tokenizer)
+    larger = LaVITProcessor(LaVITImageProcessor(SIDE), processor.tokenizer, processor.text_size + 1)
+    regressing = new_model(processor, image_objective="regress")
+    for call, message in [
+        (lambda: model.caption(one, other), f"processor: expected images of side {SIDE}, got {SIDE + 1}"),
+        (lambda: model.caption(one, larger), "processor: expected text_size .*, the model's, got"),
+        (lambda: model.caption(one, processor, batch_size=0), "batch_size: expected a number >= 1, got 0"),
+        (lambda: model.caption(one, processor, on_error="stop"), "on_error: expected 'raise' or 'skip', got 'stop'"),
+        (lambda: model.caption(one, processor, min_new=9, max_new=3), "min_new: expected 0 to max_new = 3, got 9"),
+        (lambda: model.caption(one, processor, image_seeds=[1, 2]), "image_seeds: expected 1 seeds, one an image"),
+        (lambda: model.answer(one, "what?", processor), "questions: expected a list of texts, got the text 'what"),
+        (lambda: model.answer(one, ["a", "b"], processor), "questions: expected one for each of 1 images, got 2"),
+        (lambda: model.generate_tokens("a", processor), "prompts: expected a list of prompts, got the text 'a'"),
+        (lambda: model.generate_tokens(["a"], processor, seeds=[1, 2]), "seeds: expected 1, 1 for each of 1 prompts"),
+        (lambda: model.generate_tokens(["a"], processor, top_p=0.0), "top_p: expected a number in"),
+        (lambda: regressing.generate_tokens(["a"], processor), "image_objective: expected a model that predicts codes"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
