@@ -37,6 +37,7 @@ COMMANDS: Commands = {
     "quickstart": Command("lavit.quickstart:main", "train a small tokenizer here and now and write a report about it"),
     "tokenize": Command("lavit.commands.tokenize:main", "images to tokens, and pictures of the patches kept"),
     "train": TRAIN,
+    "evaluate": Command("lavit.commands.evaluate:main", "captions, answers and drawn images of a model, judged"),
     "info": Command("lavit.info:main", "versions, devices, and which implementation each operation takes and why"),
 }
 GROUPS = {"train": "train a model: " + ", ".join(TRAIN)}

@@ -79,13 +79,18 @@ class ImageFiles:
 
 
 def read_folder(
-    root: str | os.PathLike[str], *, split: str | None = None, text: str | os.PathLike[str] | None = None
+    root: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    text: str | os.PathLike[str] | None = None,
+    texts: bool = True,
 ) -> CaptionedFolder:
     """What a folder of the form above holds. Its images are not opened.
 
     split: of Karpathy's file "train", "restval", "val" or "test"; None: all. text: a file of texts instead of the
-    folder's. Raises FileNotFoundError or NotADirectoryError where there is no folder, AnnotationError for a file that
-    is missing or cannot be used at all.
+    folder's. texts: False leaves the texts unread.
+    Raises FileNotFoundError or NotADirectoryError where there is no folder, AnnotationError for a file that is missing
+    or cannot be used at all.
     """
     root = Path(root)
     if not root.exists():
@@ -103,12 +108,12 @@ def read_folder(
         files = {item.image_id: item.image for item in captions.items}
         vqa = read_vqa(questions, answers if answers.exists() else None, images, files=files)
         asked, bad = vqa.items, bad + vqa.bad
-    texts: list[str] = []
+    told: list[str] = []
     source = Path(text) if text is not None else next((root / name for name in TEXTS if (root / name).exists()), None)
-    if source is not None:
+    if texts and source is not None:
         read = read_texts(source)
-        texts, bad = read.items, bad + read.bad
-    return CaptionedFolder(root, captions.items, asked, answers.exists(), texts, bad)
+        told, bad = read.items, bad + read.bad
+    return CaptionedFolder(root, captions.items, asked, answers.exists(), told, bad)
 
 
 def read_texts(path: str | os.PathLike[str]) -> Annotations[str]:

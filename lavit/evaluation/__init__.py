@@ -1,6 +1,15 @@
 """How good tokens, captions, answers and images are: probes, statistics, the usual metrics, and chance beside each."""
 
 from lavit.evaluation.captioning import CaptionScores, SceneCaptionReport, score_captions, score_scene_captions
+from lavit.evaluation.language import (
+    TaskReport,
+    answer_folder,
+    answer_scenes,
+    caption_folder,
+    caption_scenes,
+    decoded_probe,
+    generate_scenes,
+)
 from lavit.evaluation.probe import CellProbe, ProbeScore, chance, train_probe
 from lavit.evaluation.runner import Evaluated, Skipped, evaluate_items
 from lavit.evaluation.scenes import SceneReport, SceneScore, score_scenes
@@ -19,12 +28,19 @@ __all__ = [
     "SceneReport",
     "SceneScore",
     "Skipped",
+    "TaskReport",
     "TokenStatistics",
     "VQAScore",
+    "answer_folder",
+    "answer_scenes",
+    "caption_folder",
+    "caption_scenes",
     "chance",
+    "decoded_probe",
     "evaluate_items",
     "evaluate_vqa",
     "frechet_distance",
+    "generate_scenes",
     "rerank",
     "score_captions",
     "score_generated_scenes",

@@ -1,0 +1,263 @@
+"""``lavit evaluate``: what a model says about images and draws for prompts, judged."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lavit.data.captioned import CaptionedFolder, read_folder
+from lavit.data.shapes import ShapesWorld
+from lavit.evaluation import language
+from lavit.evaluation.language import Model, TaskReport
+from lavit.files import atomic_write
+from lavit.training import distributed
+from lavit.training.recipe import SHAPES
+
+TASKS = ("caption", "vqa", "generate")
+SCENES, PROBE_SCENES = 256, 4096
+
+DESCRIPTION = """Judge a model that `lavit train language` left: its captions, its answers, and the images it draws.
+
+--data shapes: scenes of the built-in world that no training has seen. Captions by what they say is where, answers by
+kind of question, and images drawn for captions by the objects that a probe reads from their decoded tokens; all beside
+what guessing scores.
+--data FOLDER: images/ and captions.json (COCO captions or Karpathy's split), and for vqa questions.json and
+answers.json (VQAv2's). Captions by the metrics of COCO captions as far as pycocoevalcap is installed, answers by the
+standard accuracy; without answers.json they are only written. For images drawn there is nothing to judge by."""
+
+EPILOG = """--output: "tasks", for each "score", "settings", "results" (an entry for each item, in the form of COCO's
+and VQAv2's result files) and "skipped" (name and reason of each item left out); and "left_out", what the folder's
+files have that cannot be used.
+Under torchrun all processes share the work: torchrun --nproc-per-node 8 -m lavit.cli evaluate --model DIR --data FOLDER
+An item that cannot be used is named and left out. Exit code 0; 1 if some were left out; 2 on an error, or if all were.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _parse(argv)
+    _check_output(options.output)
+    device = distributed.pick_device(options.device)
+    folder = None
+    if options.data != SHAPES:
+        folder = read_folder(options.data, split=options.split, texts=False)
+    tasks = _tasks(options.task, folder, options.data)
+    model, processor = load_model(options.model, device)
+    left_out = list(folder.bad) if folder is not None else []
+    if "generate" in tasks and model.config.image_objective != "classify":
+        left_out.append(("task generate", "the model regresses embeddings, it has no image tokens to draw"))
+        tasks.remove("generate")
+    with distributed.process_group(device):
+        if folder is None:
+            reports = dict(_scenes(options, tasks, model, processor))
+        else:
+            reports = dict(_folder(options, tasks, folder, model, processor))
+        first, processes = distributed.rank() == 0, distributed.world_size()
+    if first:
+        for name, reason in left_out:
+            print(f"lavit: skipped {name}: {reason}", file=sys.stderr)
+        for report in reports.values():
+            for item in report.skipped:
+                print(f"lavit: skipped {item.name}: {item.reason}", file=sys.stderr)
+        if options.output != "-":
+            print("\n".join(line for name, report in reports.items() for line in lines(name, report)))
+        if options.output:
+            about = {name: getattr(options, name) for name in ("model", "data", "split", "limit", "seed")}
+            found = {name: report.as_dict() for name, report in reports.items()}
+            _write(options.output, {**about, "processes": processes, "tasks": found, "left_out": left_out})
+    return 1 if left_out or any(report.skipped for report in reports.values()) else 0
+
+
+def load_model(folder: str, device: torch.device) -> tuple[Model, Any]:
+    """A LaVIT and its processor from a folder. ValueError or OSError with the folder's name; no network."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"--model: there is no folder {folder}")
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"--model: {folder} holds no model (it has no config.json)")
+    from transformers.utils import logging as transformers_logging
+
+    from lavit.language.model import LaVIT
+    from lavit.language.processing import LaVITProcessor
+
+    transformers_logging.disable_progress_bar()
+    kind = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != LaVIT.config_class.model_type:
+        raise ValueError(f"--model: expected a LaVIT, as `lavit train language` leaves it, {folder} holds {kind!r}")
+    try:
+        model = LaVIT.from_pretrained(folder, local_files_only=True)
+        processor = LaVITProcessor.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # files of unknown origin: whatever they break, the folder is what to look at
+        raise ValueError(f"--model: {folder} cannot be loaded: {error}") from error
+    return model.eval().to(device), processor
+
+
+def lines(name: str, report: TaskReport) -> Iterator[str]:
+    """What is told of a task: a line for each figure, with what guessing scores."""
+    score, count = report.score, len(report.results)
+    yield f"{name}: {count} items" + (f", {len(report.skipped)} left out" if report.skipped else "")
+    if score is None:
+        yield "  not judged: the answers are not known"
+    elif "scores" in score:  # COCO's captions
+        yield from (f"  {metric:<10} {value:.4f}" for metric, value in score["scores"].items())
+        yield from (f"  {metric:<10} skipped: {reason}" for metric, reason in score["skipped"].items())
+    elif "by_answer_type" in score:
+        yield _figure("all", score["overall"]["accuracy"])
+        yield from (_figure(kind, share["accuracy"]) for kind, share in score["by_answer_type"].items())
+    elif "by_kind" in score:
+        for kind, share in {"all": score["overall"], **score["by_kind"]}.items():
+            yield _figure(kind, share["accuracy"], share["constant"])
+    else:
+        found = score["objects"]
+        for figure in ("exact", "recall", "precision"):
+            of_true = score["true_tokens"]["score"][figure] if "true_tokens" in score else None
+            yield _figure(figure, found["score"][figure], found["constant"][figure], of_true)
+        if "tokens" in score:
+            yield f"  tokens     {score['tokens']['drawn']:.1f} an image (true images: {score['tokens']['true']:.1f})"
+        if "readable" in score:
+            yield _figure("readable", score["readable"])
+
+
+def _figure(name: str, value: float, guessed: float | None = None, of_true: float | None = None) -> str:
+    beside = [] if guessed is None else [f"guessing: {guessed:.3f}"]
+    beside += [] if of_true is None else [f"tokens of the true images: {of_true:.3f}"]
+    return f"  {name:<10} {value:.3f}" + (f"  ({'; '.join(beside)})" if beside else "")
+
+
+def _scenes(
+    options: argparse.Namespace, tasks: Sequence[str], model: Model, processor: Any
+) -> Iterator[tuple[str, TaskReport]]:
+    world = ShapesWorld(options.seed, "test")
+    scenes = world.scenes(options.limit or SCENES)
+    shared: dict[str, Any] = {"batch_size": options.batch_size}
+    for task in tasks:
+        shared["progress"] = _progress(task)
+        if task == "caption":
+            yield task, language.caption_scenes(model, processor, scenes, **shared, **_text_settings(options))
+        elif task == "vqa":
+            yield task, language.answer_scenes(model, processor, world, scenes, **shared, **_text_settings(options))
+        else:
+            known = ShapesWorld(options.seed).scenes(options.probe_scenes)
+            probe = language.decoded_probe(model, processor, known, seed=options.seed)
+            chosen = {"guidance": options.guidance, "top_k": options.top_k}
+            chosen = {name: value for name, value in chosen.items() if value is not None}
+            yield task, language.generate_scenes(model, processor, scenes, probe, seed=options.seed, **shared, **chosen)
+
+
+def _folder(
+    options: argparse.Namespace, tasks: Sequence[str], folder: CaptionedFolder, model: Model, processor: Any
+) -> Iterator[tuple[str, TaskReport]]:
+    judge: dict[str, Any] = {"caption": language.caption_folder, "vqa": language.answer_folder}
+    items: dict[str, Sequence[Any]] = {"caption": folder.captions, "vqa": folder.questions}
+    for task in tasks:
+        chosen = items[task][: options.limit]
+        shared = {"batch_size": options.batch_size, "progress": _progress(task)}
+        yield task, judge[task](model, processor, chosen, **shared, **_text_settings(options))
+
+
+def _text_settings(options: argparse.Namespace) -> dict[str, Any]:
+    given = {"num_beams": options.beams, "min_new": options.min_new, "max_new": options.max_new}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _tasks(wanted: Sequence[str] | None, folder: CaptionedFolder | None, data: str) -> list[str]:
+    """What is asked for, or else everything that the data can be used for; checked before any work."""
+    if folder is None:
+        return list(dict.fromkeys(wanted or TASKS))
+    there = {"caption": bool(folder.captions), "vqa": bool(folder.questions), "generate": False}
+    lacks = {
+        "caption": f"{data} has no captions that can be used",
+        "vqa": f"{data} has no questions that can be used (questions.json)",
+        "generate": "images drawn are judged in the shapes world only (--data shapes)",
+    }
+    for task in wanted or ():
+        if not there[task]:
+            raise ValueError(f"--task {task}: {lacks[task]}{_first_bad(folder)}")
+    tasks = list(dict.fromkeys(wanted or [task for task in TASKS if there[task]]))
+    if not tasks:
+        raise ValueError(f"--data: {lacks['caption']}{_first_bad(folder)}")
+    return tasks
+
+
+def _first_bad(folder: CaptionedFolder) -> str:
+    return f"; {len(folder.bad)} entries left out, {': '.join(folder.bad[0])}" if folder.bad else ""
+
+
+def _progress(task: str) -> language.Progress:
+    """Says every tenth of the way, on the first process."""
+    told = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if distributed.rank() == 0 and 10 * done // total > told:
+            told = 10 * done // total
+            print(f"{task}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="lavit evaluate",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", metavar="DIR", help="folder of a model, as `lavit train language` writes it")
+    add("--data", metavar="D", help="shapes, or a folder of images with captions and questions")
+    add("--task", action="append", choices=TASKS, help="what to judge, once or more; else all that the data allows")
+    add(
+        "--output", metavar="F", help="write figures and all results to this file (JSON); - for the standard output"
+    )
+    add("--split", metavar="S", help="of Karpathy's captions: train, restval, val or test; else all")
+    add("--limit", type=int, metavar="N", help=f"at most N images (vqa of a folder: questions); scenes: [{SCENES}]")
+    add("--batch-size", type=int, default=32, metavar="B", help="items at a time on each process [32]")
+    add("--beams", type=int, metavar="N", help="of the search; else the release's, 2 for captions and 5 for answers")
+    add("--min-new", type=int, metavar="N", help="fewest tokens of a text; else the release's, 8 and 2; scenes: 1")
+    add("--max-new", type=int, metavar="N", help="most tokens of a text; else the release's, 36 and 10")
+    add("--guidance", type=float, metavar="G", help="of images drawn; else the release's, 4")
+    add("--top-k", type=int, metavar="K", help="likeliest codes to draw from; else the release's, 50")
+    add(
+        "--probe-scenes",
+        type=int,
+        default=PROBE_SCENES,
+        metavar="N",
+        help=f"that the probe learns from [{PROBE_SCENES}]",
+    )
+    add("--seed", type=int, default=0, metavar="S", help="of the scenes and the images drawn [0]")
+    add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, ...; a GPU is taken if there is one")
+    options = parser.parse_args(argv)
+    for name in ("model", "data"):
+        if getattr(options, name) is None:
+            raise ValueError(f"--{name} is needed; `lavit evaluate --help` tells what it is")
+    for name in ("limit", "batch_size", "probe_scenes"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    if options.data == SHAPES and options.split is not None:
+        raise ValueError(f"--split: the shapes world has none, got {options.split}")
+    return options
+
+
+def _check_output(target: str | None) -> None:
+    """What can go wrong with it is told before the work, not after."""
+    if target in (None, "-"):
+        return
+    if Path(target).is_dir() or not Path(target).resolve().parent.is_dir():
+        what = "is a folder" if Path(target).is_dir() else "is in a folder that does not exist"
+        raise ValueError(f"--output: expected a file to write, {target} {what}")
+
+
+def _write(target: str, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=1) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    with atomic_write(target, "w") as file:
+        file.write(text)
