@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,9 @@ from lavit.kernels.gumbel_select import SEED_RANGE
 from lavit.language.cutting import cut_answer, cut_caption
 from lavit.language.guidance import MULTIMODAL_GUIDANCE, SamplingSettings
 from lavit.language.processing import LaVITProcessor
-from lavit.language.reading import PromptReader, Skipped
+from lavit.language.reading import Model, PromptReader, Skipped
 from lavit.language.sampling import sample_image_tokens
 from lavit.language.text_generation import generate_text
-
-if TYPE_CHECKING:
-    from lavit.language.model import LaVIT
 
 QUESTION = "Question: {} Answer:"
 """How the release asks."""
@@ -57,7 +54,7 @@ class GeneratedTokens:
 
 
 def caption(
-    model: LaVIT,
+    model: Model,
     images: Any,
     processor: LaVITProcessor,
     *,
@@ -98,7 +95,7 @@ def caption(
 
 
 def answer(
-    model: LaVIT,
+    model: Model,
     images: Any,
     questions: Sequence[str],
     processor: LaVITProcessor,
@@ -156,7 +153,7 @@ def _write(reader: PromptReader, cut: Callable[[str], str], **settings: Any) -> 
 
 @torch.no_grad()
 def generate_tokens(
-    model: LaVIT,
+    model: Model,
     prompts: Sequence[Any],
     processor: LaVITProcessor,
     settings: SamplingSettings | None = None,
@@ -241,7 +238,7 @@ def generate_tokens(
 
 
 def generate_features(
-    model: LaVIT,
+    model: Model,
     prompts: Sequence[Any],
     processor: LaVITProcessor,
     *arguments: Any,
@@ -256,11 +253,11 @@ def generate_features(
 
 
 @torch.no_grad()
-def _decode(model: LaVIT, codes: Ragged) -> Tensor:
+def _decode(model: Model, codes: Ragged) -> Tensor:
     return model.visual_tokenizer.decode(codes)
 
 
-def _ragged(codes: list[Tensor], model: LaVIT) -> Ragged:
+def _ragged(codes: list[Tensor], model: Model) -> Ragged:
     if codes:
         return Ragged.from_list(codes)
     device = model.language_model.lm_head.weight.device

@@ -21,9 +21,8 @@ from lavit.language import attention, inference
 from lavit.language.assembly import PackedBatch, SegmentLoss, assemble
 from lavit.language.configuration import LaVITConfig
 from lavit.language.loss import linear_cross_entropy
-from lavit.language.parameters import grow_vocabulary
 from lavit.language.understanding import Understanding
-from lavit.language.vocabulary import Vocabulary
+from lavit.language.vocabulary import Vocabulary, grow_vocabulary
 from lavit.tokenizer import LaVITTokenizer, VisualTokens
 from lavit.tokenizer.model import describe_tensors
 

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import LlamaForCausalLM
 
 from lavit.kernels import Ragged, Segment, segment_order
+from lavit.language.assembly import PackedBatch
+from lavit.language.configuration import LaVITConfig
 from lavit.language.processing import LaVITProcessor
-from lavit.tokenizer import VisualTokens
+from lavit.language.vocabulary import Vocabulary
+from lavit.tokenizer import LaVITTokenizer, VisualTokens
 
-if TYPE_CHECKING:
-    from lavit.language.model import LaVIT
+
+class Model(Protocol):
+    """What reading and writing ask of a model, which is :class:`lavit.LaVIT`."""
+
+    config: LaVITConfig
+    language_model: LlamaForCausalLM
+    visual_tokenizer: LaVITTokenizer
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    def assemble(self, text: Ragged, segments: Ragged, **images: Any) -> PackedBatch: ...
+
+    def embed(self, batch: PackedBatch) -> Tensor: ...
 
 
 class Skipped(NamedTuple):
@@ -53,7 +69,7 @@ class PromptReader:
 
     def __init__(
         self,
-        model: LaVIT,
+        model: Model,
         processor: LaVITProcessor,
         prompts: Sequence[Sequence[Any]],
         *,
@@ -172,7 +188,7 @@ class PromptReader:
         self.skipped.append(Skipped(number, str(error)))
 
 
-def _check_processor(model: LaVIT, processor: LaVITProcessor) -> None:
+def _check_processor(model: Model, processor: LaVITProcessor) -> None:
     """Whether the processor is this model's."""
     size, text_size = processor.image_processor.size, processor.text_size
     config = model.config

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from transformers import LlamaForCausalLM
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -41,3 +44,22 @@ class Vocabulary:
     def size(self) -> int:
         """Number of ids in use."""
         return self.text_size + 2 + self.num_codes
+
+
+@torch.no_grad()
+def grow_vocabulary(language_model: LlamaForCausalLM, text_size: int, size: int) -> None:
+    """Give input embeddings and head the rows ``text_size`` to ``size``, drawn as if they were more of the old ones.
+
+    A new row is mean + sum_i z_i (old_i - mean) / sqrt(text_size) with normal z: the old rows' mean and covariance, for
+    any size (transformers' own ``mean_resizing`` gives all new rows nearly the mean, so that the codes would start
+    alike). Rows that exist beyond ``text_size``, the padding of a checkpoint, are drawn anew too. By torch's generator.
+    """
+    if language_model.config.vocab_size < size:
+        language_model.resize_token_embeddings(size, mean_resizing=False)
+    weights = [language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight]
+    for weight in weights[: 1 if weights[0] is weights[1] else 2]:
+        old = weight[:text_size].float()
+        mean = old.mean(dim=0)
+        centred = (old - mean) / text_size**0.5
+        for rows in weight[text_size:size].split(4096):  # the normal numbers of all rows at once may be gigabytes
+            rows.copy_(mean + torch.randn(rows.shape[0], text_size, device=weight.device) @ centred)
