@@ -104,7 +104,9 @@ def lines(name: str, report: TaskReport) -> Iterator[str]:
         yield "  not judged: the answers are not known"
     elif "scores" in score:  # COCO's captions
         yield from (f"  {metric:<10} {value:.4f}" for metric, value in score["scores"].items())
-        yield from (f"  {metric:<10} skipped: {reason}" for metric, reason in score["skipped"].items())
+        for reason in dict.fromkeys(score["skipped"].values()):
+            metrics = ", ".join(metric for metric, why in score["skipped"].items() if why == reason)
+            yield f"  skipped: {metrics}: {reason}"
     elif "by_answer_type" in score:
         yield _figure("all", score["overall"]["accuracy"])
         yield from (_figure(kind, share["accuracy"]) for kind, share in score["by_answer_type"].items())

@@ -224,7 +224,8 @@ def test_captions_and_answers_of_a_folder_are_judged_and_written_as_result_files
     assert caption["results"] == [{"image_id": i, "caption": f"a picture of thing {i}"} for i in range(5)]
     score = caption["score"]
     assert set(score["scores"]) | set(score["skipped"]) == set(METRICS) and score["captions"] == 5
-    assert all(f"{metric:<10} skipped: {reason}" in out for metric, reason in score["skipped"].items())
+    told = [line for line in out.splitlines() if line.startswith("  skipped: ")]
+    assert all(any(m in line and reason in line for line in told) for m, reason in score["skipped"].items())
     assert vqa["results"][:2] == [{"question_id": 0, "answer": "Yes."}, {"question_id": 1, "answer": "two"}]
     kinds = vqa["score"]["by_answer_type"]
     assert kinds["yes/no"]["accuracy"] == 1 and kinds["number"]["accuracy"] == pytest.approx(
