@@ -58,18 +58,19 @@ def main(argv: Sequence[str]) -> int:
         else:
             reports = dict(_folder(options, tasks, folder, model, processor))
         first, processes = distributed.rank() == 0, distributed.world_size()
-    if first:
-        for name, reason in left_out:
-            print(f"lavit: skipped {name}: {reason}", file=sys.stderr)
-        for report in reports.values():
-            for item in report.skipped:
-                print(f"lavit: skipped {item.name}: {item.reason}", file=sys.stderr)
-        if options.output != "-":
-            print("\n".join(line for name, report in reports.items() for line in lines(name, report)))
-        if options.output:
-            about = {name: getattr(options, name) for name in ("model", "data", "split", "limit", "seed")}
-            found = {name: report.as_dict() for name, report in reports.items()}
-            _write(options.output, {**about, "processes": processes, "tasks": found, "left_out": left_out})
+    if not first:
+        return 0  # a code of its own would have torchrun end the first process, which still writes
+    for name, reason in left_out:
+        print(f"lavit: skipped {name}: {reason}", file=sys.stderr)
+    for report in reports.values():
+        for item in report.skipped:
+            print(f"lavit: skipped {item.name}: {item.reason}", file=sys.stderr)
+    if options.output != "-":
+        print("\n".join(line for name, report in reports.items() for line in lines(name, report)))
+    if options.output:
+        about = {name: getattr(options, name) for name in ("model", "data", "split", "limit", "seed")}
+        found = {name: report.as_dict() for name, report in reports.items()}
+        _write(options.output, {**about, "processes": processes, "tasks": found, "left_out": left_out})
     return 1 if left_out or any(report.skipped for report in reports.values()) else 0
 
 
@@ -214,9 +215,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--model", metavar="DIR", help="folder of a model, as `lavit train language` writes it")
     add("--data", metavar="D", help="shapes, or a folder of images with captions and questions")
     add("--task", action="append", choices=TASKS, help="what to judge, once or more; else all that the data allows")
-    add(
-        "--output", metavar="F", help="write figures and all results to this file (JSON); - for the standard output"
-    )
+    add("--output", metavar="F", help="write figures and all results to this file (JSON); - for the standard output")
     add("--split", metavar="S", help="of Karpathy's captions: train, restval, val or test; else all")
     add("--limit", type=int, metavar="N", help=f"at most N images (vqa of a folder: questions); scenes: [{SCENES}]")
     add("--batch-size", type=int, default=32, metavar="B", help="items at a time on each process [32]")

@@ -59,6 +59,8 @@ class Knowing:
 
     def caption(self, images, processor, **settings):
         self.asked.append(settings)
+        if any(np.asarray(image).tobytes() not in self.said for image in images):
+            raise ValueError("never seen")
         return [self.said[np.asarray(image).tobytes()] for image in images]
 
     def answer(self, images, questions, processor, **settings):
@@ -156,14 +158,22 @@ def test_results_and_seeds_do_not_depend_on_the_batch_size(run):
     assert together["tasks"]["generate"]["settings"] == {"min_tokens": 1, "guidance": 2}
 
 
+def forgetful() -> Knowing:
+    """Has no caption for scene 4."""
+    model = of_shapes(5, wrong=2)
+    del model.said[model.images[4].tobytes()]
+    return model
+
+
 def judge_on_two(rank: int, folder: str) -> None:
     """One of two processes; only the first writes."""
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    model = of_shapes(5, wrong=2)
+    model = forgetful()
     evaluate.load_model = lambda folder, device: (model, model.processor)
     words = ["--data", "shapes", "--limit", str(SCENES), "--seed", "5", "--probe-scenes", "64", "--guidance", "2"]
-    evaluate.main(["--model", "x", "--device", "cpu", "--output", f"{folder}/{rank}.json", *words])
+    code = evaluate.main(["--model", "x", "--device", "cpu", "--output", f"{folder}/{rank}.json", *words])
+    assert code == (1 if rank == 0 else 0)  # so that torchrun does not end the first, which writes, for the second
     torch.distributed.destroy_process_group()
 
 
@@ -172,8 +182,9 @@ def test_two_processes_report_what_one_does(run, tmp_path):
     words = ("--data", "shapes", "--limit", SCENES, "--seed", 5, "--probe-scenes", 64, "--guidance", 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as there
-    alone = run(of_shapes(5, wrong=2), *words)[1]
+    code, alone, _, err = run(forgetful(), *words)
     torch.set_num_threads(threads)
+    assert code == 1 and "skipped scene 4: never seen" in err
     assert not (tmp_path / "1.json").exists()
     assert json.loads((tmp_path / "0.json").read_text()) == {**alone, "processes": 2}
 
