@@ -118,9 +118,10 @@ def _rate(extra: dict[str, Any]) -> str:
         return f"{extra['scores_per_second']:.3g} scores/s"
     if "gigabytes_per_second" in extra:
         return f"{extra['gigabytes_per_second']:.3g} GB/s"
-    if "samples_per_second" in extra:
-        full = f", {100 * extra['fill_rate']:.4g} % full" if "fill_rate" in extra else ""
-        return f"{extra['samples_per_second']:.3g} samples/s{full}"
+    for unit in ("samples", "tokens"):
+        if f"{unit}_per_second" in extra:
+            full = f", {100 * extra['fill_rate']:.4g} % full" if "fill_rate" in extra else ""
+            return f"{extra[f'{unit}_per_second']:.3g} {unit}/s{full}"
     return ""
 
 

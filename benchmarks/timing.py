@@ -18,6 +18,7 @@ RATES = (
     ("operations", "operations_per_second", 1),
     ("scores", "scores_per_second", 1),
     ("samples", "samples_per_second", 1),
+    ("tokens", "tokens_per_second", 1),
 )
 
 
@@ -41,7 +42,7 @@ def measure(
     passed, parity: whether this very case gave the right result, and how near. A case that did not is an AssertionError
         and no figure, unless it is ``approximate``: then it is timed, and its parity printed in place of a ratio.
     counts_memory: False where the allocations are not torch's (faiss, numpy), which nothing here sees.
-    extra: with bytes_moved, operations, scores or samples of one run, the table also gets the rate at the median.
+    extra: with bytes_moved, operations, scores, samples or tokens of one run, the table has the rate at the median.
 
     On a GPU runs are recorded in a CUDA graph and its replays timed, so that the host is not; a run that cannot be
     recorded is timed run after run, and ``timed`` says why. Inputs are the same every time: what fits in the caches

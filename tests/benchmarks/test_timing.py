@@ -92,7 +92,14 @@ def test_the_markdown_table_comes_from_pytests_file(tmp_path, capsys):
         "group": "search",
         "name": "bench[x]",
         "param": "x",
-        "extra_info": {"implementation": "release", "baseline": True, "passed": True, "peak_bytes": 2_500_000},
+        "extra_info": {
+            "implementation": "release",
+            "baseline": True,
+            "passed": True,
+            "peak_bytes": 2_500_000,
+            "tokens_per_second": 1234.5,
+            "fill_rate": 0.5,
+        },
         "stats": {"median": 2e-3, "q1": 1e-3, "q3": 3e-3},
     }
     machine = {"device": "a GPU", "driver": "1.2", "threads": 2, "torch": "3", "triton": "4"}
@@ -101,4 +108,4 @@ def test_the_markdown_table_comes_from_pytests_file(tmp_path, capsys):
     assert main([str(tmp_path / "run.json")]) == 0
     printed = capsys.readouterr().out
     assert "a GPU, driver 1.2, 2 threads, torch 3, triton 4, commit abc" in printed
-    assert "| release | 2 ms | 1 ms to 3 ms |  | 2.5 MB | 1 (the release) |" in printed
+    assert "| release | 2 ms | 1 ms to 3 ms | 1.23e+03 tokens/s, 50 % full | 2.5 MB | 1 (the release) |" in printed
