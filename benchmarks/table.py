@@ -1,7 +1,7 @@
 """The benchmarks' figures as a table: at the end of ``pytest benchmarks``, and for a README from pytest's JSON file.
 
-``python -m benchmarks.table FILE.json`` prints Markdown. A ratio to the release's way is in it only where the parity
-of that very case, and of the release's, held.
+``python -m benchmarks.table FILE.json`` prints Markdown. A ratio to the group's baseline, the release's way where the
+release has one, is in it only where the parity of that very case, and of the baseline, held.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HEADING = ("implementation", "median", "quartiles", "rate", "peak memory", "against the release")
+HEADING = ("implementation", "median", "quartiles", "rate", "peak memory", "against the baseline")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def grouped(cases: list[Case]) -> dict[str, list[Case]]:
 
 
 def comparison(case: Case, group: list[Case]) -> str:
-    """How much faster than the release's way: said only of a case whose result was right."""
+    """How much faster than the baseline: said only of a case whose result was right."""
     baseline = next((c for c in group if c.extra.get("baseline")), None)
     if not case.extra.get("passed"):
         parity = case.extra.get("parity")
@@ -59,8 +59,8 @@ def comparison(case: Case, group: list[Case]) -> str:
     if baseline is None:
         return ""
     if case is baseline:
-        return "1 (the release)"
-    return f"{baseline.median / case.median:.3g}×" if baseline.extra.get("passed") else "no parity of the release"
+        return "1 (baseline)"
+    return f"{baseline.median / case.median:.3g}×" if baseline.extra.get("passed") else "no parity of the baseline"
 
 
 def row(case: Case, group: list[Case]) -> tuple[str, ...]:

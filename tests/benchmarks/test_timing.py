@@ -83,7 +83,7 @@ def test_a_ratio_is_told_only_where_parity_held():
     group = [release, right, wrong]
     assert comparison(right, group) == "4×"
     assert comparison(wrong, group) == "no parity, no ratio: disagreement 0.02"
-    assert comparison(right, [case("release", 1.0, baseline=True, passed=False), right]) == "no parity of the release"
+    assert comparison(right, [case("release", 1.0, baseline=True, passed=False), right]) == "no parity of the baseline"
     assert "no ratio" in text(group) and "10×" not in text(group)
 
 
@@ -108,4 +108,4 @@ def test_the_markdown_table_comes_from_pytests_file(tmp_path, capsys):
     assert main([str(tmp_path / "run.json")]) == 0
     printed = capsys.readouterr().out
     assert "a GPU, driver 1.2, 2 threads, torch 3, triton 4, commit abc" in printed
-    assert "| release | 2 ms | 1 ms to 3 ms | 1.23e+03 tokens/s, 50 % full | 2.5 MB | 1 (the release) |" in printed
+    assert "| release | 2 ms | 1 ms to 3 ms | 1.23e+03 tokens/s, 50 % full | 2.5 MB | 1 (baseline) |" in printed
