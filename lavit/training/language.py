@@ -83,7 +83,7 @@ class Step(nn.Module):
             "text_loss": out.text_loss,
             "image_loss": out.image_loss,
             "labels": out.num_labels,
-            "tokens": torch.tensor(float(row.tokens)),
+            "tokens": out.loss.new_full((), row.tokens),  # where the others are, without a copy
         }
 
     def _no_tokens(self) -> tuple[Tensor, Tensor, Tensor]:
