@@ -8,6 +8,7 @@
 // (blocks * S / 2) * 12 bytes, which stays below the traffic of the rows while a segment has 100 of them or so.
 #include "../assemble_sequences.h"
 #include "launch.h"
+#include "scan.cuh"
 
 #include <algorithm>
 
@@ -21,30 +22,6 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kItems = 4;  // segments a thread
 constexpr int kTile = kThreads * kItems;
 constexpr int kBlocksPerProcessor = 2;  // as many as are resident
-
-// Sum over the threads before this one, and in *total over all. Whoever calls it again finds warp_sums free.
-template <typename T>
-__device__ T exclusive_sum(T value, T* warp_sums, T* total) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  T inclusive = value;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const T before = __shfl_up_sync(~0u, inclusive, step);
-    if (lane >= step) inclusive += before;
-  }
-  if (lane == 31) warp_sums[warp] = inclusive;
-  __syncthreads();
-  T base = 0, sum = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    const T of_warp = warp_sums[w];
-    if (w < warp) base += of_warp;
-    sum += of_warp;
-  }
-  __syncthreads();
-  *total = sum;
-  return base + inclusive - value;
-}
 
 // The first i in [low, high) for which `beyond(i)` holds, or high; beyond is false, then true.
 template <typename Index, typename Beyond>
@@ -156,7 +133,7 @@ __global__ void __launch_bounds__(kThreads)
       tile.meta[mine + k] = static_cast<uint8_t>(kind[k] | loss << 2);
       pieces += kind[k] == kText ? 1u << 16 : (is_image(kind[k]) ? 1u : 0u);
     }
-    uint32_t rank = exclusive_sum(pieces, piece_sums, &pieces_in_tile);
+    uint32_t rank = exclusive_sum<kWarps>(pieces, piece_sums, &pieces_in_tile);
 
     // How many rows it becomes.
     int64_t length = 0, rows_in_tile = 0;
@@ -177,7 +154,7 @@ __global__ void __launch_bounds__(kThreads)
     }
 
     // Where its rows begin.
-    int64_t start = next_row + exclusive_sum(length, row_sums, &rows_in_tile);
+    int64_t start = next_row + exclusive_sum<kWarps>(length, row_sums, &rows_in_tile);
 #pragma unroll
     for (int k = 0; k < kItems; ++k) {
       tile.start[mine + k] = static_cast<int32_t>(min(start, int64_t{total}));

@@ -7,32 +7,13 @@
 // 64 KB read and read again from L1, 8 MB read from L2 by all blocks together (64 KB by the last), 256 KB written; the
 // launch itself is the cost.
 #include "launch.h"
+#include "scan.cuh"
 
 namespace lavit::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-
-// Sum over the block of `value`, and with it the sum over all threads before this one.
-__device__ int32_t exclusive_sum(int32_t value, int32_t* warp_sums, int32_t* total) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int32_t inclusive = value;
-  for (int step = 1; step < 32; step *= 2) {
-    const int32_t before = __shfl_up_sync(~0u, inclusive, step);
-    if (lane >= step) inclusive += before;
-  }
-  if (lane == 31) warp_sums[warp] = inclusive;
-  __syncthreads();
-  int32_t base = 0, sum = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    if (w < warp) base += warp_sums[w];
-    sum += warp_sums[w];
-  }
-  __syncthreads();  // the next call may overwrite warp_sums
-  *total = sum;
-  return base + inclusive - value;
-}
 
 // This thread's share of the kept ones among the first n entries of a mask: 16 are read at a time from where addresses
 // are whole vectors, single ones before and after.
@@ -55,7 +36,7 @@ __device__ int32_t share_of_kept(const uint8_t* __restrict__ keep, int64_t n) {
 // The number of kept ones among the first n entries of a mask.
 __device__ int32_t kept_among(const uint8_t* keep, int64_t n, int32_t* warp_sums) {
   int32_t count = 0;
-  exclusive_sum(share_of_kept(keep, n), warp_sums, &count);
+  exclusive_sum<kWarps>(share_of_kept(keep, n), warp_sums, &count);
   return count;
 }
 
@@ -67,7 +48,7 @@ __device__ void place(const uint8_t* __restrict__ row, int64_t patches, int32_t 
     const int64_t p = start + threadIdx.x;
     const bool kept = p < patches && row[p] != 0;
     int32_t in_tile = 0;
-    const int32_t rank = kept_before + exclusive_sum(kept, warp_sums, &in_tile);
+    const int32_t rank = kept_before + exclusive_sum<kWarps>(int32_t{kept}, warp_sums, &in_tile);
     if (p < patches) out[kept ? rank : count + (p - rank)] = static_cast<int32_t>(p);
     kept_before += in_tile;
   }
@@ -113,7 +94,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t i = start + threadIdx.x;
     const int32_t n = i < batch ? __ldcg(cu_kept + i + 1) : 0;  // past L1: other blocks wrote it
     int32_t in_tile = 0;
-    const int32_t end = carry + exclusive_sum(n, warp_sums, &in_tile) + n;
+    const int32_t end = carry + exclusive_sum<kWarps>(n, warp_sums, &in_tile) + n;
     if (i < batch) {
       cu_kept[i + 1] = end;
       cu_dropped[i + 1] = static_cast<int32_t>((i + 1) * patches - end);
