@@ -17,7 +17,8 @@ from torch import Tensor
 from lavit.language.vocabulary import Vocabulary
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.decoder import TokenDecoder
-from lavit.tokenizer.model import LaVITTokenizer, describe_tensors
+from lavit.tokenizer.model import LaVITTokenizer
+from lavit.tokenizer.strict import describe_tensors
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

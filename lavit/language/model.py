@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, LlamaForCausalLM
 from transformers.utils import ModelOutput
 
 from lavit.kernels import Ragged
@@ -24,7 +22,7 @@ from lavit.language.loss import linear_cross_entropy
 from lavit.language.understanding import Understanding
 from lavit.language.vocabulary import Vocabulary, grow_vocabulary
 from lavit.tokenizer import LaVITTokenizer, VisualTokens
-from lavit.tokenizer.model import describe_tensors
+from lavit.tokenizer.strict import StrictModel
 
 IGNORED = -100
 
@@ -49,7 +47,7 @@ class LaVITOutput(ModelOutput):
     batch: PackedBatch | None = None
 
 
-class LaVIT(PreTrainedModel):
+class LaVIT(StrictModel):
     """LaVIT (arXiv 2309.04669, section 3.2): a LLaMA whose vocabulary holds the codes of a visual tokenizer.
 
     language_model: a LlamaForCausalLM; one softmax over text ids, [IMG], [/IMG] and codes. visual_tokenizer: frozen
@@ -294,29 +292,6 @@ class LaVIT(PreTrainedModel):
     answer = inference.answer
     generate_tokens = inference.generate_tokens
     generate_features = inference.generate_features
-
-    # Files.
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[Any] | None, *model_args: Any, **kwargs: Any
-    ) -> Any:
-        """transformers' method, but strict, as ``LaVITTokenizer.from_pretrained``: a checkpoint that lacks or adds
-        tensors, or has one of another shape, is refused with a ValueError that names all of them."""
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)
-        source = pretrained_model_name_or_path
-        try:
-            loaded: Any = super().from_pretrained(source, *model_args, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(f"{source}: a weights file is damaged ({error})") from error
-        model, info = loaded
-        model.freeze()
-        wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
-        message = describe_tensors(info["missing_keys"], info["unexpected_keys"], wrong_shape)
-        if message:
-            raise ValueError(f"{source}: the weights do not fit the configuration: {message}")
-        return loaded if wants_info else model
 
 
 def _mean(rows: Tensor, wanted: Tensor) -> Tensor:

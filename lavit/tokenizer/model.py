@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel
 from transformers.initialization import copy_
 from transformers.utils import ModelOutput
 
@@ -26,6 +24,7 @@ from .merger import Layout, Merger
 from .position import plane_waves
 from .quantizer import Codebook, Quantizer, in_full_precision
 from .selector import Selector, in_precision
+from .strict import StrictModel
 
 # Deviations of new embeddings where the configuration leaves them open; that of a standardised feature is 1.
 EMBEDDING_STD = 0.1
@@ -77,7 +76,7 @@ class LaVITTokenizerOutput(ModelOutput):
     cu_seqlens: Tensor | None = None
 
 
-class LaVITTokenizer(PreTrainedModel):
+class LaVITTokenizer(StrictModel):
     """LaVIT's dynamic visual tokenizer (arXiv 2309.04669, section 3.1), with the release's parameter names.
 
     The encoder is frozen. ``features=`` of every method is what :meth:`encode_features` returns, so that features may
@@ -441,35 +440,6 @@ class LaVITTokenizer(PreTrainedModel):
     @staticmethod
     def _dtype_of(layer: nn.Linear) -> torch.dtype:
         return layer.weight.dtype
-
-    # Files.
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[Any] | None, *model_args: Any, **kwargs: Any
-    ) -> Any:
-        """transformers' method, but strict: a checkpoint that lacks or adds tensors, or has one of another shape, is
-        refused with a ValueError that names all of them."""
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.update(output_loading_info=True, ignore_mismatched_sizes=True)
-        source = pretrained_model_name_or_path
-        try:
-            loaded: Any = super().from_pretrained(source, *model_args, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(f"{source}: a weights file is damaged ({error})") from error
-        model, info = loaded
-        model.freeze()
-        wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
-        message = describe_tensors(info["missing_keys"], info["unexpected_keys"], wrong_shape)
-        if message:
-            raise ValueError(f"{source}: the weights do not fit the configuration: {message}")
-        return loaded if wants_info else model
-
-
-def describe_tensors(missing: Any, unexpected: Any, wrong_shape: Any = ()) -> str:
-    """All the names at fault, sorted, in one line per fault; empty when there is none."""
-    faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong_shape))
-    return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in faults if names)
 
 
 def describe_non_finite(images: Tensor | None, features: Tensor) -> str:

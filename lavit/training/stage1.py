@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lavit.hub import ENCODER_FILE, read_tensors, tokenizer_folder
 from lavit.kernels.types import compute_dtype
 from lavit.tokenizer import LaVITTokenizer
-from lavit.tokenizer.model import describe_tensors
+from lavit.tokenizer.strict import describe_tensors
 from lavit.training.metrics import COUNTS
 
 # Parts that the stage-1 loss does not reach: the frozen encoder, the projection to the language model and the heads
