@@ -25,7 +25,8 @@ from PIL import Image
 from lavit.data.annotations import AnnotationError, Annotations, CaptionItem, VQAItem, read_captions, read_vqa
 from lavit.data.images import load_image
 from lavit.data.mixture import Sample, Source
-from lavit.data.shapes_language import KINDS, PROMPT, Encode, sample_of
+from lavit.data.questions import PROMPT
+from lavit.data.shapes_language import KINDS, Encode, sample_of
 
 TEXTS = ("text.jsonl", "text.txt")
 

@@ -36,6 +36,9 @@ from lavit.data.shapes import (
     name,
 )
 
+PROMPT = "Question: {} Answer:"
+"""How the release asks."""
+
 KINDS = ("count", "colour", "shape", "exists")
 ANSWERS = {
     "count": tuple(str(n) for n in range(1, MAX_OBJECTS + 1)),
@@ -202,4 +205,4 @@ def sentences() -> list[str]:
         "exists": [f"is there a {name(kind)}?" for kind in range(1, NUM_CLASSES)],
     }
     pairs = [(text, answer) for kind in KINDS for text in asked[kind] for answer in ANSWERS[kind]]
-    return [*map(caption, few), *(f"Question: {text} Answer: {answer}" for text, answer in pairs)]
+    return [*map(caption, few), *(f"{PROMPT.format(text)} {answer}" for text, answer in pairs)]

@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 
 from lavit.data.mixture import Sample, Source
-from lavit.data.questions import Question, questions
+from lavit.data.questions import PROMPT, Question, questions
 from lavit.data.shapes import Scenes, ShapesWorld
 from lavit.kernels import Loss, Segment
 
 Encode = Callable[[str], list[int]]
-
-PROMPT = "Question: {} Answer:"
-"""How the release asks."""
 
 KINDS = ("caption", "question", "image", "text")
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lavit.data.questions import PROMPT as QUESTION
 from lavit.kernels import Ragged
 from lavit.kernels.gumbel_select import SEED_RANGE
 from lavit.language.cutting import cut_answer, cut_caption
@@ -19,9 +20,6 @@ from lavit.language.processing import LaVITProcessor
 from lavit.language.reading import Model, PromptReader, Skipped
 from lavit.language.sampling import sample_image_tokens
 from lavit.language.text_generation import generate_text
-
-QUESTION = "Question: {} Answer:"
-"""How the release asks."""
 
 Scorer = Callable[[Sequence[Any], Tensor], Any]
 """(prompts, features (n, N, C_out) of the decoded samples), n of each -> n numbers, the higher the better."""

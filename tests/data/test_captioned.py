@@ -12,7 +12,7 @@ from PIL import Image
 
 from lavit.data import AnnotationError, ImageError
 from lavit.data.captioned import ImageFiles, captioned_sources, read_folder, read_texts, usual_answer
-from lavit.data.shapes_language import PROMPT
+from lavit.data.questions import PROMPT
 from lavit.kernels import Loss, Segment
 
 TEXT, CODES, FEATURES = Segment

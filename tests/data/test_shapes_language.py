@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lavit.data.questions import questions, read_caption, sentences
+from lavit.data.questions import PROMPT, questions, read_caption, sentences
 from lavit.data.shapes import ShapesWorld
-from lavit.data.shapes_language import PROMPT, ShapesSource, encoder_of, shapes_sources
+from lavit.data.shapes_language import ShapesSource, encoder_of, shapes_sources
 from lavit.kernels import Loss, Segment
 from lavit.language.text import train_text_tokenizer
 

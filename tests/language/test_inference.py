@@ -14,7 +14,7 @@ from PIL import Image
 from tiny_lavit import NUM_CODES, SIDE, llama, tokenizer
 from torch import Tensor
 
-from lavit.data.shapes_language import PROMPT
+from lavit.data.questions import PROMPT
 from lavit.kernels import Loss, Ragged, Segment
 from lavit.language import LaVIT, LaVITProcessor, inference
 from lavit.language.guidance import SamplingSettings
