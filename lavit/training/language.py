@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,22 +25,19 @@ from lavit.language.model import LaVIT
 from lavit.language.parameters import parameter_groups, scale_rows
 from lavit.language.processing import LaVITProcessor
 from lavit.language.text import train_text_tokenizer
-from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
-from lavit.training import config as configuration
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.training import distributed, runs
 from lavit.training.checkpoint import Checkpoints, generator_state, set_generator_state
 from lavit.training.language_data import ImageStore, folder_data, open_folder, shapes_data
 from lavit.training.language_recipe import LanguageTrainingConfig, language_recipe_file
-from lavit.training.loop import Run, TrainingDiverged, train
-from lavit.training.metrics import MetricsWriter, progress_line
+from lavit.training.loop import Run, train
+from lavit.training.metrics import MetricsWriter
 from lavit.training.recipe import SHAPES
 from lavit.training.schedule import learning_rate
 
 __all__ = ["ImageStore", "LanguageTrainingConfig", "LanguageTrainingResult", "main", "train_language"]
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass
@@ -71,13 +67,8 @@ class Step(nn.Module):
         self._store = [store]  # no part of the module
 
     def forward(self, row: PackedRow) -> dict[str, Tensor]:
-        pictures: dict[str, Any] = {}
-        if len(row.images):
-            features, tokens = self._store[0].take(row.images)
-            pictures = {"features": features, "tokens": tokens}
-        else:
-            pictures = {"tokens": VisualTokens(*self._no_tokens())}
-        out = self.model(row.text, row.segments, loss=row.loss, **pictures)
+        features, tokens = self._store[0].take(row.images)
+        out = self.model(row.text, row.segments, loss=row.loss, features=features, tokens=tokens)
         return {
             "loss": out.loss,
             "text_loss": out.text_loss,
@@ -86,10 +77,6 @@ class Step(nn.Module):
             "tokens": out.loss.new_full((), row.tokens),  # where the others are, without a copy
         }
 
-    def _no_tokens(self) -> tuple[Tensor, Tensor, Tensor]:
-        keep = self._store[0].keep[:0]
-        return torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int32), keep
-
 
 def train_language(
     config: LanguageTrainingConfig,
@@ -97,7 +84,7 @@ def train_language(
     tokenizer: LaVITTokenizer | None = None,
     processor: LaVITImageProcessor | None = None,
     store: ImageStore | None = None,
-    progress: Progress | None = None,
+    progress: runs.Progress | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> LanguageTrainingResult:
@@ -123,7 +110,7 @@ def _train(
     tokenizer: LaVITTokenizer | None,
     processor: LaVITImageProcessor | None,
     store: ImageStore | None,
-    progress: Progress | None,
+    progress: runs.Progress | None,
     resume: bool,
     overwrite: bool,
 ) -> LanguageTrainingResult:
@@ -161,12 +148,6 @@ def _train(
         writer = MetricsWriter(output, resume_at=run.step if saved else None, tensorboard=config.tensorboard)
     history: list[dict[str, Any]] = writer.rows if writer is not None else []
 
-    def keep_row(row: dict[str, Any]) -> None:
-        if writer is None:
-            history.append({k: v for k, v in row.items() if k not in ("eta_seconds", "steps")})
-        if progress is not None:
-            progress(row)
-
     try:
         stop = train(
             run,
@@ -175,7 +156,7 @@ def _train(
             learning_rate=lambda step: learning_rate(step, config.loop.steps, config.schedule),
             checkpoints=checkpoints,
             writer=writer,
-            progress=keep_row,
+            progress=runs.keeper(history, writer, progress),
         )
     finally:
         if writer is not None:
@@ -240,11 +221,7 @@ def _build(
     if tokenizer is None:
         tokenizer = LaVITTokenizer.from_pretrained(config.tokenizer)
     if processor is None:
-        folder = config.tokenizer
-        if folder is not None and (Path(folder) / "preprocessor_config.json").is_file():
-            processor = LaVITImageProcessor.from_pretrained(folder)
-        else:
-            processor = LaVITImageProcessor(size=tokenizer.config.image_size)
+        processor = runs.processor_of(config.tokenizer, tokenizer)
     if config.language_model is not None:
         text = AutoTokenizer.from_pretrained(config.language_model)
         language = LlamaForCausalLM.from_pretrained(config.language_model)
@@ -283,28 +260,14 @@ settings [default]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``lavit train language``; returns the exit code. ValueError and OSError for wrong use or input."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in words or "-h" in words:
-        print(USAGE + configuration.describe(LanguageTrainingConfig))
-        return 0
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config, flags = runs.read_words(LanguageTrainingConfig, words, "runs/language", language_recipe_file)
-    try:
-        result = train_language(config, progress=_print, resume="resume" in flags, overwrite="overwrite" in flags)
-    except TrainingDiverged as problem:
-        print(f"lavit train language: {problem}", file=sys.stderr)
-        return 1
-    if distributed.launched_rank() == 0:
-        if result.skipped_items:
-            print(f"{len(result.skipped_items)} items of {config.data} could not be used and were left out:")
-            for name, reason in result.skipped_items[:20]:
-                print(f"  {name}: {reason}")
-        if result.stopped_by is not None and result.path is None:
-            print(f"stopped by signal {result.stopped_by}; go on with --resume --output {config.output}")
-        else:
-            print(f"the model is in {result.path}")
-    return 0 if result.stopped_by is None else 128 + result.stopped_by
+    return runs.command(
+        "language", argv, LanguageTrainingConfig, USAGE, language_recipe_file, train_language, _print_end
+    )
 
 
-def _print(row: dict[str, Any]) -> None:
-    print(progress_line(row, row["steps"]), flush=True)
+def _print_end(config: LanguageTrainingConfig, result: LanguageTrainingResult) -> None:
+    runs.tell_skipped(f"items of {config.data} could not be used and were left out", result.skipped_items)
+    if result.stopped_by is not None and result.path is None:
+        print(f"stopped by signal {result.stopped_by}; go on with --resume --output {config.output}")
+    else:
+        print(f"the model is in {result.path}")

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,15 +14,28 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.training import config as configuration
 from lavit.training import distributed
 from lavit.training.checkpoint import Checkpoints
+from lavit.training.loop import TrainingDiverged
+from lavit.training.metrics import MetricsWriter, progress_line
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "training.yaml"
 
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Finished(Protocol):
+    """The result of a run. stopped_by: the signal that stopped it, or None."""
+
+    stopped_by: int | None
+
+
 Config = TypeVar("Config")
+Result = TypeVar("Result", bound=Finished)
 
 
 class Saved(Protocol):
@@ -65,6 +79,13 @@ def save_whole(folder: Path, *parts: Saved) -> None:
     hidden.rmdir()
 
 
+def processor_of(folder: str | None, tokenizer: LaVITTokenizer) -> LaVITImageProcessor:
+    """The image processor beside the model in a folder, else CLIP's with the tokenizer's size."""
+    if folder is not None and (Path(folder) / "preprocessor_config.json").is_file():
+        return LaVITImageProcessor.from_pretrained(folder)
+    return LaVITImageProcessor(size=tokenizer.config.image_size)
+
+
 def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -84,3 +105,56 @@ def read_words(
     base: str | Path = own if "resume" in flags and own.is_file() else recipe_file(given.get("preset", "small"))
     base = given.pop("config", base)
     return configuration.load(cls, base, given), flags
+
+
+def keeper(history: list[dict[str, Any]], writer: MetricsWriter | None, progress: Progress | None) -> Progress:
+    """What the loop gives every row of metrics to: into the history, where no writer keeps it, and to the caller."""
+
+    def keep(row: dict[str, Any]) -> None:
+        if writer is None:
+            history.append({k: v for k, v in row.items() if k not in ("eta_seconds", "steps")})
+        if progress is not None:
+            progress(row)
+
+    return keep
+
+
+def command(
+    name: str,
+    argv: Sequence[str] | None,
+    cls: type[Config],
+    usage: str,
+    recipe_file: Callable[[str], Path],
+    train: Callable[..., Result],
+    tell: Callable[[Config, Result], None],
+) -> int:
+    """``lavit train NAME``; returns the exit code. ValueError and OSError for wrong use or input.
+
+    train: gets the configuration, progress, resume and overwrite. tell: says how it ended, on the first process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in words or "-h" in words:
+        print(usage + configuration.describe(cls))
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config, flags = read_words(cls, words, f"runs/{name}", recipe_file)
+    try:
+        result = train(config, progress=_print, resume="resume" in flags, overwrite="overwrite" in flags)
+    except TrainingDiverged as problem:
+        print(f"lavit train {name}: {problem}", file=sys.stderr)
+        return 1
+    if distributed.launched_rank() == 0:
+        tell(config, result)
+    return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def _print(row: dict[str, Any]) -> None:
+    print(progress_line(row, row["steps"]), flush=True)
+
+
+def tell_skipped(what: str, skipped: Sequence[tuple[str, str]]) -> None:
+    """Names the first items that could not be used. what: as in "3 images could not be read"."""
+    if skipped:
+        print(f"{len(skipped)} {what}:")
+        for name, reason in skipped[:20]:
+            print(f"  {name}: {reason}")

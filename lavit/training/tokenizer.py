@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,11 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from lavit.data import DataStream, ImageFolder
 from lavit.data.shapes import ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
-from lavit.training import config as configuration
 from lavit.training import distributed, runs, stage1
 from lavit.training.checkpoint import Checkpoints, generator_state, set_generator_state
 from lavit.training.features import encoder_tensors, open_or_build
-from lavit.training.loop import Run, TrainingDiverged, train
+from lavit.training.loop import Run, train
 from lavit.training.metrics import MetricsWriter, progress_line
 from lavit.training.recipe import SHAPES, TokenizerTrainingConfig, recipe_file
 from lavit.training.schedule import Anneal, learning_rate, phase_at, phases
@@ -54,16 +52,13 @@ class TrainingResult:
     skipped_images: list[tuple[str, str]] = field(default_factory=list)
 
 
-Progress = Callable[[dict[str, Any]], None]
-
-
 def train_tokenizer(
     config: TokenizerTrainingConfig,
     *,
     model: LaVITTokenizer | None = None,
     stream: Any = None,
     features: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: runs.Progress | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainingResult:
@@ -93,7 +88,7 @@ def _train(
     model: LaVITTokenizer | None,
     stream: Any,
     features: Tensor | None,
-    progress: Progress | None,
+    progress: runs.Progress | None,
     resume: bool,
     overwrite: bool,
 ) -> TrainingResult:
@@ -136,12 +131,6 @@ def _train(
         writer = MetricsWriter(output, resume_at=run.step if saved else None, tensorboard=config.tensorboard)
     history = writer.rows if writer is not None else []
 
-    def keep_row(row: dict[str, Any]) -> None:
-        if writer is None:
-            history.append({k: v for k, v in row.items() if k not in ("eta_seconds", "steps")})
-        if progress is not None:
-            progress(row)
-
     stage = _Stage(config, device)
     try:
         stop = train(
@@ -152,7 +141,7 @@ def _train(
             before_step=stage.enter_phase,
             checkpoints=checkpoints,
             writer=writer,
-            progress=keep_row,
+            progress=runs.keeper(history, writer, progress),
         )
     finally:
         if writer is not None:
@@ -337,9 +326,7 @@ def _stream(dataset: Any, key: str, config: TokenizerTrainingConfig, transform: 
 
 def processor_of(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> LaVITImageProcessor:
     """The image processor of the model that the run started from, else CLIP's with the tokenizer's size."""
-    if config.model is not None and (Path(config.model) / "preprocessor_config.json").is_file():
-        return LaVITImageProcessor.from_pretrained(config.model)
-    return LaVITImageProcessor(size=tokenizer.config.image_size)
+    return runs.processor_of(config.model, tokenizer)
 
 
 # ------------------------------------------------------------------------------------------------------------ output
@@ -367,24 +354,9 @@ settings [default]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``lavit train tokenizer``; returns the exit code. ValueError and OSError for wrong use or input."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in words or "-h" in words:
-        print(USAGE + configuration.describe(TokenizerTrainingConfig))
-        return 0
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config, flags = runs.read_words(TokenizerTrainingConfig, words, "runs/tokenizer", recipe_file)
-    try:
-        result = train_tokenizer(config, progress=_print, resume="resume" in flags, overwrite="overwrite" in flags)
-    except TrainingDiverged as problem:
-        print(f"lavit train tokenizer: {problem}", file=sys.stderr)
-        return 1
-    if distributed.launched_rank() == 0:
-        _print_end(config, result)
-    return 0 if result.stopped_by is None else 128 + result.stopped_by
-
-
-def _print(row: dict[str, Any]) -> None:
-    print(progress_line(row, row["steps"]), flush=True)
+    return runs.command(
+        "tokenizer", argv, TokenizerTrainingConfig, USAGE, recipe_file, train_tokenizer, _print_end
+    )
 
 
 def _log_encoder(row: dict[str, Any]) -> None:
@@ -392,10 +364,7 @@ def _log_encoder(row: dict[str, Any]) -> None:
 
 
 def _print_end(config: TokenizerTrainingConfig, result: TrainingResult) -> None:
-    if result.skipped_images:
-        print(f"{len(result.skipped_images)} images could not be read and were skipped:")
-        for name, reason in result.skipped_images[:20]:
-            print(f"  {name}: {reason}")
+    runs.tell_skipped("images could not be read and were skipped", result.skipped_images)
     if result.stopped_by is not None and result.path is None:
         print(f"stopped by signal {result.stopped_by}; go on with --resume --output {config.output}")
     else:

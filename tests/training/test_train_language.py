@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_tokenizer import TINY
 from transformers import AutoTokenizer
 
 from lavit.cli import main as lavit
@@ -25,19 +26,6 @@ from lavit.training.config import ConfigError
 from lavit.training.language import ImageStore, train_language
 from lavit.training.language_recipe import LanguageTrainingConfig
 
-TINY = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "encoder_depth": 1,
-    "encoder_heads": 2,
-    "merger_depth": 1,
-    "decoder_depth": 1,
-    "num_heads": 2,
-    "num_codes": 12,
-    "code_dim": 4,
-    "projection_dim": 8,
-}
 LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_tokenizer import TINY
 
 from lavit.cli import main as lavit
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
@@ -21,20 +22,6 @@ from lavit.training.config import ConfigError
 from lavit.training.loop import TrainingDiverged
 from lavit.training.recipe import TokenizerTrainingConfig
 from lavit.training.tokenizer import train_tokenizer
-
-TINY = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "encoder_depth": 1,
-    "encoder_heads": 2,
-    "merger_depth": 1,
-    "decoder_depth": 1,
-    "num_heads": 2,
-    "num_codes": 12,
-    "code_dim": 4,
-    "projection_dim": 8,
-}
 
 
 def tiny(**changes):
