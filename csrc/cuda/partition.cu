@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
+constexpr int kBlocksPerProcessor = 4;  // left to itself, ptxas saves registers for eight and spills on sm_80
 
 // This thread's share of the kept ones among the first n entries of a mask: 16 are read at a time from where addresses
 // are whole vectors, single ones before and after.
@@ -54,7 +55,7 @@ __device__ void place(const uint8_t* __restrict__ row, int64_t patches, int32_t 
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     partition_kernel(const uint8_t* __restrict__ keep, int64_t patches, int32_t* __restrict__ order,
                      int32_t* __restrict__ cu_kept, int32_t* __restrict__ cu_dropped) {
   __shared__ int32_t warp_sums[kWarps];
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     partition_large_kernel(const uint8_t* __restrict__ keep, int64_t batch, int64_t patches,
                            int32_t* __restrict__ order, int32_t* cu_kept, int32_t* cu_dropped, unsigned* finished) {
   __shared__ int32_t warp_sums[kWarps];
