@@ -50,6 +50,8 @@ class LaVITTokenizerConfig(PretrainedConfig):
         feature_position: add a learned (1, N, C) embedding to the features before selector and merger.
         standardize_features: subtract a mean and divide by a deviation per position and channel (buffers).
     Selector
+        length: "dynamic", every image keeps the patches that it needs; "fixed" (the paper's ablation), the same number
+            for every image: the fixed_length = keep_rate * N most probable ones; all N with a keep_rate of 1.
         tau: Gumbel-softmax temperature. min_keep: an image never keeps fewer patches.
         keep_rate: aimed share of kept patches, ratio_weight: weight of its squared error (the paper's rho, lambda).
         ratio_scope: "batch" or "image", over what the keep rate is averaged before it is compared (derived).
@@ -104,6 +106,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
         merge: str = "packed",
         selector_gradient: str = "packed",
         attention_eps: float = 1e-6,
+        length: str = "dynamic",
         tau: float = 1.0,
         min_keep: int = 0,
         keep_rate: float = 1 / 3,
@@ -144,6 +147,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
         self.merge = merge
         self.selector_gradient = selector_gradient
         self.attention_eps = attention_eps
+        self.length = length
         self.tau = tau
         self.min_keep = min_keep
         self.keep_rate = keep_rate
@@ -165,6 +169,11 @@ class LaVITTokenizerConfig(PretrainedConfig):
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def fixed_length(self) -> int:
+        """Tokens of every image where ``length`` is "fixed"; at least one."""
+        return max(1, self.min_keep, round(self.keep_rate * self.num_patches))
+
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> LaVITTokenizerConfig:
         """A named configuration ("small" or "lavit-g") with some of its values replaced."""
@@ -174,6 +183,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
 
     def _check(self) -> None:
         for name, allowed in (
+            ("length", ("dynamic", "fixed")),
             ("merge", ("packed", "dense")),
             ("selector_gradient", ("packed", "exact")),
             ("ratio_scope", ("batch", "image")),

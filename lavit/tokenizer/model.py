@@ -23,7 +23,7 @@ from .encoder import EvaAttention, EvaEncoder
 from .merger import Layout, Merger
 from .position import plane_waves
 from .quantizer import Codebook, Quantizer, in_full_precision
-from .selector import Selector, in_precision
+from .selector import Selector, in_precision, select_fixed
 from .strict import StrictModel
 
 # Deviations of new embeddings where the configuration leaves them open; that of a standardised feature is 1.
@@ -344,9 +344,9 @@ class LaVITTokenizer(StrictModel):
         return self.quantize.normalize(latents), None, torch.zeros((), device=latents.device)
 
     def _ratio_loss(self, keep: Tensor) -> Tensor:
-        """(rho - mean M)^2, over the batch with soft bounds for each image, or over each image."""
-        if keep.numel() == 0:
-            return keep.sum()
+        """(rho - mean M)^2, over the batch with soft bounds for each image, or over each image; 0 at a fixed length."""
+        if keep.numel() == 0 or self.config.length == "fixed":
+            return keep.new_zeros(())
         config = self.config
         aim = config.keep_rate
         rates = keep.mean(dim=1)
@@ -402,6 +402,9 @@ class LaVITTokenizer(StrictModel):
             scores, tau = scores / noise_scale, tau / noise_scale
         if seeds is not None:
             seeds = torch.as_tensor(seeds, dtype=torch.int64).to(x.device)
+        if self.config.length == "fixed":
+            count = self.config.fixed_length
+            return select_fixed(scores, count, tau=tau, noise=noise, seeds=seeds, deterministic=deterministic)
         return gumbel_select(
             scores, tau=tau, noise=noise, seeds=seeds, deterministic=deterministic, min_keep=self.config.min_keep
         )
