@@ -38,20 +38,28 @@ def test_every_scene_is_captioned_asked_for_and_told(sources, text):
 
 def test_questions_end_where_inference_begins(sources, text):
     source = sources["question"]
-    assert len(source) == 4 * len(SCENES)
+    assert len(source) == len(SCENES)
     for i, asked in enumerate(questions(WORLD, SCENES.cells)):
-        for k, one in enumerate(asked):
-            sample = source[4 * i + k]
-            assert sample.segments == (FEATURES, TEXT, TEXT) and sample.images == (i,)
-            assert sample.texts[0] == encoder_of(text)(PROMPT.format(one.text))
-            assert text.decode(sample.texts[1][:-1]) == f" {one.answer}" and sample.texts[1][-1] == text.eos_token_id
-            assert sample.loss == (Loss.NONE, Loss.NONE, Loss.CONTENT)
+        sample = source[i]
+        assert sample.segments == (FEATURES, *(TEXT, TEXT) * 4) and sample.images == (i,)
+        assert sample.loss == (Loss.NONE, *(Loss.NONE, Loss.CONTENT) * 4)
+        for prompt, said in zip(sample.texts[::2], sample.texts[1::2], strict=True):
+            one = next(one for one in asked if prompt == encoder_of(text)(PROMPT.format(one.text)))
+            assert text.decode(said[:-1]) == f" {one.answer}" and said[-1] == text.eos_token_id
+
+
+def test_every_kind_of_question_comes_first_as_often_as_any_other():
+    scenes = WORLD.scenes(24)
+    asked = questions(WORLD, scenes.cells)
+    source = ShapesSource("question", scenes, asked, lambda text: [text], 2)  # type: ignore[list-item,return-value]
+    first = [[PROMPT.format(one.text) for one in asked[i]].index(source[i].texts[0][0]) for i in range(24)]
+    assert [first.count(k) for k in range(4)] == [6, 6, 6, 6]
 
 
 def test_codes_of_shown_images_are_predicted_if_asked(text):
     sources = shapes_sources(WORLD, SCENES, encoder_of(text), 2, predict_codes=True)
     assert sources["caption"][0].loss == (Loss.ALL, Loss.CONTENT)
-    assert sources["question"][0].loss == (Loss.ALL, Loss.NONE, Loss.CONTENT)
+    assert sources["question"][0].loss == (Loss.ALL, *(Loss.NONE, Loss.CONTENT) * 4)
 
 
 def test_fingerprints_tell_sources_apart(sources, text):
