@@ -30,11 +30,12 @@ NUM_CLASSES = 1 + len(SHAPES) * len(COLOURS)
 
 SPLITS = ("train", "test")
 
-_RGB = np.array([[0.86, 0.16, 0.16], [0.15, 0.68, 0.24], [0.18, 0.32, 0.88], [0.93, 0.83, 0.17]], dtype=np.float32)
-_GREY = 0.5
+RGB = np.array([[0.86, 0.16, 0.16], [0.15, 0.68, 0.24], [0.18, 0.32, 0.88], [0.93, 0.83, 0.17]], dtype=np.float32)
+"""The colours in [0, 1]."""
+GREY = 0.5
 _NOISE = 0.008  # standard deviation of the pixel noise, in units of the full range
 _SEEN = 0.125  # from grey, far above the noise
-_RADIUS = (4.0, 6.5)  # pixels; the largest object still fits into its 16-pixel cell
+RADIUS = (4.0, 6.5)  # from and to, in pixels; the largest object still fits into its 16-pixel cell
 _NOISE_WORDS = SIZE * SIZE * 3 // 8  # one byte of noise for every channel of every pixel
 _TRUTH_WORDS = 4 + 4 * CELLS  # places and count, then shape with colour, x, y and radius for every cell
 _WORDS = _NOISE_WORDS + _TRUTH_WORDS
@@ -72,7 +73,7 @@ class Scenes:
         if patch_size < 1 or CELL % patch_size:
             raise ValueError(f"patch_size: expected a divisor of {CELL}, got {patch_size}")
         n, side, per_cell = len(self), SIZE // patch_size, CELL // patch_size
-        colour = self.images.astype(np.int16) - round(_GREY * 255)
+        colour = self.images.astype(np.int16) - round(GREY * 255)
         seen = (abs(colour) > _SEEN * 255).reshape(n, side, patch_size, side, patch_size * 3).any((2, 4))
         kinds = self.cells.reshape(n, GRID, GRID).repeat(per_cell, axis=1).repeat(per_cell, axis=2)
         return np.where(seen, kinds, EMPTY).reshape(n, side * side)
@@ -127,7 +128,7 @@ class ShapesWorld:
         kinds = 1 + np.floor(details[:, :, 0] * (NUM_CLASSES - 1)).astype(np.int64)
         cells = np.where(rank < objects[:, None], kinds, EMPTY)
 
-        radius = _RADIUS[0] + (_RADIUS[1] - _RADIUS[0]) * details[:, :, 3]
+        radius = RADIUS[0] + (RADIUS[1] - RADIUS[0]) * details[:, :, 3]
         slack = CELL / 2 - 1 - radius  # the soft edge ends within the cell too
         centre = CELL / 2 + slack[:, :, None] * (2 * details[:, :, 1:3] - 1)
         images = render(cells, centre.astype(np.float32), radius.astype(np.float32))
@@ -155,8 +156,8 @@ def render(cells: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> np.ndar
     triangle = np.maximum((2 * abs(x) - (y + r - 1)) / np.float32(5**0.5), y - half)
     distance = np.where(shape == 0, circle, np.where(shape == 1, square, triangle))
     cover = np.clip(np.float32(0.5) - distance, 0, 1) * (cells != EMPTY)[:, :, None, None]
-    colour = _RGB[kind % len(COLOURS)][:, :, None, None, :]
-    drawn = _GREY + cover[..., None] * (colour - np.float32(_GREY))
+    colour = RGB[kind % len(COLOURS)][:, :, None, None, :]
+    drawn = GREY + cover[..., None] * (colour - np.float32(GREY))
     grid = drawn.reshape(len(cells), GRID, GRID, CELL, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
     return grid.reshape(len(cells), SIZE, SIZE, 3)
 

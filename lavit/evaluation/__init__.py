@@ -1,6 +1,7 @@
 """How good tokens, captions, answers and images are: probes, statistics, the usual metrics, and chance beside each."""
 
 from lavit.evaluation.captioning import CaptionScores, SceneCaptionReport, score_captions, score_scene_captions
+from lavit.evaluation.drawn import Drawn, SceneReader
 from lavit.evaluation.language import (
     TaskReport,
     answer_folder,
@@ -21,10 +22,12 @@ __all__ = [
     "CaptionScores",
     "CellProbe",
     "ClipScorer",
+    "Drawn",
     "Evaluated",
     "ProbeScore",
     "SceneAnswerReport",
     "SceneCaptionReport",
+    "SceneReader",
     "SceneReport",
     "SceneScore",
     "Skipped",

@@ -47,7 +47,7 @@ def test_pixels_show_the_colour_in_filled_cells_and_grey_in_empty_ones():
     assert far[scenes.cells != shapes.EMPTY].min() > 0.25
     pixels = grid[scenes.cells != shapes.EMPTY].reshape(-1, 256, 3)
     inside = abs(pixels - 0.5).max(2).argmax(1)
-    colour = np.linalg.norm(pixels[np.arange(len(pixels)), inside, None] - shapes._RGB, axis=-1).argmin(-1)
+    colour = np.linalg.norm(pixels[np.arange(len(pixels)), inside, None] - shapes.RGB, axis=-1).argmin(-1)
     assert np.array_equal(colour, (scenes.cells[scenes.cells != shapes.EMPTY] - 1) % 4)
 
 
@@ -55,7 +55,7 @@ def test_shapes_of_one_radius_differ_and_cover_their_area():
     cells = np.array([[1, 5, 9, 0]])
     centre, radius = np.full((1, 4, 2), 8, dtype=np.float32), np.full((1, 4), 6, dtype=np.float32)
     image = shapes.render(cells, centre, radius)
-    cover = (abs(image - 0.5).max(-1) / abs(shapes._RGB[0] - 0.5).max()).reshape(2, 16, 2, 16).sum((1, 3)).ravel()
+    cover = (abs(image - 0.5).max(-1) / abs(shapes.RGB[0] - 0.5).max()).reshape(2, 16, 2, 16).sum((1, 3)).ravel()
     circle, square, triangle = np.pi * 36, 10.8**2, 10.4**2 / 2  # by the formulas in pixels
     assert cover == pytest.approx([circle, square, triangle, 0], rel=0.03, abs=1e-3)
 
