@@ -157,7 +157,9 @@ section { margin-top: 60px; scroll-margin-top: 20px; min-width: 0; }
 .card dd { margin: 0; overflow-wrap: anywhere; }
 mark { background: none; color: inherit; font-weight: 650; text-decoration: underline wavy 1.5px;
   text-underline-offset: 3px; }
-dd.read mark { color: var(--red); }
+.card dl.asked { grid-template-columns: 1fr auto; }
+.scene .pair dl { margin: 0; }
+.read mark { color: var(--red); }
 .verdict { display: inline-block; font-weight: 650; white-space: nowrap; }
 .right { color: var(--green); } .wrong { color: var(--red); }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 0 36px;
