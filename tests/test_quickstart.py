@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lavit import quickstart
+from lavit import LaVIT, LaVITProcessor
+from lavit.data.questions import KINDS
 from lavit.data.shapes import ShapesWorld
-from lavit.quickstart import QuickstartConfig, main, run_quickstart, summary
+from lavit.quickstart import QuickstartConfig, command, language, main, run_quickstart, summary
+from lavit.quickstart import run as stages
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 
 
@@ -23,9 +25,15 @@ def run(tmp_path_factory):
     return folder, result, lines
 
 
-def test_it_writes_report_numbers_and_model(run):
+def test_it_writes_report_numbers_and_models(run):
     folder, result, _ = run
-    assert {path.name for path in folder.iterdir()} == {"report.html", "figure.png", "results.json", "tokenizer"}
+    assert {path.name for path in folder.iterdir()} == {
+        "report.html",
+        "figure.png",
+        "results.json",
+        "tokenizer",
+        "model",
+    }
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(summary(result)))
@@ -51,10 +59,50 @@ def test_counts_add_up(run):
     assert sum(stage.seconds for stage in result.stages) <= result.seconds
 
 
+def test_the_saved_whole_model_says_and_draws_what_is_reported(run):
+    folder, result, _ = run
+    model = LaVIT.from_pretrained(folder / "model").eval()
+    processor = LaVITProcessor.from_pretrained(folder / "model")
+    scenes = ShapesWorld(3, "test").scenes(len(result.language.spoken))
+    said = model.caption(list(scenes.images), processor, min_new=1, **language.WORDS)
+    assert said == [one.said for one in result.language.spoken]
+    tokenizer = LaVITTokenizer.from_pretrained(folder / "tokenizer").state_dict()
+    for name, tensor in model.visual_tokenizer.state_dict().items():  # stage 2 left it as it was
+        assert torch.equal(tensor, tokenizer[name]), name
+    features = model.visual_tokenizer.encode_features(processor.image_processor(scenes.images))
+    own = model.visual_tokenizer.encode(features=features, deterministic=True).lengths().tolist()
+    assert own == [scene.tokens for scene in result.scenes]
+
+
+def test_numbers_of_the_language_stage_are_whole(run):
+    folder, result, _ = run
+    numbers = json.loads((folder / "results.json").read_text(encoding="utf-8"))["language"]
+    count = QuickstartConfig.fast().language_scenes
+    assert numbers["captions"]["scenes"] == numbers["images"]["scenes"] == count
+    assert numbers["vqa"]["questions"] == 4 * count
+    assert list(numbers["vqa"]["by_kind"]) == list(KINDS)
+    assert numbers["vqa"]["mean"] == pytest.approx(np.mean(list(numbers["vqa"]["by_kind"].values())), abs=1e-12)
+    for name in ("scene", "cell", "recall", "precision"):
+        for share in (numbers["images"][name], numbers["images"]["chance"][name], numbers["images"]["ceiling"][name]):
+            assert 0 <= share <= 1
+    assert numbers["steps"] == numbers["last"]["step"] == QuickstartConfig.fast().language_recipe["loop.steps"]
+    assert all(parameters > 0 for parameters in numbers["parameters"].values())
+    assert [len(one.answers) for one in result.language.spoken] == [4] * len(result.language.spoken)
+
+
 def test_every_stage_is_announced_with_an_estimate_and_ends_with_its_time(run):
     _, result, lines = run
     names = [stage.name for stage in result.stages]
-    assert names == ["scenes", "encoder", "features", "tokenizer", "evaluation", "photographs"]
+    assert names == [
+        "scenes",
+        "encoder",
+        "features",
+        "tokenizer",
+        "evaluation",
+        "photographs",
+        "language",
+        "reading and writing",
+    ]
     plan = next(k for k, line in enumerate(lines) if "in all:" in line)
     for name in names:
         announced = next(k for k, line in enumerate(lines) if line.startswith(f"{name}: about "))
@@ -68,26 +116,45 @@ def test_the_same_seed_gives_the_same_numbers(run, tmp_path):
     assert again.cosines == first.cosines
     assert again.code_counts == first.code_counts
     assert again.probe == first.probe
+    assert again.language.captions == first.language.captions
+    assert again.language.images == first.language.images
+    assert again.language.requests == first.language.requests
+    assert [row["loss"] for row in again.language.history] == [row["loss"] for row in first.language.history]
 
 
-def test_without_photographs_it_says_so_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(quickstart, "find_photographs", lambda limit: [])
+def test_without_photographs_and_language_it_says_so_and_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "find_photographs", lambda limit: [])
     sizes = {"encoder_steps": 1, "train_scenes": 32, "test_scenes": 8, "probe_scenes": 8, "probe_steps": 1}
     recipe = {"loop.steps": 2, "loop.batch_size": 8, "vectors_per_code": 1}
     lines: list[str] = []
-    config = QuickstartConfig(output=tmp_path, device="cpu", recipe=recipe, encoder_batch=8, **sizes)
-    assert run_quickstart(config, say=lines.append).photos == []
+    config = QuickstartConfig(
+        output=tmp_path, device="cpu", recipe=recipe, encoder_batch=8, language=False, length="fixed", **sizes
+    )
+    result = run_quickstart(config, say=lines.append)
+    assert result.photos == [] and result.language is None
     assert any("no photographs" in line for line in lines)
+    assert not (tmp_path / "model").exists()
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["language"] is None
+    model = LaVITTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert model.config.length == result.length == "fixed"
+    assert {n for group in result.content.values() for n in group} == {model.config.fixed_length}
+
+
+def test_a_recipe_that_draws_no_tokens_is_refused_before_anything_is_written(tmp_path):
+    config = QuickstartConfig.fast(output=tmp_path / "out", device="cpu", language_recipe={"objective": "regress"})
+    with pytest.raises(ValueError, match="objective"):
+        run_quickstart(config, say=lambda line: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_passes_its_words_on(run, tmp_path, monkeypatch):
     _, result, _ = run
     calls = []
-    monkeypatch.setattr(quickstart, "run_quickstart", lambda config, **kw: calls.append((config, kw)) or result)
-    words = ["--fast", "--seed", "5", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(command, "run_quickstart", lambda config, **kw: calls.append((config, kw)) or result)
+    words = ["--fast", "--seed", "5", "--fixed-length", "--no-language", "--output", str(tmp_path / "out")]
     assert main(words) == 0
     config, kw = calls[0]
-    assert config == QuickstartConfig.fast(output=tmp_path / "out", seed=5)
+    assert config == QuickstartConfig.fast(output=tmp_path / "out", seed=5, length="fixed", language=False)
     assert kw["command"].startswith("lavit quickstart --fast --seed 5")
 
 

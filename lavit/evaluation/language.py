@@ -24,7 +24,7 @@ from lavit.evaluation.captioning import score_captions, score_scene_captions
 from lavit.evaluation.probe import CellProbe, train_probe
 from lavit.evaluation.runner import Evaluated, Skipped, evaluate_items
 from lavit.evaluation.scenes import score_scenes
-from lavit.evaluation.statistics import tokenize_and_decode
+from lavit.evaluation.statistics import TokenStatistics, tokenize_and_decode
 from lavit.evaluation.text_to_image import score_generated_scenes
 from lavit.evaluation.vqa import evaluate_vqa, score_scene_answers
 from lavit.training import distributed
@@ -201,6 +201,7 @@ def generate_scenes(
     scenes: Scenes,
     probe: CellProbe,
     *,
+    own: TokenStatistics | None = None,
     seed: int = 0,
     batch_size: int = 32,
     progress: Progress | None = None,
@@ -208,7 +209,8 @@ def generate_scenes(
 ) -> TaskReport:
     """Images drawn for the captions of scenes, by the objects that a probe reads from their decoded features.
 
-    probe: of `decoded_probe`. seed: of the images; scene i has its own, whatever the batch and the number of processes.
+    probe: of `decoded_probe`. own: of the scenes' images, as `tokenize_and_decode` gives them, if that is done already.
+    seed: of the images; scene i has its own, whatever the batch and the number of processes.
     In the score ``objects`` is of the images drawn, beside chance; ``true_tokens`` of the scenes' own tokens, decoded:
     what the tokenizer loses and the probe mistakes; ``tokens`` their mean numbers.
     """
@@ -227,13 +229,14 @@ def generate_scenes(
     done = _all(range(len(scenes)), run, batch_size, progress, "scene {}")
     found = list(done.results)
     cells = np.array([read for read, _ in done.results.values()], dtype=np.int64)
-    true = tokenize_and_decode(model.visual_tokenizer, encode_images(model, processor, scenes.images[found]))
+    if own is None:
+        own = tokenize_and_decode(model.visual_tokenizer, encode_images(model, processor, scenes.images))
     score = {
         "objects": score_scenes(cells, scenes.cells[found]).as_dict(),
-        "true_tokens": score_generated_scenes(probe, true.decoded.float(), scenes.cells[found]).as_dict(),
+        "true_tokens": score_generated_scenes(probe, own.decoded[found].float(), scenes.cells[found]).as_dict(),
         "tokens": {
             "drawn": float(np.mean([count for _, count in done.results.values()])),
-            "true": float(true.tokens.mean()),
+            "true": float(own.tokens[found].mean()),
         },
     }
     results = [

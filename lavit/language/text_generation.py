@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -64,11 +66,13 @@ def generate_text(
         raise ValueError(f"eos_id: expected a text id, 0 to {vocabulary.text_size - 1}, got {eos_id}")
     embedded, _ = embed_prompts(language_model, vocabulary, prompts, max_new, image=False)
     padded, mask, _ = pad(embedded, side="left")
+    beams: dict[str, Any] = {"num_beams": num_beams}
+    if num_beams > 1:  # transformers warns of a penalty that nothing would use
+        beams["length_penalty"] = length_penalty
     settings = GenerationConfig(
-        num_beams=num_beams,
+        **beams,
         min_new_tokens=min_new,
         max_new_tokens=max_new,
-        length_penalty=length_penalty,
         do_sample=False,
         eos_token_id=eos_id,
         pad_token_id=eos_id,

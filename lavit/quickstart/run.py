@@ -1,115 +1,86 @@
-"""``lavit quickstart``: the whole of stage 1 in minutes, on whatever machine this is, with a report at the end.
-
-It draws the shapes world, trains a small encoder and a small tokenizer on it, tokenizes held-out scenes and real
-photographs, asks what the tokens still know, and writes one HTML page. No data, network or GPU is needed.
-"""
+"""The stages of the quickstart in their order, and what is said before and after each."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.utils.logging import disable_progress_bar
 
 import lavit
 from lavit.data import load_image
 from lavit.data.shapes import Scenes, ShapesWorld, caption
-from lavit.evaluation import chance, tokenize_and_decode, tokens_by_objects, train_probe
-from lavit.evaluation.probe import CellProbe
+from lavit.evaluation import CellProbe, TokenStatistics, chance, tokenize_and_decode, tokens_by_objects, train_probe
 from lavit.figure import write_figure
 from lavit.files import atomic_write
 from lavit.kernels import dispatch
 from lavit.photographs import find_photographs
-from lavit.report import Photo, ProbeRow, QuickstartResult, Scene, Stage, write_report
+from lavit.quickstart import language
+from lavit.quickstart.config import QuickstartConfig
+from lavit.quickstart.summary import summary, summary_lines
+from lavit.quickstart.timing import call_seconds, step_seconds
+from lavit.report import LanguageResult, Photo, ProbeRow, QuickstartResult, Scene, Stage, write_report
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenmap import shrink
+from lavit.training import runs
 from lavit.training.distributed import pick_device
 from lavit.training.encoder import pretrain_encoder
 from lavit.training.metrics import duration
 from lavit.training.stage1 import measure_features
 from lavit.training.tokenizer import TokenizerTrainingConfig, save_model, train_tokenizer
 
-REPORT, FIGURE, RESULTS, MODEL = "report.html", "figure.png", "results.json", "tokenizer"
+REPORT, FIGURE, RESULTS = "report.html", "figure.png", "results.json"
+TOKENIZER, MODEL = "tokenizer", "model"
 MEASURED = 2048  # scenes that the mean and deviation of the features are taken from
 PHOTO_SIDE = 512
-
-
-@dataclass(frozen=True)
-class QuickstartConfig:
-    """Sizes of a run. The defaults are the quickstart; ``fast`` gives a miniature that learns next to nothing.
-
-    output: folder of the report, results.json and the model. device: "auto", "cpu", "cuda" or "cuda:N".
-    encoder_steps, recipe: of the two trainings; ``recipe`` overrides the preset's, as `lavit train tokenizer` does.
-    train_scenes, test_scenes, probe_scenes: scenes to train on, to measure on, and to train the probes on.
-    """
-
-    output: Path = Path("quickstart")
-    seed: int = 0
-    device: str = "auto"
-    encoder_steps: int = 400
-    encoder_batch: int = 64
-    train_scenes: int = 8192
-    test_scenes: int = 1000
-    probe_scenes: int = 3000
-    probe_steps: int = 400
-    shown_scenes: int = 12
-    shown_photos: int = 8
-    recipe: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def fast(cls, **changes: Any) -> QuickstartConfig:
-        """Every stage once, in seconds, to see that the machine can do it."""
-        sizes: dict[str, Any] = {
-            "encoder_steps": 6,
-            "encoder_batch": 16,
-            "train_scenes": 128,
-            "test_scenes": 64,
-            "probe_scenes": 64,
-            "probe_steps": 5,
-            "shown_scenes": 4,
-            "shown_photos": 3,
-            "recipe": {"loop.steps": 10, "loop.batch_size": 16, "loop.log_every": 5, "vectors_per_code": 1},
-        }
-        return cls(**{**sizes, **changes})
 
 
 def run_quickstart(
     config: QuickstartConfig, *, say: Callable[[str], None] = print, command: str = "lavit quickstart"
 ) -> QuickstartResult:
-    """Do it all and write the report, the numbers and the model into ``config.output``, which is made if need be.
+    """Do it all and write the report, the numbers and the models into ``config.output``, which is made if need be.
 
     ``say`` gets a line of text now and then. The result depends on the seed, the device and the number of threads, and
     on nothing else; the caller's random generators are left as they were.
+    Raises ValueError, before anything is written, for a device that is not there and settings that do not fit.
     """
     device = pick_device(config.device)
+    run = _Quickstart(config, device, say)
     config.output.mkdir(parents=True, exist_ok=True)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        return _Quickstart(config, device, say).run(command)
+        return run.run(command)
+
+
+@dataclass
+class _Judged:
+    """What the evaluation of the tokenizer leaves for the stages after it: the tokens of the held-out scenes, and the
+    probe that reads what tokens decode to."""
+
+    statistics: TokenStatistics
+    probe: CellProbe
+    rows: list[ProbeRow]
 
 
 class _Quickstart:
-    """The stages in their order. What they share: the model, the clock, and the estimates of what is to come."""
+    """The stages in their order. What they share: the recipes, the clock, and the estimates of what is to come."""
 
     def __init__(self, config: QuickstartConfig, device: torch.device, say: Callable[[str], None]) -> None:
         self.config, self.device, self.say = config, device, say
         self.recipe = TokenizerTrainingConfig.recipe("small", config.recipe)
         self.recipe.seed, self.recipe.device, self.recipe.output = config.seed, str(device), None
+        self.recipe.tokenizer = {**self.recipe.tokenizer, "length": config.length}
+        self.language_recipe = language.recipe_of(config, device)
         self.processor = LaVITImageProcessor(size=self._preset().image_size)
         self.stages: list[Stage] = []
         self.estimates: dict[str, float] = {}
@@ -132,7 +103,7 @@ class _Quickstart:
                 steps=config.encoder_steps,
                 batch_size=config.encoder_batch,
                 seed=config.seed,
-                progress=self._say_row("objects named", "accuracy"),
+                progress=self._say_row(accuracy="objects named"),
             )
             note(f"{config.encoder_steps} steps: draw every patch again and name what it shows; then frozen")
 
@@ -147,26 +118,22 @@ class _Quickstart:
                 self.recipe,
                 model=model,
                 features=features[: config.train_scenes],
-                progress=self._say_row("reconstruction", "reconstruction_loss"),
+                progress=self._say_row(reconstruction_loss="reconstruction"),
             )
-            save_model(model, self.processor, config.output / MODEL)
-            note(f"{self.recipe.loop.steps} steps of {self.recipe.loop.batch_size} scenes; saved in {MODEL}/")
+            save_model(model, self.processor, config.output / TOKENIZER)
+            note(f"{self.recipe.loop.steps} steps of {self.recipe.loop.batch_size} scenes; saved in {TOKENIZER}/")
 
         with self._stage("evaluation") as note:
-            statistics = tokenize_and_decode(model, held_out)
-            learned_from = tokenize_and_decode(model, features[: config.probe_scenes]).decoded
-            known = train.cells[: config.probe_scenes]
-            from_tokens = train_probe(learned_from, known, steps=config.probe_steps, seed=config.seed)
-            from_encoder = train_probe(
-                features[: config.probe_scenes], known, steps=config.probe_steps, seed=config.seed
-            )
-            rows = self._probe_rows(from_tokens, from_encoder, statistics.decoded, held_out, known, test)
-            scenes = self._scenes(test, statistics, from_tokens)
+            judged = self._judge(model, features[: config.probe_scenes], held_out, train, test)
+            scenes = self._scenes(test, judged.statistics, judged.probe)
             note("tokens of held-out scenes, decoded and put before small classifiers")
 
         with self._stage("photographs") as note:
             photos = self._photographs(model)
             note(f"{len(photos)} real photographs, made as small as the scenes")
+
+        parameters = _parameters(model)
+        spoken = self._language(model, features, train, test, judged) if config.language else None
 
         result = QuickstartResult(
             command=command,
@@ -175,26 +142,27 @@ class _Quickstart:
             threads=torch.get_num_threads(),
             seed=config.seed,
             versions=_versions(),
-            model_path=str(config.output / MODEL),
-            parameters=_parameters(model),
+            model_path=str(config.output / TOKENIZER),
+            parameters=parameters,
             stages=self.stages,
             encoder_history=encoder_history,
             history=trained.history,
             scenes=scenes,
             photos=photos,
-            content=tokens_by_objects(test.objects, statistics.tokens),
-            code_counts=statistics.code_counts.tolist(),
-            cosines=statistics.cosines.tolist(),
-            probe=rows,
+            content=tokens_by_objects(test.objects, judged.statistics.tokens),
+            code_counts=judged.statistics.code_counts.tolist(),
+            cosines=judged.statistics.cosines.tolist(),
+            probe=judged.rows,
             kernels=dispatch.table(self.device.type),
             grid=_grid(model),
+            length=config.length,
+            language=spoken,
         )
         write_report(result, config.output / REPORT)
         write_figure(result, config.output / FIGURE)
-        numbers = summary(result)
         with atomic_write(config.output / RESULTS, "w") as file:
-            file.write(json.dumps(numbers, indent=2) + "\n")
-        self._say_summary(numbers)
+            file.write(json.dumps(summary(result), indent=2) + "\n")
+        self._say_summary(result)
         return result
 
     # Stages.
@@ -208,23 +176,23 @@ class _Quickstart:
         batches = self._image_batches(images)
         return torch.cat([model.encode_features(batch["images"].to(self.device)) for batch in batches])
 
-    def _probe_rows(
-        self,
-        from_tokens: CellProbe,
-        from_encoder: CellProbe,
-        decoded: Tensor,
-        features: Tensor,
-        known: np.ndarray,
-        test: Scenes,
-    ) -> list[ProbeRow]:
-        tokens, encoder = from_tokens.score(decoded, test.cells), from_encoder.score(features, test.cells)
+    def _judge(self, model: LaVITTokenizer, features: Tensor, held_out: Tensor, train: Scenes, test: Scenes) -> _Judged:
+        """features, held_out: of the scenes that the probes learn from, and of ``test``."""
+        config, known = self.config, train.cells[: self.config.probe_scenes]
+        statistics = tokenize_and_decode(model, held_out)
+        learned_from = tokenize_and_decode(model, features).decoded
+        from_tokens = train_probe(learned_from, known, steps=config.probe_steps, seed=config.seed)
+        from_encoder = train_probe(features, known, steps=config.probe_steps, seed=config.seed)
+        tokens = from_tokens.score(statistics.decoded, test.cells)
+        encoder = from_encoder.score(held_out, test.cells)
         blind = chance(known, test.cells)
-        return [
+        rows = [
             ProbeRow("Scenes with all four cells right", tokens.scene, encoder.scene, blind.scene),
             ProbeRow("Cells: shape and colour, or nothing", tokens.cell, encoder.cell, blind.cell),
         ]
+        return _Judged(statistics, from_tokens, rows)
 
-    def _scenes(self, test: Scenes, statistics: Any, probe: CellProbe) -> list[Scene]:
+    def _scenes(self, test: Scenes, statistics: TokenStatistics, probe: CellProbe) -> list[Scene]:
         count = min(self.config.shown_scenes, len(test))
         read = probe.read(statistics.decoded[:count]).tolist()
         return [
@@ -255,6 +223,48 @@ class _Quickstart:
             for k, (one, picture) in enumerate(zip(found, pictures, strict=True))
         ]
 
+    def _language(
+        self, tokenizer: LaVITTokenizer, features: Tensor, train: Scenes, test: Scenes, judged: _Judged
+    ) -> LanguageResult:
+        """Stage 2 on the same features: trained, saved with the tokenizer as one model, judged."""
+        config, recipe, folder = self.config, self.language_recipe, self.config.output / MODEL
+        with self._stage("language") as note:
+            trained = language.learn(
+                recipe,
+                tokenizer,
+                self.processor,
+                features,
+                self._say_row(text_loss="words", image_loss="codes"),
+            )
+            runs.save_whole(folder, trained.model, trained.processor)
+            note(f"{recipe.loop.steps} steps of about {recipe.token_budget} tokens; the whole model is in {MODEL}/")
+
+        with self._stage("reading and writing") as note:
+            count = min(config.language_scenes, len(test))
+            found = judged.statistics
+            own = replace(
+                found,
+                decoded=found.decoded[:count],
+                keep=found.keep[:count],
+                tokens=found.tokens[:count],
+                cosines=found.cosines[:count],
+            )
+            held_out = language.HeldOut(
+                ShapesWorld(config.seed, "test"), test[:count], own, judged.probe, train.cells[: config.probe_scenes]
+            )
+            result = language.judge(
+                trained,
+                held_out,
+                seed=config.seed,
+                shown=config.shown_scenes,
+                say=lambda line: self.say(f"  {line}"),
+            )
+            note(f"captions, answers and images asked for, of {count} held-out scenes")
+        result.settings = {"training": language.training_settings(recipe), **result.settings}
+        result.seconds = {"training": self.stages[-2].seconds, "judging": self.stages[-1].seconds}
+        result.model_path = str(folder)
+        return result
+
     # What is said, and how long it will take.
 
     def _plan(self) -> None:
@@ -263,16 +273,16 @@ class _Quickstart:
         model, scenes = self._new_model(), ShapesWorld(config.seed).scenes(64)
         features = self._encode(model, scenes.images)
         few: dict[str, Any] = {"steps": 8, "log_every": 1}
-        encoder = _step_seconds(
+        encoder = step_seconds(
             lambda tick: pretrain_encoder(model, batch_size=config.encoder_batch, progress=tick, **few)
         )
         short = replace(recipe, first_phase=0.0, codebook="keep", loop=replace(recipe.loop, **few))
-        tokenizer = _step_seconds(
+        tokenizer = step_seconds(
             lambda tick: train_tokenizer(short, model=model, features=features.repeat(8, 1, 1), progress=tick)
         )
-        probe = _call_seconds(lambda: train_probe(features, scenes.cells, steps=10)) / 10
-        encoded = _call_seconds(lambda: self._encode(model, scenes.images)) / len(scenes)
-        tokenized = _call_seconds(lambda: tokenize_and_decode(model, features)) / len(scenes)
+        probe = call_seconds(lambda: train_probe(features, scenes.cells, steps=10)) / 10
+        encoded = call_seconds(lambda: self._encode(model, scenes.images)) / len(scenes)
+        tokenized = call_seconds(lambda: tokenize_and_decode(model, features)) / len(scenes)
         to_encode = max(config.train_scenes, config.probe_scenes) + config.test_scenes
         to_encode += min(MEASURED, config.train_scenes)
         self.estimates = {
@@ -283,6 +293,10 @@ class _Quickstart:
             "evaluation": (config.test_scenes + config.probe_scenes) * tokenized + 2 * config.probe_steps * probe,
             "photographs": 1.0,
         }
+        if config.language:
+            self.estimates |= language.estimates(
+                config, self.language_recipe, self._new_model().eval(), self.processor, scenes, features
+            )
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.estimates.items())
         self.say(f"about {duration(sum(self.estimates.values()))} in all: {parts}")
 
@@ -297,31 +311,34 @@ class _Quickstart:
         self.stages.append(Stage(name, seconds, said[-1] if said else ""))
         self.say(f"  {said[-1] if said else 'done'}: {duration(seconds)}")
 
-    def _say_row(self, label: str, key: str) -> Callable[[dict[str, Any]], None]:
+    def _say_row(self, **losses: str) -> Callable[[dict[str, Any]], None]:
+        """losses: keys of a row of metrics, and what they are called."""
+
         def progress(row: dict[str, Any]) -> None:
-            parts = [f"step {row['step']}/{row['steps']}", f"loss {row['loss']:.3f}", f"{label} {row[key]:.3f}"]
+            parts = [f"step {row['step']}/{row['steps']}", f"loss {row['loss']:.3f}"]
+            parts += [f"{label} {row[key]:.3f}" for key, label in losses.items() if key in row]
             if "keep_rate" in row:
                 parts.append(f"kept {row['keep_rate']:.2f}")
             if "codes_used" in row:
                 parts.append(f"{row['codes_used']} codes used")
-            parts.append(f"{row['images_per_second']:.0f} images/s")
+            for unit in ("images", "tokens"):
+                if f"{unit}_per_second" in row:
+                    parts.append(f"{row[f'{unit}_per_second']:.0f} {unit}/s")
             parts.append(f"{duration(row['eta_seconds'])} to go")
             self.say("  " + ", ".join(parts))
 
         return progress
 
-    def _say_summary(self, numbers: dict[str, Any]) -> None:
-        tokens = ", ".join(f"{mean:.1f} for {k}" for k, mean in numbers["tokens_by_objects"].items())
-        probe = numbers["probe"]
-        self.say(f"reconstruction cosine {numbers['cosine']:.3f}; {numbers['codes_used']} codes in use")
-        self.say(f"tokens by number of objects: {tokens} (of {numbers['patches']} patches)")
-        for row in probe:
-            self.say(
-                f"{row['what']}: {row['tokens']:.3f} read from the tokens, "
-                f"{row['encoder']:.3f} from the encoder, {row['chance']:.3f} by chance"
-            )
-        self.say(f"{duration(numbers['seconds'])} in all. Report: {self.config.output / REPORT}")
-        self.say(f"Now try: lavit tokenize IMAGE --model {shlex.quote(str(self.config.output / MODEL))} --map map.png")
+    def _say_summary(self, result: QuickstartResult) -> None:
+        for line in summary_lines(result):
+            self.say(line)
+        self.say(f"{duration(result.seconds)} in all. Report: {self.config.output / REPORT}")
+        self.say(f"Now try: lavit tokenize IMAGE --model {self._folder(TOKENIZER)} --map map.png")
+        if result.language:
+            self.say(f"And:     lavit evaluate --model {self._folder(MODEL)} --data shapes --seed {result.seed}")
+
+    def _folder(self, name: str) -> str:
+        return shlex.quote(str(self.config.output / name))
 
     def _preset(self) -> LaVITTokenizerConfig:
         return LaVITTokenizerConfig.preset("small", **self.recipe.tokenizer)
@@ -334,56 +351,6 @@ class _Quickstart:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"CPU ({platform.machine()})"
-
-
-def _step_seconds(run: Callable[[Callable[[Any], None]], Any]) -> float:
-    """Median time between two calls of what ``run`` is given to call after each step; the first interval, in which the
-    machine warms up, is left out where there are more."""
-    ticks: list[float] = []
-    run(lambda row: ticks.append(time.perf_counter()))
-    times = [after - before for before, after in zip(ticks[:-1], ticks[1:], strict=True)]
-    return median(times[1:] or times)
-
-
-def _call_seconds(step: Callable[[], Any], times: int = 4) -> float:
-    """Median time of a call."""
-
-    def repeat(tick: Callable[[Any], None]) -> None:
-        for _ in range(times + 1):
-            step()
-            tick(None)
-
-    return _step_seconds(repeat)
-
-
-def summary(result: QuickstartResult) -> dict[str, Any]:
-    """The numbers of a run without its pictures, ready for JSON."""
-    return {
-        "command": result.command,
-        "seed": result.seed,
-        "device": result.device,
-        "threads": result.threads,
-        "versions": result.versions,
-        "seconds": round(result.seconds, 1),
-        "stages": {stage.name: round(stage.seconds, 1) for stage in result.stages},
-        "parameters": result.parameters,
-        "patches": math.prod(result.grid),
-        "cosine": fmean(result.cosines),
-        "tokens": fmean(n for group in result.content.values() for n in group),
-        "tokens_by_objects": {str(k): fmean(group) for k, group in result.content.items()},
-        "codes_used": sum(n > 0 for n in result.code_counts),
-        "codes": len(result.code_counts),
-        "probe": [
-            {"what": row.what, "tokens": row.tokens, "encoder": row.encoder, "chance": row.chance}
-            for row in result.probe
-        ],
-        "photographs": [
-            {"name": photo.name, "source": photo.source, "tokens": photo.tokens, "cosine": photo.cosine}
-            for photo in result.photos
-        ],
-        "encoder_history": result.encoder_history,
-        "history": result.history,
-    }
 
 
 def _versions() -> dict[str, str]:
@@ -411,36 +378,3 @@ def _parameters(model: LaVITTokenizer) -> dict[str, int]:
 def _grid(model: LaVITTokenizer) -> tuple[int, int]:
     side = model.config.image_size // model.config.patch_size
     return side, side
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lavit quickstart",
-        description="Train a small dynamic tokenizer here and now, tokenize real photographs with it, and write a "
-        "report. Needs no data, network or GPU; takes minutes on two CPU cores.",
-    )
-    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder to write [quickstart]")
-    parser.add_argument("--seed", type=_seed, default=0, help="of the scenes, the weights and the noise [0]")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    parser.add_argument(
-        "--fast", action="store_true", help="a miniature run of seconds that learns next to nothing: does it work here?"
-    )
-    options = parser.parse_args(argv)
-    if options.output.exists() and not options.output.is_dir():
-        parser.error(f"--output: expected a folder, got the file {options.output}")
-    make = QuickstartConfig.fast if options.fast else QuickstartConfig
-    words = [] if argv is None else list(argv)
-    disable_progress_bar()  # transformers would draw one for the single file that is saved
-    run_quickstart(
-        make(output=options.output, seed=options.seed, device=options.device),
-        say=lambda line: print(line, flush=True),
-        command=shlex.join(["lavit", "quickstart", *words]),
-    )
-    return 0
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to {2**31 - 1}, got {text}")
-    return value

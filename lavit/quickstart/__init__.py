@@ -1,0 +1,13 @@
+"""``lavit quickstart``: stages 1 and 2 in minutes, on whatever machine this is, with a report at the end.
+
+It draws the shapes world, trains a small encoder and a small tokenizer on it, tokenizes held-out scenes and real
+photographs, and asks what the tokens still know. Then a small language model learns to caption the scenes, to answer
+questions about them and to write the tokens of scenes that it is asked for. No data, network or GPU is needed.
+"""
+
+from lavit.quickstart.command import main
+from lavit.quickstart.config import QuickstartConfig
+from lavit.quickstart.run import run_quickstart
+from lavit.quickstart.summary import summary
+
+__all__ = ["QuickstartConfig", "main", "run_quickstart", "summary"]

@@ -1,0 +1,59 @@
+"""``lavit quickstart``: the words of the command."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.utils.logging import disable_progress_bar
+
+from lavit.quickstart.config import QuickstartConfig
+from lavit.quickstart.run import run_quickstart
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="lavit quickstart",
+        description="Train a small dynamic tokenizer here and now, tokenize real photographs with it, teach a small "
+        "language model to caption images, to answer questions about them and to write images as tokens, and write a "
+        "report. Needs no data, network or GPU; takes minutes on two CPU cores.",
+    )
+    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder to write [quickstart]")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the scenes, the weights and the noise [0]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument(
+        "--fast", action="store_true", help="a miniature run of seconds that learns next to nothing: does it work here?"
+    )
+    parser.add_argument(
+        "--fixed-length",
+        action="store_true",
+        help="a tokenizer that gives every image as many tokens, the keep rate times the patches, for comparison",
+    )
+    parser.add_argument("--no-language", action="store_true", help="end after the tokenizer")
+    options = parser.parse_args(argv)
+    if options.output.exists() and not options.output.is_dir():
+        parser.error(f"--output: expected a folder, got the file {options.output}")
+    make = QuickstartConfig.fast if options.fast else QuickstartConfig
+    words = [] if argv is None else list(argv)
+    disable_progress_bar()  # transformers would draw one for the single file that is saved
+    run_quickstart(
+        make(
+            output=options.output,
+            seed=options.seed,
+            device=options.device,
+            length="fixed" if options.fixed_length else "dynamic",
+            language=not options.no_language,
+        ),
+        say=lambda line: print(line, flush=True),
+        command=shlex.join(["lavit", "quickstart", *words]),
+    )
+    return 0
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to {2**31 - 1}, got {text}")
+    return value

@@ -1,0 +1,56 @@
+"""Sizes of a quickstart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Sizes of a run. The defaults are the quickstart; ``fast`` gives a miniature that learns next to nothing.
+
+    output: folder of the report, results.json and the models. device: "auto", "cpu", "cuda" or "cuda:N".
+    length: "dynamic", or "fixed" for a tokenizer of the same size that gives every image as many tokens.
+    encoder_steps, recipe, language_recipe: of the trainings; the recipes override the preset's, as
+    `lavit train tokenizer` and `lavit train language` do.
+    train_scenes, test_scenes, probe_scenes: scenes to train on, to measure on, and to train the probes on.
+    language: go on with the language stage. language_scenes: of ``test_scenes``, how many are captioned, asked about
+    and asked for.
+    """
+
+    output: Path = Path("quickstart")
+    seed: int = 0
+    device: str = "auto"
+    length: Literal["dynamic", "fixed"] = "dynamic"
+    encoder_steps: int = 400
+    encoder_batch: int = 64
+    train_scenes: int = 8192
+    test_scenes: int = 1000
+    probe_scenes: int = 3000
+    probe_steps: int = 400
+    shown_scenes: int = 12
+    shown_photos: int = 8
+    recipe: dict[str, Any] = field(default_factory=dict)
+    language: bool = True
+    language_scenes: int = 300
+    language_recipe: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def fast(cls, **changes: Any) -> QuickstartConfig:
+        """Every stage once, in seconds, to see that the machine can do it."""
+        sizes: dict[str, Any] = {
+            "encoder_steps": 6,
+            "encoder_batch": 16,
+            "train_scenes": 128,
+            "test_scenes": 64,
+            "probe_scenes": 64,
+            "probe_steps": 5,
+            "shown_scenes": 4,
+            "shown_photos": 3,
+            "recipe": {"loop.steps": 10, "loop.batch_size": 16, "loop.log_every": 5, "vectors_per_code": 1},
+            "language_scenes": 8,
+            "language_recipe": {"loop.steps": 4, "loop.log_every": 2, "token_budget": 256},
+        }
+        return cls(**{**sizes, **changes})

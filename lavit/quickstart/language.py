@@ -1,0 +1,208 @@
+"""The language stage of the quickstart: how it is trained, judged on held-out scenes, and how long that will take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lavit.data.shapes import Scenes, ShapesWorld, caption
+from lavit.evaluation import (
+    CellProbe,
+    TaskReport,
+    TokenStatistics,
+    answer_scenes,
+    caption_scenes,
+    chance,
+    generate_scenes,
+)
+from lavit.evaluation.probe import score
+from lavit.evaluation.vqa import normalize_answer
+from lavit.language.model import LaVIT
+from lavit.quickstart.config import QuickstartConfig
+from lavit.quickstart.timing import call_seconds, step_seconds
+from lavit.report import Answer, LanguageResult, Rate, Request, Spoken
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
+from lavit.training.language import (
+    ImageStore,
+    LanguageTrainingConfig,
+    LanguageTrainingResult,
+    train_language,
+)
+
+AT_ONCE = 100  # scenes: the time of a token hardly depends on their number
+WORDS: dict[str, Any] = {"num_beams": 1}
+CODES: dict[str, Any] = {"guidance": 2.0}
+"""Of the image tokens; the rest is the release's, but that an image may have a single one."""
+
+TYPICAL = {"caption": 16, "answer": 2, "image": 24}
+"""Tokens of the longest of a batch, for the estimate; a new model would not know where to end."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Scenes to judge on, as far as the tokenizer's evaluation knows them already.
+
+    own: their tokens, and what these decode to. probe: has learned to read that. known: cells of the scenes that it
+    learned from.
+    """
+
+    world: ShapesWorld
+    scenes: Scenes
+    own: TokenStatistics
+    probe: CellProbe
+    known: np.ndarray
+
+
+def recipe_of(config: QuickstartConfig, device: torch.device) -> LanguageTrainingConfig:
+    """Of the preset, with the run's overrides. Raises ValueError for one that draws no tokens."""
+    recipe = LanguageTrainingConfig.recipe("small", config.language_recipe)
+    if recipe.objective != "classify":
+        raise ValueError(f"language_recipe: expected the objective classify, got {recipe.objective!r}: it has no codes")
+    recipe.seed, recipe.device, recipe.output = config.seed, str(device), None
+    recipe.scenes = config.train_scenes
+    return recipe
+
+
+def learn(
+    recipe: LanguageTrainingConfig,
+    tokenizer: LaVITTokenizer,
+    processor: LaVITImageProcessor,
+    features: Tensor,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> LanguageTrainingResult:
+    """Train on features (n, N, C) that are there already; ``tokenizer`` becomes a part of the model."""
+    store = ImageStore(tokenizer, features[: recipe.scenes])
+    return train_language(recipe, tokenizer=tokenizer, processor=processor, store=store, progress=progress)
+
+
+def judge(
+    trained: LanguageTrainingResult, held_out: HeldOut, *, seed: int, shown: int, say: Callable[[str], None]
+) -> LanguageResult:
+    """Captions, answers and images asked for, each beside chance. ``say`` gets a line after each."""
+    scenes, processor = held_out.scenes, trained.processor
+    model: Any = trained.model  # whose methods are functions of other files: mypy does not see that they fit
+    shared: dict[str, Any] = {"batch_size": AT_ONCE}
+
+    captions = caption_scenes(model, processor, scenes, **shared, **WORDS)
+    objects = _score(captions)["objects"]
+    rates = {name: Rate(objects["score"][name], objects["constant"][name]) for name in ("exact", "recall", "precision")}
+    say(f"captions of {len(scenes)} scenes: {rates['exact'].model:.3f} word for word right")
+
+    answers = answer_scenes(model, processor, held_out.world, scenes, **shared, **WORDS)
+    found = _score(answers)
+    kinds = {"mean": found["overall"], **found["by_kind"]}
+    right = {kind: Rate(share["accuracy"], share["constant"]) for kind, share in kinds.items()}
+    say(f"answers to {len(answers.results)} questions: {right['mean'].model:.3f} right")
+
+    drawn = generate_scenes(model, processor, scenes, held_out.probe, own=held_out.own, seed=seed, **shared, **CODES)
+    images = _image_rates(drawn, held_out)
+    say(f"images asked for: {images['recall'].model:.3f} of the objects are there")
+
+    return LanguageResult(
+        scenes=len(scenes),
+        questions=len(answers.results),
+        captions=rates,
+        readable=_score(captions)["readable"],
+        answers=right,
+        images=images,
+        tokens=_score(drawn)["tokens"],
+        parameters=_parameters(model),
+        steps=trained.history[-1]["step"],
+        history=trained.history,
+        settings={"captions": captions.settings, "answers": answers.settings, "images": drawn.settings},
+        spoken=_spoken(scenes, captions, answers, shown),
+        requests=[Request(one["prompt"], caption(one["cells"]), one["tokens"]) for one in drawn.results[:shown]],
+    )
+
+
+def training_settings(recipe: LanguageTrainingConfig) -> dict[str, Any]:
+    return {
+        "scenes": recipe.scenes,
+        "mixture": asdict(recipe.mixture),
+        "token_budget": recipe.token_budget,
+        "lr": recipe.schedule.lr,
+    }
+
+
+def estimates(
+    config: QuickstartConfig,
+    recipe: LanguageTrainingConfig,
+    tokenizer: LaVITTokenizer,
+    processor: LaVITImageProcessor,
+    scenes: Scenes,
+    features: Tensor,
+) -> dict[str, float]:
+    """Seconds of the two stages, from a few steps and a batch of each task on a throw-away tokenizer, which becomes a
+    part of a throw-away model. scenes, features: a few scenes and what the tokenizer's encoder makes of them."""
+    few = replace(recipe, scenes=len(scenes), loop=replace(recipe.loop, steps=8, log_every=1))
+    tokenized = call_seconds(lambda: ImageStore(tokenizer, features), 1) / len(features)
+    trained: list[LanguageTrainingResult] = []
+    step = step_seconds(lambda tick: trained.append(learn(few, tokenizer, processor, features, tick)))
+    used: Any = trained[0].model
+    own = trained[0].processor
+    batch = min(AT_ONCE, config.language_scenes)
+    images = [scenes.images[i % len(scenes)] for i in range(batch)]
+
+    def captions() -> None:
+        length = TYPICAL["caption"]
+        used.caption(images, own, batch_size=batch, min_new=length, max_new=length, **WORDS)
+
+    def answers() -> None:
+        length = TYPICAL["answer"]
+        asked = ["how many objects are there?"] * batch
+        settings = {"batch_size": batch, "min_new": length, "max_new": length, **WORDS}
+        used.answer(images, asked, own, **settings)
+
+    def drawn() -> None:
+        length = min(TYPICAL["image"], tokenizer.num_patches)
+        settings = {"batch_size": batch, "min_tokens": length, "max_tokens": length, **CODES}
+        used.generate_tokens(scenes.captions[:1] * batch, own, **settings)
+
+    one = call_seconds(captions, 1) + 4 * call_seconds(answers, 1) + call_seconds(drawn, 1)
+    return {
+        "language": config.train_scenes * tokenized + recipe.loop.steps * step,
+        "reading and writing": config.language_scenes / batch * one,
+    }
+
+
+def _score(report: TaskReport) -> dict[str, Any]:
+    assert report.score is not None  # one process, and scenes whose truth is known
+    return report.score
+
+
+def _image_rates(drawn: TaskReport, held_out: HeldOut) -> dict[str, Rate]:
+    found, true = _score(drawn)["objects"], _score(drawn)["true_tokens"]["score"]
+    cells = np.array([one["cells"] for one in drawn.results])
+    truth = held_out.scenes.cells
+    kinds = score(cells, truth).cell
+    rates = {
+        "scene": Rate(found["score"]["exact"], found["constant"]["exact"], true["exact"]),
+        "cell": Rate(kinds, chance(held_out.known, truth).cell, held_out.probe.score(held_out.own.decoded, truth).cell),
+    }
+    for name in ("recall", "precision"):
+        rates[name] = Rate(found["score"][name], found["constant"][name], true[name])
+    return rates
+
+
+def _spoken(scenes: Scenes, captions: TaskReport, answers: TaskReport, shown: int) -> list[Spoken]:
+    spoken = [Spoken(scenes.images[one["scene"]], one["true"], one["caption"]) for one in captions.results[:shown]]
+    for one in answers.results:
+        if one["scene"] < len(spoken):
+            same = normalize_answer(one["answer"]) == normalize_answer(one["true"])
+            spoken[one["scene"]].answers.append(Answer(one["text"], one["true"], one["answer"], same))
+    return spoken
+
+
+def _parameters(model: LaVIT) -> dict[str, int]:
+    """What this stage trained; the tokenizer, which stays as it is, is not among it."""
+    parts = {
+        "language model": model.language_model,
+        "understanding merger": model.understanding.causal_encoder,
+        "projector": model.understanding.vit_proj,
+    }
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
