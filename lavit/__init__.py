@@ -17,15 +17,29 @@ _HOME = {
     "LaVITTokenizerConfig": "lavit.tokenizer.configuration",
     "LaVITTokenizer": "lavit.tokenizer.model",
     "LaVITImageProcessor": "lavit.tokenizer.processing",
+    "LaVITPixelPipeline": "lavit.pixels.pipeline",
+    "NegativeEmbeds": "lavit.pixels.conditioner",
+    "PixelConditioner": "lavit.pixels.conditioner",
+}
+
+# A saved pipeline names its parts as ["lavit", class], and diffusers looks here for the classes by whose methods it
+# loads them.
+_BASES = {
+    "ImageProcessingMixin": "transformers.image_processing_base",
+    "ModelMixin": "diffusers",
+    "PreTrainedModel": "transformers",
 }
 
 __all__ = [
     "LaVIT",
     "LaVITConfig",
     "LaVITImageProcessor",
+    "LaVITPixelPipeline",
     "LaVITProcessor",
     "LaVITTokenizer",
     "LaVITTokenizerConfig",
+    "NegativeEmbeds",
+    "PixelConditioner",
     "__version__",
     "kernels",
 ]
@@ -35,6 +49,9 @@ if TYPE_CHECKING:
     from lavit.language.configuration import LaVITConfig as LaVITConfig
     from lavit.language.model import LaVIT as LaVIT
     from lavit.language.processing import LaVITProcessor as LaVITProcessor
+    from lavit.pixels.conditioner import NegativeEmbeds as NegativeEmbeds
+    from lavit.pixels.conditioner import PixelConditioner as PixelConditioner
+    from lavit.pixels.pipeline import LaVITPixelPipeline as LaVITPixelPipeline
     from lavit.tokenizer.configuration import LaVITTokenizerConfig as LaVITTokenizerConfig
     from lavit.tokenizer.model import LaVITTokenizer as LaVITTokenizer
     from lavit.tokenizer.processing import LaVITImageProcessor as LaVITImageProcessor
@@ -43,8 +60,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str):
     if name == "kernels":
         return import_module("lavit.kernels")
-    if name in _HOME:
-        value = getattr(import_module(_HOME[name]), name)
+    home = _HOME.get(name) or _BASES.get(name)
+    if home is not None:
+        value = getattr(import_module(home), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'lavit' has no attribute {name!r}")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.image_processing_base import ImageProcessingMixin
 
 from lavit.files import atomic_write
 
@@ -20,7 +21,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 FILE_NAME = "preprocessor_config.json"
 
 
-class LaVITImageProcessor:
+class LaVITImageProcessor(ImageProcessingMixin):
     """Resize to a square with PIL's bicubic filter and no crop, scale to [0, 1], normalise (the release).
 
     size: side in pixels. mean, std: per channel, of pixels in [0, 1].
@@ -103,14 +104,14 @@ class LaVITImageProcessor:
     def to_dict(self) -> dict[str, Any]:
         return {"image_processor_type": type(self).__name__, "size": self.size, "mean": self.mean, "std": self.std}
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:  # type: ignore[override]
         """Write ``preprocessor_config.json`` into a folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         with atomic_write(Path(folder) / FILE_NAME, "w") as file:
             file.write(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str]) -> LaVITImageProcessor:
+    def from_pretrained(cls, folder: str | PathLike[str]) -> LaVITImageProcessor:  # type: ignore[override]
         """Read it back. Raises FileNotFoundError naming the file when there is none."""
         return cls(**json.loads((Path(folder) / FILE_NAME).read_text(encoding="utf-8")))
 

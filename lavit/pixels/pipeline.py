@@ -1,0 +1,468 @@
+"""The pipeline: tokens, images or a prompt in, images out."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from torch import Generator, Tensor, nn
+
+from lavit.kernels import Ragged
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
+
+from .conditioner import Condition, NegativeEmbeds, PixelConditioner, both_streams, zero_condition
+from .noise import image_generators, initial_noise
+from .reading import check_features, check_size, decoded_features, read_codes, read_images
+
+if TYPE_CHECKING:
+    from lavit.language import LaVITProcessor, SamplingSettings
+    from lavit.language.inference import GeneratedTokens
+
+logger = logging.getLogger(__name__)
+
+# The release's, by kind of condition: steps of DDIM and guidance.
+STEPS = {"lowres": 50, "highres": 25}
+GUIDANCE = {"lowres": 5.0, "highres": 7.0}
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class LaVITPixelOutput(BaseOutput):
+    """Images, as ``output_type`` asks for.
+
+    nsfw_content_detected: the safety checker's verdict on each, None without one. tokens: what ``generate`` drew them
+    from.
+    """
+
+    images: Any
+    nsfw_content_detected: list[bool] | None = None
+    tokens: GeneratedTokens | None = None
+
+
+class LaVITPixelPipeline(DiffusionPipeline):
+    """Draws images from visual tokens with a U-Net that is conditioned on the features they decode to.
+
+    tokenizer: decodes the codes, and encodes images. conditioner: makes features the U-Net's condition; its kind says
+        whether the U-Net is in SD 1.5's layout ("lowres") or SDXL's ("highres"). unet, scheduler: diffusers'; any
+        scheduler: ``pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)``.
+    image_processor: of the tokenizer, to read ``images``. vae: None for a U-Net that works on pixels in [-1, 1].
+    safety_checker, feature_extractor: as of Stable Diffusion. requires_safety_checker: say so once when there is none.
+    negative: rows stored for the other stream of guidance; None: zeros.
+
+    Saving, loading, progress bar and offloading are diffusers'. Raises ValueError when parts do not fit together.
+    """
+
+    tokenizer: LaVITTokenizer
+    conditioner: PixelConditioner
+    unet: Any
+    scheduler: Any
+    image_processor: LaVITImageProcessor | None
+    vae: Any
+    safety_checker: Any
+    feature_extractor: Any
+    negative: NegativeEmbeds | None
+
+    model_cpu_offload_seq = "tokenizer->conditioner->unet->vae"  # type: ignore[assignment]
+    # Called in other ways than forward(), or at the end of a run: submodule by submodule they cannot be offloaded.
+    _exclude_from_cpu_offload = ["tokenizer", "negative", "safety_checker"]
+    _optional_components = ["image_processor", "vae", "safety_checker", "feature_extractor", "negative"]
+    # diffusers' own names, so that its own callbacks work here.
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"]
+
+    def __init__(
+        self,
+        tokenizer: LaVITTokenizer,
+        conditioner: PixelConditioner,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        image_processor: LaVITImageProcessor | None = None,
+        vae: AutoencoderKL | None = None,
+        safety_checker: nn.Module | None = None,
+        feature_extractor: object | None = None,
+        negative: NegativeEmbeds | None = None,
+        requires_safety_checker: bool = False,
+    ) -> None:
+        super().__init__()
+        check_parts(tokenizer, conditioner, unet, vae, negative)
+        if safety_checker is not None and feature_extractor is None:
+            raise ValueError("feature_extractor: expected one, which the safety_checker needs, got None")
+        self.register_modules(
+            tokenizer=tokenizer,
+            conditioner=conditioner,
+            unet=unet,
+            scheduler=scheduler,
+            image_processor=image_processor,
+            vae=vae,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            negative=negative,
+        )
+        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self._interrupt = False
+        self._said_unchecked = False
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """As diffusers', but this library's classes are found under ``lavit``, wherever their modules are."""
+        super().register_to_config(**{name: _public(entry) for name, entry in kwargs.items()})
+
+    # What sizes there are.
+
+    @property
+    def kind(self) -> str:
+        return self.conditioner.kind
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of a side for each latent; 1 without a VAE."""
+        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def size_multiple(self) -> int:
+        """What both sides of an image must be multiples of, for VAE and U-Net to halve them."""
+        return self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    # What callbacks of diffusers ask for.
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set ``_interrupt`` in a callback to leave out the remaining steps."""
+        return self._interrupt
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        tokens: VisualTokens | Ragged | None = None,
+        *,
+        images: Any = None,
+        features: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        original_size: tuple[int, int] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seeds: Sequence[int] | Tensor | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        image_seeds: Sequence[int] | Tensor | None = None,
+        eta: float = 0.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> LaVITPixelOutput:
+        """Draw an image for each item of exactly one of ``tokens``, ``images`` and ``features``.
+
+        tokens: codes in [0, K), ragged over the images. images: drawn again by way of their codes; see
+            ``reading.read_images`` for what an image may be. features: (B, N, C_out) of ``LaVITTokenizer.decode``.
+        height, width: in pixels, multiples of ``size_multiple``; by default what the U-Net was made for.
+        original_size: (height, width) that a high-res U-Net is told the image came from; by default its own.
+        num_inference_steps, guidance_scale: by default the release's, 50 and 5, or 25 and 7 for high-res. At most 1 is
+            the condition alone, one stream; more are two, in one call of the U-Net a step.
+        seeds: one an image: its noise is drawn on the CPU in float32 from a generator of its own, bitwise the same in
+            any batch, on any device; the image is then the same up to the rounding of sums. generator: one, or one an
+            image, as diffusers takes it. Without either, ``torch.manual_seed`` governs the seeds.
+        image_seeds: of the selection of patches of ``images``; None: no noise.
+        eta: of DDIM, ignored by other schedulers.
+        return_dict: False for the tuple (images, nsfw_content_detected).
+        output_type: "pil", "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1], or "latent" (B, c, h, w).
+        callback_on_step_end: called as ``f(pipe, step, timestep, tensors)`` after each step with the tensors named in
+            ``callback_on_step_end_tensor_inputs``; those in the dictionary that it returns replace them.
+
+        Raises ValueError or TypeError naming the argument, and the image where one is at fault.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type: expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+        steps = STEPS[self.kind] if num_inference_steps is None else num_inference_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"num_inference_steps: expected an integer of at least 1, got {steps!r}")
+        scale = GUIDANCE[self.kind] if guidance_scale is None else guidance_scale
+        if not (math.isfinite(scale) and scale >= 0):
+            raise ValueError(f"guidance_scale: expected a finite number of at least 0, got {scale}")
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            known = ", ".join(self._callback_tensor_inputs)
+            raise ValueError(f"callback_on_step_end_tensor_inputs: expected names of {known}, got {unknown}")
+        size = self._size(height, width)
+        self._say_unchecked()
+        self._guidance_scale, self._interrupt = float(scale), False
+
+        device = self._execution_device
+        condition = self.conditioner(self._features(tokens, images, features, image_seeds, device))
+        count = len(condition.embeds)
+        generators = image_generators(count, seeds, generator)
+        latents = self._denoise(
+            self._streams(condition),
+            initial_noise(
+                count, (self.unet.config.in_channels, *(s // self.vae_scale_factor for s in size)), generators
+            ),
+            self._time_ids(count, original_size or size, size),
+            steps,
+            self._step_arguments(generators, eta),
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        drawn, flags = (latents, None) if output_type == "latent" else self._finish(latents, output_type)
+        self.maybe_free_model_hooks()
+        return LaVITPixelOutput(drawn, flags) if return_dict else (drawn, flags)  # type: ignore[return-value]
+
+    def _denoise(
+        self,
+        streams: Condition,
+        noise: Tensor,
+        time_ids: Tensor,
+        steps: int,
+        step_arguments: dict[str, Any],
+        callback: Callable[..., dict[str, Any]] | None,
+        callback_inputs: Sequence[str],
+    ) -> Tensor:
+        """From noise (B, c, h, w) to latents, in float32: only the U-Net computes in its own precision."""
+        device, dtype = self._execution_device, self.unet.dtype
+        # Timesteps stay with the host, which reads them at every step.
+        self.scheduler.set_timesteps(steps, device="cpu")
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        latents = noise.to(device) * self.scheduler.init_noise_sigma
+        prompt_embeds, add_text_embeds, mask = streams.to(device, dtype)
+        add_time_ids = time_ids.to(device, dtype)
+        if self.do_classifier_free_guidance:
+            add_time_ids = torch.cat((add_time_ids, add_time_ids))
+        if not len(latents):
+            return latents
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for step, timestep in enumerate(timesteps):
+                if self._interrupt:
+                    break
+                guided = self.do_classifier_free_guidance
+                both = torch.cat((latents, latents)) if guided else latents
+                both = self.scheduler.scale_model_input(both, timestep).to(dtype)
+                condition = Condition(prompt_embeds, add_text_embeds, mask if guided else None)
+                predicted = self.unet(both, timestep, **condition.unet_arguments(add_time_ids)).sample.float()
+                if guided:
+                    negative, positive = predicted.chunk(2)
+                    predicted = negative + self._guidance_scale * (positive - negative)
+                latents = self.scheduler.step(predicted, timestep, latents, **step_arguments, return_dict=False)[0]
+                if callback is not None:
+                    tensors = {
+                        "latents": latents,
+                        "prompt_embeds": prompt_embeds,
+                        "add_text_embeds": add_text_embeds,
+                        "add_time_ids": add_time_ids,
+                    }
+                    tensors |= callback(self, step, timestep, {name: tensors[name] for name in callback_inputs}) or {}
+                    latents, prompt_embeds = tensors["latents"], tensors["prompt_embeds"]
+                    add_text_embeds, add_time_ids = tensors["add_text_embeds"], tensors["add_time_ids"]
+                progress.update()
+        return latents
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        made_for = self.unet.config.sample_size
+        sides = made_for if isinstance(made_for, (list, tuple)) else (made_for, made_for)
+        height, width = (
+            side * self.vae_scale_factor if given is None else given
+            for given, side in zip((height, width), sides, strict=True)
+        )
+        return check_size("height", height, self.size_multiple), check_size("width", width, self.size_multiple)
+
+    def _features(
+        self,
+        tokens: VisualTokens | Ragged | None,
+        images: Any,
+        features: Tensor | None,
+        image_seeds: Sequence[int] | Tensor | None,
+        device: torch.device,
+    ) -> Tensor:
+        """What the conditioner reads, (B, N, C_out)."""
+        given = [
+            name
+            for name, value in (("tokens", tokens), ("images", images), ("features", features))
+            if value is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(
+                f"tokens: expected exactly one of tokens, images and features, got {' and '.join(given) or 'none'}"
+            )
+        config = self.tokenizer.config
+        if features is not None:
+            return check_features(features, config.num_patches, self.conditioner.in_dim).to(device)
+        pixels = None
+        if images is not None:
+            pixels = read_images(images, self.image_processor, config.image_size)
+        else:
+            tokens = read_codes(tokens, config.num_codes, config.num_patches)  # type: ignore[arg-type]
+        # Neither encode() nor decode() is forward(), which would bring an offloaded model to the device by itself.
+        hook = getattr(self.tokenizer, "_hf_hook", None)
+        if hook is not None:
+            hook.pre_forward(self.tokenizer)
+        return decoded_features(self.tokenizer, tokens, pixels, image_seeds, device)
+
+    def _streams(self, condition: Condition) -> Condition:
+        """Both streams of guidance as one batch, or the one alone."""
+        if not self.do_classifier_free_guidance:
+            return condition
+        if self.negative is None:
+            return both_streams(zero_condition(condition), condition)
+        stored = self.negative(len(condition.embeds))
+        return both_streams(stored.to(condition.embeds.device, condition.embeds.dtype), condition)
+
+    @staticmethod
+    def _time_ids(count: int, original: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """(B, 6): original size, no crop, size."""
+        return torch.tensor([[*original, 0, 0, *size]], dtype=torch.float32).expand(count, -1)
+
+    def _step_arguments(self, generators: Generator | list[Generator], eta: float) -> dict[str, Any]:
+        """What the scheduler's step takes of these."""
+        taken = inspect.signature(self.scheduler.step).parameters
+        return {name: value for name, value in (("generator", generators), ("eta", eta)) if name in taken}
+
+    def _finish(self, latents: Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
+        """Latents to images in [0, 1], and what the safety checker says of them."""
+        images = (self._decode(latents).float() / 2 + 0.5).clamp(0, 1)
+        flags = None
+        if self.safety_checker is not None and len(images):
+            images, flags = self._check(images)
+        if output_type == "pt":
+            return images, flags
+        array = images.permute(0, 2, 3, 1).cpu().numpy()
+        return (array if output_type == "np" else self.numpy_to_pil(array)), flags
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """(B, c, h, w) latents -> (B, 3, H, W) in [-1, 1]."""
+        if self.vae is None or not len(latents):
+            return latents
+        # SDXL's VAE overflows in half precision.
+        upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        if upcast:
+            self.vae.to(torch.float32)
+        images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
+        if upcast:
+            self.vae.to(torch.float16)
+        return images
+
+    def _check(self, images: Tensor) -> tuple[Tensor, list[bool]]:
+        array = images.permute(0, 2, 3, 1).cpu().numpy()
+        seen = self.feature_extractor(self.numpy_to_pil(array), return_tensors="pt").pixel_values
+        seen = seen.to(images.device, getattr(self.safety_checker, "dtype", images.dtype))
+        checked, flags = self.safety_checker(images=array, clip_input=seen)
+        return torch.from_numpy(np.asarray(checked)).permute(0, 3, 1, 2).to(images), [bool(flag) for flag in flags]
+
+    def _say_unchecked(self) -> None:
+        if self.config["requires_safety_checker"] and self.safety_checker is None and not self._said_unchecked:
+            logger.warning("the safety checker of this pipeline is off: its images are not checked")
+            self._said_unchecked = True
+
+    # By way of a language model.
+
+    def generate(
+        self,
+        model: Any,
+        processor: LaVITProcessor,
+        prompts: Sequence[Any],
+        *,
+        seeds: Sequence[int] | Tensor | None = None,
+        text: SamplingSettings | dict[str, Any] | None = None,
+        **pixels: Any,
+    ) -> LaVITPixelOutput:
+        """Draw prompts of strings and images in any order: their tokens by the model, and pixels from these.
+
+        model: a LaVIT. prompts, processor: as its ``generate_tokens`` takes them. seeds: one a sample, for its tokens
+            and its noise alike. text: SamplingSettings or a dictionary of arguments of ``generate_tokens``. pixels: those of a call.
+        Gives the images, with what they were drawn from in ``tokens``: its ``indices`` tell the prompt of each.
+        Raises as ``generate_tokens`` and a call do.
+        """
+        arguments = {"settings": text} if text is not None and not isinstance(text, dict) else dict(text or {})
+        drawn = model.generate_tokens(prompts, processor, seeds=seeds, **arguments)
+        output = self(drawn.codes, seeds=seeds, **pixels)
+        return LaVITPixelOutput(output.images, output.nsfw_content_detected, drawn)
+
+    # Speed.
+
+    def accelerate(
+        self, *, compile: bool = False, channels_last: bool = False, **compile_options: Any
+    ) -> LaVITPixelPipeline:
+        """Make it faster, in place; returns the pipeline.
+
+        channels_last: memory layout of U-Net and VAE, faster on GPUs with tensor cores. compile: ``torch.compile`` of
+        the U-Net, with these options, at its next call; each size of image is compiled again. Attention is
+        ``scaled_dot_product_attention`` in any case.
+        """
+        if compile_options and not compile:
+            raise ValueError(f"compile: expected True with options of torch.compile ({', '.join(compile_options)})")
+        if channels_last:
+            for part in (self.unet, self.vae):
+                if part is not None:
+                    part.to(memory_format=torch.channels_last)
+        if compile:
+            self.unet.compile(**compile_options)
+        return self
+
+
+def check_parts(
+    tokenizer: LaVITTokenizer,
+    conditioner: PixelConditioner,
+    unet: Any,
+    vae: Any,
+    negative: NegativeEmbeds | None,
+) -> None:
+    """ValueError naming the part whose sizes do not fit the others'."""
+    config = tokenizer.config
+    features = (config.num_patches, config.decoder_out_dim or config.hidden_size)
+    taken = (conditioner.num_patches, conditioner.in_dim)
+    if features != taken:
+        raise ValueError(f"conditioner: expected one for features (B, {features[0]}, {features[1]}), got {taken}")
+    if unet.config.cross_attention_dim != conditioner.embed_dim:
+        got, wanted = unet.config.cross_attention_dim, conditioner.embed_dim
+        raise ValueError(f"unet: expected cross_attention_dim {wanted}, the conditioner's width, got {got}")
+    channels = 3 if vae is None else vae.config.latent_channels
+    for name in ("in_channels", "out_channels"):
+        if unet.config[name] != channels:
+            what = "pixels, without a VAE" if vae is None else "the VAE's latents"
+            raise ValueError(f"unet: expected {name} {channels} ({what}), got {unet.config[name]}")
+    if conditioner.pooled_dim is not None:
+        if unet.config.addition_embed_type != "text_time":
+            got = unet.config.addition_embed_type
+            raise ValueError(f"unet: expected addition_embed_type text_time for a high-res condition, got {got!r}")
+        wanted = conditioner.pooled_dim + 6 * unet.config.addition_time_embed_dim
+        got = unet.config.projection_class_embeddings_input_dim
+        if got != wanted:
+            raise ValueError(f"unet: expected projection_class_embeddings_input_dim {wanted}, got {got}")
+    elif unet.config.addition_embed_type is not None:
+        got = unet.config.addition_embed_type
+        raise ValueError(f"unet: expected no addition_embed_type for a low-res condition, got {got!r}")
+    if negative is not None and negative.embeds.shape[1] != conditioner.embed_dim:
+        raise ValueError(f"negative: expected rows of width {conditioner.embed_dim}, got {negative.embeds.shape[1]}")
+
+
+def _public(entry: Any) -> Any:
+    """A component's (module, class) with ``lavit`` for the module where the class is one of its public names."""
+    if isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[0], str):
+        module, name = entry
+        if module.split(".")[0] == "lavit" and name in sys.modules["lavit"].__all__:
+            return ("lavit", name)
+    return entry
