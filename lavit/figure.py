@@ -1,7 +1,9 @@
-"""The picture of a run for a README: what was kept of scenes and photographs, and tokens against content, as a PNG."""
+"""The picture of a run for a README: what was kept of scenes and photographs, tokens against content, and what the
+language model said and drew, as a PNG."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 
@@ -10,10 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from lavit import charts
 from lavit.files import atomic_write
 from lavit.page import decimal, duration, integer, percent
-from lavit.report import Photo, QuickstartResult, Scene, mean_of, mean_tokens
+from lavit.report import LanguageResult, Photo, QuickstartResult, Request, Scene, Spoken, mean_of, mean_tokens
 from lavit.tokenmap import draw_token_map
 
 WIDTH, HEIGHT = 960, 520
+LANGUAGE_HEIGHT = 240  # more, where a language model was trained
 _SCALE = 2  # pixels for each unit of the layout, so that text stays sharp on a dense screen
 _MARGIN, _LEFT, _GAP = 30, 570, 12
 _PAPER, _INK, _SOFT, _RULE = (255, 255, 255), (28, 30, 34), (86, 92, 102), (226, 224, 218)
@@ -21,19 +24,23 @@ _BLUE, _WASH, _AMBER = (36, 87, 197), (226, 233, 247), (163, 76, 0)
 
 
 def write_figure(result: QuickstartResult, path: str | os.PathLike[str]) -> None:
-    """Draw the figure of a run to ``path`` (PNG, 1920 x 1040) in an existing folder. The same run, the same picture."""
+    """Draw the figure of a run to ``path`` (PNG, 1920 x 1040, with a language stage 1920 x 1520) in an existing
+    folder. The same run, the same picture."""
     with atomic_write(path, "wb") as file:
         draw_figure(result).save(file, "PNG", optimize=True)
 
 
 def draw_figure(result: QuickstartResult) -> Image.Image:
-    """Scenes and photographs on the left, the chart and the numbers on the right. Empty parts say that they are."""
-    canvas = _Canvas()
+    """Scenes and photographs on the left, the chart and the numbers on the right, and what the language model said and
+    drew below, where there is one. Empty parts say that they are."""
+    canvas = _Canvas(HEIGHT + (LANGUAGE_HEIGHT if result.language else 0))
     below = _draw_scenes(canvas, spread(result.scenes, 4), result.grid)
     _draw_photos(canvas, result.photos, result.grid, below + 26)
     x = _MARGIN + _LEFT + 42
     below = _draw_content(canvas, result, x, WIDTH - _MARGIN - x)
     _draw_numbers(canvas, result, x, below + 14)
+    if result.language:
+        _draw_language(canvas, result.language, HEIGHT + 14)
     return canvas.image
 
 
@@ -48,8 +55,8 @@ def spread(scenes: Sequence[Scene], most: int) -> list[Scene]:
 class _Canvas:
     """A page in layout units, drawn in pixels."""
 
-    def __init__(self) -> None:
-        self.image = Image.new("RGB", (WIDTH * _SCALE, HEIGHT * _SCALE), _PAPER)
+    def __init__(self, height: float) -> None:
+        self.image = Image.new("RGB", (WIDTH * _SCALE, round(height * _SCALE)), _PAPER)
         self.draw = ImageDraw.Draw(self.image)
 
     def text(
@@ -65,9 +72,17 @@ class _Canvas:
         box = (x * _SCALE, (y - thickness / 2) * _SCALE, (x + width) * _SCALE, (y + thickness / 2) * _SCALE - 1)
         self.draw.rectangle(box, fill=ink)
 
-    def paste(self, image: Image.Image, x: float, y: float, width: float, height: float) -> None:
+    def paste(
+        self,
+        image: Image.Image,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        how: Image.Resampling = Image.Resampling.LANCZOS,
+    ) -> None:
         size = (round(width * _SCALE), round(height * _SCALE))
-        self.image.paste(image.resize(size, Image.Resampling.LANCZOS), (round(x * _SCALE), round(y * _SCALE)))
+        self.image.paste(image.resize(size, how), (round(x * _SCALE), round(y * _SCALE)))
 
 
 def _plain(words: str) -> str:
@@ -184,6 +199,11 @@ def _draw_numbers(canvas: _Canvas, result: QuickstartResult, x: float, top: floa
         lines.append((integer(used), f"of {integer(len(result.code_counts))} codes in use"))
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     lines.append((duration(result.seconds), f"in all, on {result.device}, {threads}"))
+    _draw_lines(canvas, lines, x, top)
+
+
+def _draw_lines(canvas: _Canvas, lines: Sequence[tuple[str, str]], x: float, top: float) -> None:
+    """Numbers, and what they are."""
     for i, (number, note) in enumerate(lines):
         y = top + 24 + 34 * i
         canvas.rule(x, y - 23, WIDTH - _MARGIN - x, _RULE)
@@ -191,3 +211,59 @@ def _draw_numbers(canvas: _Canvas, result: QuickstartResult, x: float, top: floa
         wrapped = _wrap(note, 10.5, WIDTH - _MARGIN - x - 108, 2)
         for line, words in enumerate(wrapped):
             canvas.text(x + 108, y - (8 if len(wrapped) > 1 else 1) + 13 * line, words, 10.5, _SOFT)
+
+
+def _draw_language(canvas: _Canvas, result: LanguageResult, top: float) -> None:
+    """The first held-out scenes in the model's words, the first requests, and the rates, in four columns."""
+    spoken, requests = result.spoken[:2], result.requests[:2]
+    canvas.heading(_MARGIN, top, "What the language model says of such scenes, and draws when asked")
+    width = (_LEFT - 4 * _GAP) / 3
+    for i, scene in enumerate(spoken):
+        _draw_spoken(canvas, scene, _MARGIN + i * (width + 2 * _GAP), top + 16, width)
+    for i, request in enumerate(requests):
+        _draw_request(canvas, request, _MARGIN + 2 * (width + 2 * _GAP), top + 25 + 96 * i, width)
+    if not spoken and not requests:
+        canvas.text(_MARGIN, top + 26, "This run showed nothing that it says or draws.", 12, _SOFT)
+    lines: list[tuple[str, str]] = []
+    for rate, note in (
+        (result.captions.get("exact"), "captions word for word right"),
+        (result.answers.get("mean"), "answers right"),
+        (result.images.get("recall"), "objects asked for are there"),
+    ):
+        if rate is not None:
+            most = "" if math.isnan(rate.ceiling) else f"at most {percent(rate.ceiling)}, "
+            lines.append((percent(rate.model), f"{note} ({most}chance {percent(rate.chance)})"))
+    if "drawn" in result.tokens:
+        note = f"tokens an image drawn (true images {decimal(result.tokens['true'], 1)})"
+        lines.append((decimal(result.tokens["drawn"], 1), note))
+    _draw_lines(canvas, lines, _MARGIN + _LEFT + 42, top)
+
+
+def _draw_spoken(canvas: _Canvas, scene: Spoken, x: float, y: float, width: float) -> None:
+    side = 64.0
+    canvas.paste(Image.fromarray(scene.image), x, y, side, side, Image.Resampling.NEAREST)
+    _verdict(canvas, x + side + 10, y + 9, "says:", scene.said == scene.caption, width - side - 10)
+    for line, words in enumerate(_wrap(scene.said, 10, width - side - 10, 5)):
+        canvas.text(x + side + 10, y + 24 + 13 * line, words, 10)
+    level = y + side + 18
+    for answer in scene.answers[:4]:
+        asked = _wrap(answer.question, 10, width - 54, 2)
+        for line, words in enumerate(asked):
+            canvas.text(x, level + 12 * line, words, 10, _SOFT)
+        given = _wrap(answer.given or "nothing", 10, 48, 1)[0]
+        canvas.text(x + width, level, given, 10, _BLUE if answer.correct else _AMBER, "rs")
+        level += 12 * len(asked) + 5
+
+
+def _draw_request(canvas: _Canvas, request: Request, x: float, y: float, width: float) -> None:
+    _verdict(canvas, x, y, f"asked, drawn in {request.tokens} tokens:", request.prompt == request.read, width)
+    lines = _wrap(request.prompt, 10, width, 3)
+    for line, words in enumerate(lines):
+        canvas.text(x, y + 14 + 13 * line, words, 10)
+    if request.prompt != request.read:
+        canvas.text(x, y + 14 + 13 * len(lines), _wrap(f"read: {request.read}", 10, width, 1)[0], 10, _AMBER)
+
+
+def _verdict(canvas: _Canvas, x: float, y: float, what: str, right: bool, width: float) -> None:
+    canvas.text(x, y, what, 10, _SOFT)
+    canvas.text(x + width, y, "right" if right else "wrong", 10, _BLUE if right else _AMBER, "rs")

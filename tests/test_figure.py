@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lavit.figure import HEIGHT, WIDTH, draw_figure, spread, write_figure
-from lavit.report import Photo, ProbeRow, QuickstartResult, Scene
+from lavit.figure import HEIGHT, LANGUAGE_HEIGHT, WIDTH, draw_figure, spread, write_figure
+from lavit.report import (
+    Answer,
+    LanguageResult,
+    Photo,
+    ProbeRow,
+    QuickstartResult,
+    Rate,
+    Request,
+    Scene,
+    Spoken,
+)
 
 
 def scene(tokens: int, caption: str = "a red circle top left") -> Scene:
@@ -53,13 +63,30 @@ def test_missing_parts_leave_the_others(left_out: str) -> None:
     assert (pixels(image, (200, 60, 0)) > 0) == ("photos" in parts)
 
 
+def language(words: str = "a red circle top left", scenes: int = 3) -> LanguageResult:
+    image = np.full((32, 32, 3), (0, 140, 60), np.uint8)
+    spoken = [Spoken(image, "a red circle top left", words, [Answer(words, "1", words, False)] * 4)] * scenes
+    requests = [Request(words, "a blue circle top left", 20)] * scenes
+    return LanguageResult(
+        10, 40, {"exact": Rate(0.5, 0.1)}, 1.0, {"mean": Rate(0.5, 0.1)}, {}, {}, spoken=spoken, requests=requests
+    )
+
+
+@pytest.mark.parametrize("scenes", [0, 1, 3])
+def test_a_language_stage_is_drawn_below_the_rest(scenes: int) -> None:
+    image, alone = draw_figure(run(**FULL, language=language(scenes=scenes))), draw_figure(run(**FULL))
+    assert image.size == (2 * WIDTH, 2 * (HEIGHT + LANGUAGE_HEIGHT))
+    assert np.array_equal(np.asarray(image)[: 2 * HEIGHT - 60], np.asarray(alone)[:-60])
+    assert pixels(image, (0, 140, 60)) == min(scenes, 2) * 128**2
+
+
 def test_more_kept_patches_show_more_of_the_scene() -> None:
     few, many = (pixels(draw_figure(run(scenes=[scene(n)])), (0, 90, 200)) for n in (8, 48))
     assert many == pytest.approx(6 * few, rel=0.1)  # outlines take a share of a patch that depends on its neighbours
 
 
 def test_nothing_is_drawn_into_the_margin() -> None:
-    long = FULL | {"scenes": [scene(64, "a very long caption " * 30)]}
+    long = FULL | {"scenes": [scene(64, "a very long caption " * 30)], "language": language("word " * 60)}
     page = np.asarray(draw_figure(run(**long)))
     frame = np.ones(page.shape[:2], bool)
     frame[30:-30, 40:-40] = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,10 +12,15 @@ import pytest
 
 from lavit.kernels.dispatch import Choice
 from lavit.report import (
+    Answer,
+    LanguageResult,
     Photo,
     ProbeRow,
     QuickstartResult,
+    Rate,
+    Request,
     Scene,
+    Spoken,
     Stage,
     differing,
     mean_tokens,
@@ -118,6 +124,37 @@ def plausible_result(scenes: int = 6, photos: int = 2, held_out: int = 60, seed:
     )
 
 
+def plausible_language(scenes: int = 9, seed: int = 0) -> LanguageResult:
+    """A language stage as it could have been; see ``plausible_result``."""
+    rng = np.random.default_rng(seed)
+    seen = [plausible_scene(rng, 1 + i % 3) for i in range(scenes)]
+    asked = [
+        Answer("how many objects are there?", "2", "2", True),
+        Answer("what colour is the object bottom right?", "green", "green", True),
+        Answer("is there a red circle?", "yes", "no", False),
+    ]
+    return LanguageResult(
+        scenes=300,
+        questions=1200,
+        captions={"exact": Rate(0.872, 0.007), "recall": Rate(0.941, 0.062)},
+        readable=0.99,
+        answers={"mean": Rate(0.831, 0.354), "count": Rate(0.9, 1 / 3), "exists": Rate(0.761, 0.5)},
+        images={"scene": Rate(0.553, 0.007, 0.921), "recall": Rate(0.713, 0.062, 0.965)},
+        tokens={"drawn": 20.4, "true": 21.1},
+        parameters={"language model": 1_010_203, "projector": 12_416},
+        steps=1000,
+        history=[
+            {"step": s, "loss": 6 * math.exp(-s / 200) + 1, "text_loss": 1.0, "tokens_per_second": 9000.0}
+            for s in range(0, 1001, 50)
+        ],
+        seconds={"training": 100.0, "judging": 20.0},
+        settings={"training": {"lr": 0.002, "mixture": {"caption": 1.0}}, "images": {"guidance": 2.0}},
+        spoken=[Spoken(scene.image, scene.caption, scene.read_back, list(asked)) for scene in seen],
+        requests=[Request(scene.caption, scene.read_back, 20 + i) for i, scene in enumerate(seen)],
+        model_path="runs/quickstart/model",
+    )
+
+
 class Outline(HTMLParser):
     """What a browser would make of the page: balanced tags, text, attributes."""
 
@@ -212,6 +249,43 @@ def test_numbers_of_the_run_are_on_the_page(outline: Outline, result: Quickstart
     assert text.count("✗ wrong") == sum(not s.correct for s in result.scenes) > 0
 
 
+def test_the_language_stage_is_on_the_page_where_there_was_one(result: QuickstartResult) -> None:
+    stage = plausible_language()
+    outline = Outline(render_report(replace(result, language=stage)))
+    assert outline.open == []
+    text = outline.text.replace("\u202f", " ")
+    wanted = ["87.2 %", "83.1 %", "71.3 %", "35.4 %", "96.5 %", "20.4 tokens an image", "1 010 203", "guidance 2.0"]
+    wanted += [stage.model_path, "reads and writes images and text", "Answers: exists", "Language model"]
+    assert [words for words in wanted if words not in text] == []
+    right = sum(one.caption == one.said for one in stage.spoken)
+    assert 0 < right < len(stage.spoken)
+    asked = [answer for one in stage.spoken for answer in one.answers]
+    read = sum(one.prompt == one.read for one in stage.requests) + sum(scene.correct for scene in result.scenes)
+    assert text.count("✓ right") == right + sum(answer.correct for answer in asked) + read
+    assert "(true: yes)" in text and "(true: 2)" not in text
+    pictures = len(outline.all("img")) - 2 * (len(result.scenes) + len(result.photos))
+    assert pictures == len(stage.spoken) and all(a.get("alt") for a in outline.all("img"))
+    assert sum("encoder" == a.get("class") for a in outline.all("i")) == len(result.probe) + len(stage.images)
+    anchors = [a["id"] for _, a in outline.tags if "id" in a]
+    assert len(anchors) == len(set(anchors)) and {a["href"] for a in outline.all("a")} <= {
+        f"#{name}" for name in anchors
+    }
+
+
+def test_without_a_language_stage_the_page_does_not_speak_of_one(outline: Outline) -> None:
+    assert "dynamic visual tokenizer, trained" in outline.text and "What it says" not in outline.text
+    fixed = Outline(render_report(replace(plausible_result(scenes=1, photos=0), length="fixed"))).text
+    assert "A fixed-length visual tokenizer" in fixed and "the same number of patches of every image" in fixed
+
+
+def test_missing_parts_of_the_language_stage_are_said_not_raised() -> None:
+    bare = LanguageResult(0, 0, {}, math.nan, {}, {}, {})
+    outline = Outline(render_report(QuickstartResult("lavit quickstart", 1.5, "CPU", 1, 0, language=bare)))
+    assert outline.open == [] and outline.all("img") == []
+    assert len([a for a in outline.all("p") if a.get("class") == "empty"]) == 12
+    assert "nan" not in outline.text.lower()
+
+
 def test_missing_parts_are_said_not_raised() -> None:
     outline = Outline(render_report(QuickstartResult("lavit quickstart", 1.5, "CPU", 1, 0)))
     assert outline.open == [] and outline.all("svg") == [] and outline.all("img") == []
@@ -250,9 +324,14 @@ def test_text_from_outside_stays_text() -> None:
     result.stages, result.probe = [Stage(evil, 1.0, evil)], [ProbeRow(evil, 0.5, 0.5, 0.5)]
     result.kernels = [Choice(evil, evil, evil, evil)]
     result.history = [{"step": s, "loss": 1.0, "phase": evil + str(s)} for s in range(2)]
+    result.language = plausible_language(1)
+    result.language.spoken = [Spoken(result.scenes[0].image, evil, evil, [Answer(evil, evil, evil, False)])]
+    result.language.requests = [Request(evil, "a red circle", 3)]
+    result.language.answers, result.language.parameters = {evil: Rate(0.5, 0.1)}, {evil: 1}
+    result.language.settings, result.language.model_path = {evil: {evil: evil}}, evil
     outline = Outline(render_report(result))
     assert outline.open == []
-    assert len(outline.all("img")) == 4 and not any("onerror" in a for _, a in outline.tags)
+    assert len(outline.all("img")) == 5 and not any("onerror" in a for _, a in outline.tags)
     assert outline.text.count("<img src=x onerror=") >= 10
 
 

@@ -99,7 +99,7 @@ def _requests(result: LanguageResult) -> str:
         )
         for one in result.requests
     ]
-    body = table(("asked for", "read from the tokens drawn", "", "tokens"), rows, "Requests", (3,))
+    body = table(("asked for", "read from the tokens drawn", "verdict", "tokens"), rows, "Requests", (3,))
     return section("requests", "What it draws", lead, body)
 
 

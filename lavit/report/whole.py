@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from html import escape
 from statistics import fmean
+from typing import Any
 
 from lavit.files import atomic_write
 from lavit.page import decimal, document, duration, integer, percent, section, table
@@ -109,7 +111,7 @@ def _tokenizer_tiles(result: QuickstartResult) -> list[Tile]:
         share = percent(fmean(tokens) / _patches(result))
         note = f"tokens on average for a held-out scene of {_patches(result)} patches: {share} are kept"
         numbers.append(("content", decimal(fmean(tokens), 1), note))
-    if len(means) > 1:
+    if len(set(means.values())) > 1:
         (few, low), (many, high) = list(means.items())[0], list(means.items())[-1]
         numbers.append(("content", f"{low:.1f} \u2192 {high:.1f}", f"tokens from {few} to {many} objects in the scene"))
     if result.cosines:
@@ -171,7 +173,7 @@ def _reproduce(result: QuickstartResult) -> str:
     paths = {"tokenizer": result.model_path, "model": result.language.model_path if result.language else ""}
     facts += [(name, f"<code>{escape(path)}</code>") for name, path in paths.items() if path]
     if result.language:
-        facts += [(escape(name), escape(str(value))) for name, value in result.language.settings.items()]
+        facts += [(escape(name), escape(_words(value))) for name, value in result.language.settings.items()]
     facts += [(escape(name), escape(version)) for name, version in result.versions.items()]
     counts = {**result.parameters, **(result.language.parameters if result.language else {})}
     parts = [(escape(name), integer(count)) for name, count in counts.items()]
@@ -184,3 +186,10 @@ def _reproduce(result: QuickstartResult) -> str:
             '<div><h3 class="group">Parameters</h3>' + table(("part", "number"), parts, "Parameters", (1,)) + "</div>"
         )
     return section("reproduce", "Do it again", lead, body + "</div>")
+
+
+def _words(value: Any) -> str:
+    """A setting, or settings within it, as words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items())
+    return str(value)
