@@ -32,6 +32,7 @@ Commands = dict[str, "Command | Commands"]
 TRAIN: Commands = {
     "tokenizer": Command("lavit.training.tokenizer:main", "stage 1: the dynamic visual tokenizer, from images alone"),
     "language": Command("lavit.training.language:main", "stage 2: the language model that reads and writes images"),
+    "pixels": Command("lavit.training.pixels:main", "stage 3: the U-Net that draws images from tokens"),
 }
 COMMANDS: Commands = {
     "quickstart": Command("lavit.quickstart:main", "train a small tokenizer here and now and write a report about it"),

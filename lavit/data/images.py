@@ -67,6 +67,20 @@ def load_image(
         raise ImageError(f"{name}: {_reason(error)}") from error
 
 
+def image_size(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> tuple[int, int]:
+    """(height, width) of the image in a file, the way it is meant to be looked at, from the file's header alone.
+
+    Raises ImageError where there is none; what `load_image` refuses for other reasons passes here.
+    """
+    try:
+        with _opened(source) as file:
+            image = _identify(file)
+            turned = _orientation(image) >= 5
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:
+        raise ImageError(f"{name or _name(source)}: {_reason(error)}") from error
+
+
 def _name(source: str | os.PathLike[str] | bytes | Image.Image) -> str:
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or f"{source.mode} image of {_size(source)} pixels"

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "training.yaml"
 
+INDEX = ("config.json", "model_index.json")
+"""Without the one a model does not load, without the other a pipeline."""
+
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -49,7 +52,9 @@ def open_output(
 ) -> dict[str, Any] | None:
     """Makes the folder ready and returns the checkpoint to go on from, if any."""
     latest = checkpoints.latest() if resume else None
-    occupied = not resume and not overwrite and (bool(checkpoints.all()) or (output / "config.json").exists())
+    occupied = not resume and not overwrite and (
+        bool(checkpoints.all()) or any((output / name).exists() for name in INDEX)
+    )
     if occupied:
         raise FileExistsError(f"output: {output} holds a run; --resume goes on with it, --overwrite replaces it")
     distributed.barrier()  # all have looked before the first one writes
@@ -65,17 +70,21 @@ def open_output(
 
 
 def save_whole(folder: Path, *parts: Saved) -> None:
-    """Saves a model and what belongs to it into a folder. ``config.json``, without which nothing loads, comes last:
-    what was not written to its end cannot be taken for a model."""
+    """Saves a model and what belongs to it, or a pipeline, into a folder. The file without which nothing loads comes
+    last (`INDEX`): what was not written to its end cannot be taken for a model."""
     hidden = folder / ".model.tmp"
     shutil.rmtree(hidden, ignore_errors=True)
     for part in parts:
         part.save_pretrained(hidden)
-    (folder / "config.json").unlink(missing_ok=True)
-    for file in sorted(hidden.iterdir(), key=lambda path: path.name == "config.json"):
-        with open(file, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(file, folder / file.name)
+    for name in INDEX:
+        (folder / name).unlink(missing_ok=True)
+    for entry in sorted(hidden.iterdir(), key=lambda path: path.name in INDEX):
+        for file in [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]:
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        if entry.is_dir():
+            shutil.rmtree(folder / entry.name, ignore_errors=True)
+        os.replace(entry, folder / entry.name)
     hidden.rmdir()
 
 
