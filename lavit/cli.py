@@ -37,6 +37,8 @@ TRAIN: Commands = {
 COMMANDS: Commands = {
     "quickstart": Command("lavit.quickstart:main", "train a small tokenizer here and now and write a report about it"),
     "tokenize": Command("lavit.commands.tokenize:main", "images to tokens, and pictures of the patches kept"),
+    "reconstruct": Command("lavit.commands.reconstruct:main", "images to tokens and back to pixels"),
+    "generate": Command("lavit.commands.generate:main", "pixels for a prompt of text and images"),
     "train": TRAIN,
     "evaluate": Command("lavit.commands.evaluate:main", "captions, answers and drawn images of a model, judged"),
     "info": Command("lavit.info:main", "versions, devices, and which implementation each operation takes and why"),

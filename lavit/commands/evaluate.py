@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from lavit.commands.folders import load_lavit
 from lavit.data.captioned import CaptionedFolder, read_folder
 from lavit.data.shapes import ShapesWorld
 from lavit.evaluation import language
@@ -47,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if options.data != SHAPES:
         folder = read_folder(options.data, split=options.split, texts=False)
     tasks = _tasks(options.task, folder, options.data)
-    model, processor = load_model(options.model, device)
+    model, processor = load_lavit(options.model, device)
     left_out = list(folder.bad) if folder is not None else []
     if "generate" in tasks and model.config.image_objective != "classify":
         left_out.append(("task generate", "the model regresses embeddings, it has no image tokens to draw"))
@@ -72,29 +71,6 @@ def main(argv: Sequence[str]) -> int:
         found = {name: report.as_dict() for name, report in reports.items()}
         _write(options.output, {**about, "processes": processes, "tasks": found, "left_out": left_out})
     return 1 if left_out or any(report.skipped for report in reports.values()) else 0
-
-
-def load_model(folder: str, device: torch.device) -> tuple[Model, Any]:
-    """A LaVIT and its processor from a folder. ValueError or OSError with the folder's name; no network."""
-    if not Path(folder).is_dir():
-        raise ValueError(f"--model: there is no folder {folder}")
-    if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"--model: {folder} holds no model (it has no config.json)")
-    from transformers.utils import logging as transformers_logging
-
-    from lavit.language.model import LaVIT
-    from lavit.language.processing import LaVITProcessor
-
-    transformers_logging.disable_progress_bar()
-    kind = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind != LaVIT.config_class.model_type:
-        raise ValueError(f"--model: expected a LaVIT, as `lavit train language` leaves it, {folder} holds {kind!r}")
-    try:
-        model = LaVIT.from_pretrained(folder, local_files_only=True)
-        processor = LaVITProcessor.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # files of unknown origin: whatever they break, the folder is what to look at
-        raise ValueError(f"--model: {folder} cannot be loaded: {error}") from error
-    return model.eval().to(device), processor
 
 
 def lines(name: str, report: TaskReport) -> Iterator[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import secrets
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,13 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lavit.data.folder import ImageFolder
-from lavit.data.images import ImageError, load_image
+from lavit.commands.folders import load_tokenizer
+from lavit.commands.inputs import Unread, check_file, image_files, image_seed, pick_device, picture_format, read_images
 from lavit.files import atomic_write
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.tokenmap import LARGEST, draw_sheet, draw_token_map, shrink
 
 SHEET_TILES, TILE = 400, 256
+MAP_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf")
 
 DESCRIPTION = """Turn images into tokens. Files of any usual format, and folders (all images below them).
 
@@ -72,25 +72,19 @@ class Picture:
     small: Image.Image
 
 
-@dataclass(frozen=True)
-class Unread:
-    file: str
-    reason: str
-
-
 def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
-    picture_format = _check_outputs(options)
-    device = _device(options.device)
+    map_format = _check_outputs(options)
+    device = pick_device(options.device)
     seed = secrets.randbits(63) if options.sample else options.seed
-    model, processor = load_model(options.model, device)
+    model, processor = load_tokenizer(options.model, device)
 
     skipped: list[Unread] = []
-    files = list(_files(options.images, skipped))
+    files = list(image_files(options.images, skipped))
     done: list[Tokenized] = []
     maps: list[Image.Image] = []
     tile = TILE if len(files) > 1 else None
-    pictures = _read(files, skipped, processor, seed)
+    pictures = (prepare(file, image, processor, seed) for file, image in read_images(files, skipped))
     while batch := list(islice(pictures, options.batch_size)):
         results = tokenize(model, batch)
         done += results
@@ -107,32 +101,15 @@ def main(argv: Sequence[str]) -> int:
     if options.map:
         sheet = maps[0] if len(maps) == 1 else draw_sheet(maps, [_label(d) for d in done[: len(maps)]], TILE)
         with atomic_write(options.map) as file:
-            sheet.save(file, picture_format)
+            sheet.save(file, map_format)
         if len(maps) < len(done):
             print(f"lavit: {options.map} shows the first {len(maps)} of {len(done)} images", file=sys.stderr)
     return 1 if skipped else 0
 
 
-def load_model(folder: str, device: torch.device) -> tuple[LaVITTokenizer, LaVITImageProcessor]:
-    """A tokenizer and its image processor from a folder. ValueError or OSError with the folder's name; no network."""
-    if not Path(folder).is_dir():
-        raise ValueError(f"--model: there is no folder {folder}")
-    if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"--model: {folder} holds no tokenizer (it has no config.json)")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    processor = LaVITImageProcessor.from_pretrained(folder)
-    try:
-        model = LaVITTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # files of unknown origin: whatever they break, the folder is what to look at
-        raise ValueError(f"--model: {folder} cannot be loaded: {error}") from error
-    return model.eval().to(device), processor
-
-
 def prepare(file: str, image: Image.Image, processor: LaVITImageProcessor, seed: int | None = None) -> Picture:
     """An RGB image for `tokenize`. With a seed its selection will be sampled, else it is deterministic."""
-    own = None if seed is None else _image_seed(seed, image)
+    own = None if seed is None else image_seed(seed, image)
     return Picture(file, image.size, processor(image), own, shrink(image, LARGEST))
 
 
@@ -174,7 +151,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("images", metavar="IMAGE", nargs="+", help="an image file or a folder of them")
-    add("--model", metavar="DIR", help="folder of a tokenizer, as `lavit quickstart` and `lavit train` write it")
+    add("--model", metavar="DIR", help="folder of a tokenizer, or of a language or pixel model with one in it")
     add("--json", metavar="F", help="write the tokens to this file instead of a table; - for the standard output")
     add("--map", metavar="F", help="write a picture of the kept patches to this file (.png, .jpg, .webp, .pdf)")
     choice = parser.add_mutually_exclusive_group()
@@ -194,64 +171,9 @@ def _check_outputs(options: argparse.Namespace) -> str | None:
     """What can go wrong with the outputs is told before the work, not after. Returns the format of the map."""
     for name in ("json", "map"):
         target = getattr(options, name)
-        if target is None or (name == "json" and target == "-"):
-            continue
-        if Path(target).is_dir() or not Path(target).resolve().parent.is_dir():
-            what = "is a folder" if Path(target).is_dir() else "is in a folder that does not exist"
-            raise ValueError(f"--{name}: expected a file to write, {target} {what}")
-    if options.map is None:
-        return None
-    suffix = Path(options.map).suffix.lower()
-    picture_format = Image.registered_extensions().get(suffix)
-    if picture_format not in ("PNG", "JPEG", "WEBP", "PDF"):
-        raise ValueError(f"--map: expected a name that ends in .png, .jpg, .webp or .pdf, got {options.map}")
-    return picture_format
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device: {name} cannot be used ({str(error).splitlines()[0]})") from error
-    return device
-
-
-def _files(sources: Iterable[str], skipped: list[Unread]) -> Iterator[str]:
-    for source in sources:
-        if not Path(source).is_dir():
-            yield source
-            continue
-        try:
-            folder = ImageFolder(source)
-        except (ValueError, OSError) as error:
-            _skip(skipped, source, str(error).removeprefix("root: "))
-        else:
-            yield from map(str, folder.paths)
-
-
-def _read(
-    files: Iterable[str], skipped: list[Unread], processor: LaVITImageProcessor, seed: int | None
-) -> Iterator[Picture]:
-    for file in files:
-        try:
-            yield prepare(file, load_image(file), processor, seed)
-        except ImageError as error:
-            _skip(skipped, file, str(error).removeprefix(f"{file}: "))
-
-
-def _skip(skipped: list[Unread], file: str, reason: str) -> None:
-    skipped.append(Unread(file, reason))
-    print(f"lavit: skipped {file}: {reason}", file=sys.stderr)
-
-
-def _image_seed(seed: int, image: Image.Image) -> int:
-    """From the pixels, so that an image draws the same noise wherever it stands in whatever call."""
-    digest = hashlib.blake2b(f"{seed}/{image.size}/".encode(), digest_size=7)
-    digest.update(image.tobytes())
-    return int.from_bytes(digest.digest(), "little")
+        if target is not None and (name, target) != ("json", "-"):
+            check_file(f"--{name}", target)
+    return None if options.map is None else picture_format("--map", options.map, MAP_SUFFIXES)
 
 
 def _map(result: Tokenized, image: Image.Image, tile: int | None) -> Image.Image:

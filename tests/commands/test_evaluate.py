@@ -11,38 +11,18 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from PIL import Image
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import save_language_model, tokenizer
 
 from lavit.cli import main
 from lavit.commands import evaluate
 from lavit.data.questions import questions as scene_questions
-from lavit.data.questions import sentences
 from lavit.data.shapes import ShapesWorld
 from lavit.evaluation import language
 from lavit.evaluation.captioning import METRICS
 from lavit.evaluation.language import seed_of
-from lavit.language.model import LaVIT
-from lavit.language.processing import LaVITProcessor
-from lavit.language.text import train_text_tokenizer
-from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
+from lavit.tokenizer import LaVITImageProcessor
 
 SCENES = 7
-TINY = {
-    "hidden_size": 16,
-    "encoder_depth": 1,
-    "encoder_heads": 2,
-    "merger_depth": 1,
-    "decoder_depth": 1,
-    "num_heads": 2,
-    "num_codes": 12,
-    "code_dim": 4,
-    "projection_dim": 8,
-}
-
-
-def tokenizer() -> LaVITTokenizer:
-    torch.manual_seed(1)
-    return LaVITTokenizer(LaVITTokenizerConfig.preset("small", image_size=32, patch_size=8, **TINY)).eval()
 
 
 class Knowing:
@@ -102,7 +82,7 @@ def run(monkeypatch, capsys, tmp_path):
     """Runs the command on a model; its exit code, what it wrote to the file, and the two outputs."""
 
     def run(model, *words):
-        monkeypatch.setattr(evaluate, "load_model", lambda folder, device: (model, model.processor))
+        monkeypatch.setattr(evaluate, "load_lavit", lambda folder, device: (model, model.processor))
         target = tmp_path / "out.json"
         target.unlink(missing_ok=True)
         code = main(["evaluate", "--model", "x", "--output", str(target), "--device", "cpu", *map(str, words)])
@@ -170,7 +150,7 @@ def judge_on_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = forgetful()
-    evaluate.load_model = lambda folder, device: (model, model.processor)
+    evaluate.load_lavit = lambda folder, device: (model, model.processor)
     words = ["--data", "shapes", "--limit", str(SCENES), "--seed", "5", "--probe-scenes", "64", "--guidance", "2"]
     code = evaluate.main(["--model", "x", "--device", "cpu", "--output", f"{folder}/{rank}.json", *words])
     assert code == (1 if rank == 0 else 0)  # so that torchrun does not end the first, which writes, for the second
@@ -284,13 +264,7 @@ def test_answers_without_truth_are_written_and_not_judged(run, folder):
 def saved(tmp_path_factory):
     """A model that has learned nothing, as `lavit train language` would leave it."""
     folder = tmp_path_factory.mktemp("model")
-    text = train_text_tokenizer(sentences()[:300], 300)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id}
-    llama = LlamaForCausalLM(LlamaConfig(**sizes, **special, vocab_size=len(text), max_position_embeddings=256))
-    LaVIT.from_parts(llama, tokenizer()).save_pretrained(folder)
-    LaVITProcessor(LaVITImageProcessor(32), text, len(text)).save_pretrained(folder)
+    save_language_model(folder, tokenizer())
     return folder
 
 

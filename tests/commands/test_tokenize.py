@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lavit.cli import main
+from lavit.language.model import LaVIT
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 
 
@@ -65,6 +67,24 @@ def test_json_says_what_encode_says(model, pictures, tmp_path, capsys):
         assert record["ids"] == ids[i].tolist() and record["tokens"] == len(ids[i])
         kept = tokens.keep[i].view(8, 8).nonzero()
         assert record["kept"] == kept.tolist()
+
+
+@pytest.mark.parametrize("shard", ["5GB", "200KB"])
+def test_the_tokenizer_of_a_language_model_is_read_out_of_its_folder(model, pictures, tmp_path, capsys, shard):
+    tokenizer = LaVITTokenizer.from_pretrained(model)
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
+    whole = LaVIT.from_parts(LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=50)), tokenizer)
+    whole.save_pretrained(tmp_path / "whole", max_shard_size=shard)
+    LaVITImageProcessor(32).save_pretrained(tmp_path / "whole")
+    assert len(list((tmp_path / "whole").glob("*.safetensors"))) > 1 or shard == "5GB"
+    for options in [(), ("--seed", 3)]:
+        theirs = records(capsys, pictures, "--model", tmp_path / "whole", *options)
+        assert theirs == records(capsys, pictures, "--model", model, *options)
+    weights = sorted((tmp_path / "whole").glob("*.safetensors"))[0]
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, _, err = run(capsys, pictures, "--model", tmp_path / "whole")
+    assert code == 2 and "whole cannot be loaded" in err
 
 
 @pytest.mark.parametrize("options", [(), ("--seed", 7)])

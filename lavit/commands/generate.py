@@ -1,0 +1,210 @@
+"""``lavit generate``: images drawn for a prompt of text and images, or from tokens."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lavit.commands import drawing
+from lavit.commands.folders import check_same_codes, load_lavit, pixels_folder
+from lavit.commands.inputs import Unread, check_file, pick_device, skip
+from lavit.data.images import load_image
+from lavit.evaluation.language import seed_of
+from lavit.files import atomic_write
+from lavit.kernels import Ragged
+
+RELEASED_PATCHES = 256
+
+DESCRIPTION = f"""Draw images for a prompt: texts and image files in any order, as the model is to read them.
+
+  lavit generate "a red square top left" --model DIR --out drawn.png
+  lavit generate photo.png "the same at night" --model DIR --out night.png --samples 4
+  lavit generate --tokens tokens.json --pixels DIR --out again.png
+
+What names an existing file is an image, all else is text. {drawing.FOLDERS}"""
+
+EPILOG = """--out: with more than one image their numbers are put before the suffix: drawn-1.png, drawn-2.png, ...
+Existing files are replaced. --json: "seed", and "images": for each "file", "seed" of its own, "tokens" and "ids", which
+--tokens reads again, as what `lavit tokenize --json` writes; an entry there that cannot be used is named and left out.
+An image depends on its own seed, prompt and settings, not on how many there are.
+Exit code 0; 1 if entries of --tokens were left out; 2 on an error, or if all were.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _parse(argv)
+    prompt = [_piece(text) for text in options.prompt]
+    skipped: list[Unread] = []
+    given = _read_tokens(options.tokens, skipped) if options.tokens else []
+    targets = _targets(options.out, (len(given) if options.tokens else 1) * options.samples)
+    drawing.check_not_read("--out", targets, options.prompt)
+    device = pick_device(options.device)
+    place = pixels_folder(options.model, options.pixels)
+    seed = secrets.randbits(63) if options.seed is None else options.seed
+
+    pipeline = drawing.ready(place, device)
+    if options.tokens:
+        limits = pipeline.tokenizer.config
+        usable = [item for item in given if _fits(item, limits.num_codes, limits.num_patches, skipped)]
+        if not usable:
+            raise ValueError(f"--tokens: none of the images of {options.tokens} could be used")
+        targets = _targets(options.out, len(usable) * options.samples)
+        batches = _of_tokens([ids for _, ids in usable for _ in range(options.samples)], options.batch_size, seed)
+    else:
+        model, processor = load_lavit(options.model, device)
+        check_same_codes(model.visual_tokenizer, pipeline.tokenizer, (options.model, place))
+        settings = _sampling(options, model.visual_tokenizer.num_patches)
+        batches = _of_prompt(model, processor, prompt, settings, options.samples, options.batch_size, seed)
+
+    records: list[dict[str, Any]] = []
+    for codes, seeds in batches:
+        names = targets[len(records) : len(records) + len(seeds)]
+        images = drawing.draw(pipeline, codes, seeds, names, options.drawing)
+        for name, image, own, ids in zip(names, images, seeds, codes.unbind(), strict=True):
+            drawing.write_picture(image, name)
+            records.append({"file": name, "seed": own, "tokens": len(ids), "ids": ids.tolist()})
+            if options.json != "-":
+                print(f"{name}: {image.width} x {image.height} pixels of {len(ids)} tokens")
+    if options.json:
+        _write_json(options.json, {"model": options.model, "pixels": place, "seed": seed}, records, skipped)
+    if options.json != "-":
+        print(f"seed {seed}")
+    return 1 if skipped else 0
+
+
+def _piece(text: str) -> str | Image.Image:
+    """An image where the text names an existing file."""
+    path = Path(text)
+    try:
+        is_file = path.is_file()
+    except OSError:  # too long for a name
+        is_file = False
+    if is_file:
+        return load_image(path)
+    if path.suffix.lower() in Image.registered_extensions() and len(text.split()) == 1:
+        raise ValueError(f"PROMPT: there is no image file {text}")
+    if not text.strip():
+        raise ValueError("PROMPT: expected texts and image files, got an empty one")
+    return text
+
+
+def _read_tokens(source: str, skipped: list[Unread]) -> list[tuple[str, list[int]]]:
+    """The name and the ids of each image of a file of tokens; entries without ids are skipped."""
+    try:
+        content = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--tokens: {source} is no JSON ({error})") from error
+    entries = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError(f'--tokens: expected a list of "images", as `lavit tokenize --json` writes it, in {source}')
+    found = []
+    for number, entry in enumerate(entries):
+        entry = entry if isinstance(entry, dict) else {}
+        name, ids = f"image {number} ({entry.get('file', 'no name')})", entry.get("ids")
+        if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            skip(skipped, name, 'expected a list of integers as "ids"')
+        else:
+            found.append((name, ids))
+    return found
+
+
+def _fits(item: tuple[str, list[int]], num_codes: int, num_patches: int, skipped: list[Unread]) -> bool:
+    name, ids = item
+    wrong = next((i for i in ids if not 0 <= i < num_codes), None)
+    if len(ids) > num_patches:
+        skip(skipped, name, f"{len(ids)} codes are more than the {num_patches} positions of the decoder")
+    elif wrong is not None:
+        skip(skipped, name, f"expected codes 0 to {num_codes - 1}, got {wrong}")
+    else:
+        return True
+    return False
+
+
+def _of_tokens(codes: list[list[int]], batch_size: int, seed: int) -> Iterator[tuple[Ragged, list[int]]]:
+    for begin in range(0, len(codes), batch_size):
+        part = codes[begin : begin + batch_size]
+        seeds = [seed_of(seed, begin + i) for i in range(len(part))]
+        yield Ragged.from_list([torch.tensor(ids, dtype=torch.int64) for ids in part]), seeds
+
+
+def _of_prompt(
+    model: Any, processor: Any, prompt: list[Any], settings: dict[str, Any], samples: int, batch_size: int, seed: int
+) -> Iterator[tuple[Ragged, list[int]]]:
+    for begin in range(0, samples, batch_size):
+        seeds = [seed_of(seed, i) for i in range(begin, min(begin + batch_size, samples))]
+        yield model.generate_tokens([prompt] * len(seeds), processor, seeds=seeds, **settings).codes, seeds
+
+
+def _sampling(options: argparse.Namespace, num_patches: int) -> dict[str, Any]:
+    """What was asked for; the rest is the release's, but the fewest tokens where a model has fewer patches."""
+    fewest = None if num_patches >= RELEASED_PATCHES else 1
+    chosen = {
+        "guidance": options.text_guidance,
+        "top_k": options.top_k,
+        "temperature": options.temperature,
+        "min_tokens": fewest if options.min_tokens is None else options.min_tokens,
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _targets(out: str, count: int) -> list[str]:
+    path = Path(out)
+    if count == 1:
+        return [out]
+    return [str(path.with_name(f"{path.stem}-{number}{path.suffix}")) for number in range(1, count + 1)]
+
+
+def _write_json(target: str, head: dict[str, Any], records: list[dict[str, Any]], skipped: list[Unread]) -> None:
+    text = json.dumps({**head, "images": records, "skipped": [vars(item) for item in skipped]}, indent=1) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    with atomic_write(target, "w") as file:
+        file.write(text)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="lavit generate",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("prompt", metavar="PROMPT", nargs="*", help="a text, or an image file")
+    add("--out", metavar="F", help="the image to write (.png, .jpg, .jpeg, .webp)")
+    add("--model", metavar="DIR", help="folder of a language model")
+    add("--pixels", metavar="DIR", help="folder of a pixel pipeline; else `pixels` in --model")
+    add("--tokens", metavar="F", help="draw the tokens of this file (JSON) instead of a prompt; - for standard input")
+    add("--json", metavar="F", help="write the tokens drawn to this file; - for the standard output")
+    add("--samples", type=int, default=1, metavar="N", help="images to draw, of each entry with --tokens [1]")
+    add("--seed", type=int, metavar="S", help="of the samples; a new one if not given, and told")
+    add("--text-guidance", type=float, metavar="G", help="of the tokens by the prompt; else 4, or 5 with images")
+    add("--top-k", type=int, metavar="K", help="likeliest codes to draw from; else the release's, 50")
+    add("--temperature", type=float, metavar="T", help="of drawing codes; 0 takes the likeliest; else 1")
+    add("--min-tokens", type=int, metavar="N", help="fewest of an image; else 20, or 1 of fewer than 256 patches")
+    drawing.add_options(parser)
+    options = parser.parse_args(argv)
+    if bool(options.prompt) == bool(options.tokens):
+        got = "both" if options.prompt else "neither"
+        raise ValueError(f"PROMPT: expected either a prompt or --tokens F, got {got}")
+    if options.out is None:
+        raise ValueError("--out F is needed: the image to write")
+    if options.model is None and (options.pixels is None or options.prompt):
+        raise ValueError("--model DIR is needed: the folder of a language model")
+    drawing.check_picture("--out", options.out)
+    check_file("--out", options.out)
+    if options.json not in (None, "-"):
+        check_file("--json", options.json)
+    drawing.check_options(options)
+    drawing.check_at_least(options, samples=1, text_guidance=0, top_k=1, temperature=0, min_tokens=0)
+    return options

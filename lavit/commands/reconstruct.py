@@ -1,0 +1,102 @@
+"""``lavit reconstruct``: images to tokens, and back to pixels."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from lavit.commands import drawing
+from lavit.commands.folders import pixels_folder
+from lavit.commands.inputs import Unread, image_files, image_seed, pick_device, read_images
+
+DESCRIPTION = """Turn images into tokens, and draw them again from these. Files of any usual format, and folders (all
+images below them).
+
+--model is a folder that holds a pixel pipeline, as `lavit train pixels` leaves it: the pipeline's own, or that of a
+language model with the pipeline in `pixels`."""
+
+EPILOG = """--out: a file (.png, .jpg, .jpeg, .webp) for one image; else a folder, made if it is not there, that gets a
+PNG named after each image. Existing files are replaced, but none of the images that are read.
+The selection of patches is deterministic. What becomes of an image depends on the model, its pixels and the seed, not
+on the other images of the call.
+An image that cannot be read is named and left out. Exit code 0; 1 if some were left out; 2 if all were, or on an error.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _parse(argv)
+    device = pick_device(options.device)
+    place = pixels_folder(options.model, options.pixels)
+    skipped: list[Unread] = []
+    files = list(image_files(options.images, skipped))
+    targets = _targets(options.out, options.images, files)
+    drawing.check_not_read("--out", list(targets.values()), files)
+    pipeline = drawing.ready(place, device)
+    processor, tokenizer = pipeline.image_processor, pipeline.tokenizer
+    if processor is None:
+        raise ValueError(f"{place} has no image_processor, without which no image can be read")
+
+    written = 0
+    pictures = read_images(files, skipped)
+    while batch := list(islice(pictures, options.batch_size)):
+        pixels = torch.cat([processor(image) for _, image in batch]).to(device, tokenizer.dtype)
+        tokens = tokenizer.encode(pixels, deterministic=True)
+        seeds = [image_seed(options.seed, image) for _, image in batch]
+        names = [file for file, _ in batch]
+        drawn = drawing.draw(pipeline, tokens.ragged(), seeds, names, options.drawing)
+        for name, again, count in zip(names, drawn, tokens.lengths().tolist(), strict=True):
+            targets[name].parent.mkdir(parents=True, exist_ok=True)
+            drawing.write_picture(again, targets[name])
+            print(f"{name}: {count} of {tokens.keep.shape[1]} tokens, {targets[name]}")
+        written += len(batch)
+    if not written:
+        raise ValueError(f"none of the images could be read ({len(skipped)} left out)")
+    return 1 if skipped else 0
+
+
+def _targets(out: str, sources: Sequence[str], files: Sequence[str]) -> dict[str, Path]:
+    """Where each image goes; ValueError where that cannot be."""
+    path = Path(out)
+    if drawing.is_picture(out) and not path.is_dir():
+        if list(files) != list(sources) or len(files) != 1:
+            raise ValueError(f"--out: expected a folder for several images, got the file {out}")
+        if not path.resolve().parent.is_dir():
+            raise ValueError(f"--out: expected a file to write, {out} is in a folder that does not exist")
+        return {files[0]: path}
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--out: expected a folder or an image to write, {out} is another file")
+    taken: set[str] = set()
+    targets: dict[str, Path] = {}
+    for file in files:
+        stem, number = Path(file).stem, 1
+        while (name := stem if number == 1 else f"{stem}-{number}").lower() in taken:
+            number += 1
+        taken.add(name.lower())
+        targets.setdefault(file, path / f"{name}.png")
+    return targets
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="lavit reconstruct",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("images", metavar="IMAGE", nargs="+", help="an image file or a folder of them")
+    add("--model", metavar="DIR", help="folder of a pixel pipeline, or of a language model that has one in `pixels`")
+    add("--pixels", metavar="DIR", help="folder of a pixel pipeline, in place of the one of --model")
+    add("--out", default="reconstructed", metavar="F", help="an image to write, or a folder [reconstructed]")
+    add("--seed", type=int, default=0, metavar="S", help="of the noise that images are drawn from [0]")
+    drawing.add_options(parser)
+    options = parser.parse_args(argv)
+    if options.model is None and options.pixels is None:
+        raise ValueError("--model DIR is needed: a folder that holds a pixel pipeline, see --help")
+    drawing.check_options(options)
+    return options
