@@ -157,7 +157,7 @@ section { margin-top: 60px; scroll-margin-top: 20px; min-width: 0; }
 .card dd { margin: 0; overflow-wrap: anywhere; }
 mark { background: none; color: inherit; font-weight: 650; text-decoration: underline wavy 1.5px;
   text-underline-offset: 3px; }
-.card dl.asked { grid-template-columns: 1fr auto; }
+.card dl.asked { grid-template-columns: 3fr 2fr; }
 .scene .pair dl { margin: 0; }
 .read mark { color: var(--red); }
 .verdict { display: inline-block; font-weight: 650; white-space: nowrap; }

@@ -35,6 +35,7 @@ from lavit.tokenmap import shrink
 from lavit.training import runs
 from lavit.training.distributed import pick_device
 from lavit.training.encoder import pretrain_encoder
+from lavit.training.language import LanguageTrainingResult
 from lavit.training.metrics import duration
 from lavit.training.stage1 import measure_features
 from lavit.training.tokenizer import TokenizerTrainingConfig, save_model, train_tokenizer
@@ -133,7 +134,10 @@ class _Quickstart:
             note(f"{len(photos)} real photographs, made as small as the scenes")
 
         parameters = _parameters(model)
-        spoken = self._language(model, features, train, test, judged) if config.language else None
+        spoken = None
+        if config.language:
+            learned = self._learn_language(model, features)
+            spoken = self._read_and_write(learned, train, test, judged)
 
         result = QuickstartResult(
             command=command,
@@ -223,25 +227,22 @@ class _Quickstart:
             for k, (one, picture) in enumerate(zip(found, pictures, strict=True))
         ]
 
-    def _language(
-        self, tokenizer: LaVITTokenizer, features: Tensor, train: Scenes, test: Scenes, judged: _Judged
-    ) -> LanguageResult:
-        """Stage 2 on the same features: trained, saved with the tokenizer as one model, judged."""
-        config, recipe, folder = self.config, self.language_recipe, self.config.output / MODEL
+    def _learn_language(self, tokenizer: LaVITTokenizer, features: Tensor) -> LanguageTrainingResult:
+        """Stage 2 on the same features; saved with the tokenizer as one model."""
+        recipe = self.language_recipe
         with self._stage("language") as note:
-            trained = language.learn(
-                recipe,
-                tokenizer,
-                self.processor,
-                features,
-                self._say_row(text_loss="words", image_loss="codes"),
-            )
-            runs.save_whole(folder, trained.model, trained.processor)
+            say = self._say_row(text_loss="words", image_loss="codes")
+            learned = language.learn(recipe, tokenizer, self.processor, features, say)
+            runs.save_whole(self.config.output / MODEL, learned.model, learned.processor)
             note(f"{recipe.loop.steps} steps of about {recipe.token_budget} tokens; the whole model is in {MODEL}/")
+        return learned
 
+    def _read_and_write(
+        self, learned: LanguageTrainingResult, train: Scenes, test: Scenes, judged: _Judged
+    ) -> LanguageResult:
+        config, found = self.config, judged.statistics
+        count = min(config.language_scenes, len(test))
         with self._stage("reading and writing") as note:
-            count = min(config.language_scenes, len(test))
-            found = judged.statistics
             own = replace(
                 found,
                 decoded=found.decoded[:count],
@@ -249,20 +250,18 @@ class _Quickstart:
                 tokens=found.tokens[:count],
                 cosines=found.cosines[:count],
             )
-            held_out = language.HeldOut(
-                ShapesWorld(config.seed, "test"), test[:count], own, judged.probe, train.cells[: config.probe_scenes]
-            )
+            world, known = ShapesWorld(config.seed, "test"), train.cells[: config.probe_scenes]
             result = language.judge(
-                trained,
-                held_out,
+                learned,
+                language.HeldOut(world, test[:count], own, judged.probe, known),
                 seed=config.seed,
                 shown=config.shown_scenes,
                 say=lambda line: self.say(f"  {line}"),
             )
             note(f"captions, answers and images asked for, of {count} held-out scenes")
-        result.settings = {"training": language.training_settings(recipe), **result.settings}
+        result.settings = {"training": language.training_settings(self.language_recipe), **result.settings}
         result.seconds = {"training": self.stages[-2].seconds, "judging": self.stages[-1].seconds}
-        result.model_path = str(folder)
+        result.model_path = str(config.output / MODEL)
         return result
 
     # What is said, and how long it will take.
