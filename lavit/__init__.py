@@ -20,6 +20,7 @@ _HOME = {
     "LaVITPixelPipeline": "lavit.pixels.pipeline",
     "NegativeEmbeds": "lavit.pixels.conditioner",
     "PixelConditioner": "lavit.pixels.conditioner",
+    "SmallUNet": "lavit.pixels.unet",
 }
 
 # A saved pipeline names its parts as ["lavit", class], and diffusers looks here for the classes by whose methods it
@@ -40,6 +41,7 @@ __all__ = [
     "LaVITTokenizerConfig",
     "NegativeEmbeds",
     "PixelConditioner",
+    "SmallUNet",
     "__version__",
     "kernels",
 ]
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from lavit.pixels.conditioner import NegativeEmbeds as NegativeEmbeds
     from lavit.pixels.conditioner import PixelConditioner as PixelConditioner
     from lavit.pixels.pipeline import LaVITPixelPipeline as LaVITPixelPipeline
+    from lavit.pixels.unet import SmallUNet as SmallUNet
     from lavit.tokenizer.configuration import LaVITTokenizerConfig as LaVITTokenizerConfig
     from lavit.tokenizer.model import LaVITTokenizer as LaVITTokenizer
     from lavit.tokenizer.processing import LaVITImageProcessor as LaVITImageProcessor

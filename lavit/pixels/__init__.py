@@ -12,6 +12,7 @@ _HOME = {
     "LaVITPixelPipeline": "lavit.pixels.pipeline",
     "NegativeEmbeds": "lavit.pixels.conditioner",
     "PixelConditioner": "lavit.pixels.conditioner",
+    "SmallUNet": "lavit.pixels.unet",
     "nearest_size": "lavit.pixels.sizes",
     "small_unet": "lavit.pixels.unet",
 }
@@ -23,6 +24,7 @@ __all__ = [
     "LaVITPixelPipeline",
     "NegativeEmbeds",
     "PixelConditioner",
+    "SmallUNet",
     "nearest_size",
     "small_unet",
 ]
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from lavit.pixels.pipeline import LaVITPixelPipeline as LaVITPixelPipeline
     from lavit.pixels.sizes import ASPECT_RATIOS as ASPECT_RATIOS
     from lavit.pixels.sizes import nearest_size as nearest_size
+    from lavit.pixels.unet import SmallUNet as SmallUNet
     from lavit.pixels.unet import small_unet as small_unet
 
 

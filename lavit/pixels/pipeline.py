@@ -8,6 +8,8 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,15 +17,17 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, is_accelerate_available
 from torch import Generator, Tensor, nn
 
 from lavit.kernels import Ragged
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 
 from .conditioner import Condition, NegativeEmbeds, PixelConditioner, both_streams, zero_condition
+from .fitting import check_folder, check_parts
 from .noise import image_generators, initial_noise
 from .reading import check_features, check_size, decoded_features, read_codes, read_images
+from .unet import SmallUNet
 
 if TYPE_CHECKING:
     from lavit.language import LaVITProcessor, SamplingSettings
@@ -85,7 +89,7 @@ class LaVITPixelPipeline(DiffusionPipeline):
         self,
         tokenizer: LaVITTokenizer,
         conditioner: PixelConditioner,
-        unet: UNet2DConditionModel,
+        unet: UNet2DConditionModel | SmallUNet,
         scheduler: Any,
         image_processor: LaVITImageProcessor | None = None,
         vae: AutoencoderKL | None = None,
@@ -118,6 +122,15 @@ class LaVITPixelPipeline(DiffusionPipeline):
     def register_to_config(self, **kwargs: Any) -> None:
         """As diffusers', but this library's classes are found under ``lavit``, wherever their modules are."""
         super().register_to_config(**{name: _public(entry) for name, entry in kwargs.items()})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Any:
+        """diffusers' method. Raises FileNotFoundError naming every part that a folder lacks."""
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            check_folder(folder, kwargs)
+        kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     # What sizes there are.
 
@@ -244,11 +257,12 @@ class LaVITPixelPipeline(DiffusionPipeline):
     ) -> Tensor:
         """From noise (B, c, h, w) to latents, in float32: only the U-Net computes in its own precision."""
         device, dtype = self._execution_device, self.unet.dtype
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
         # Timesteps stay with the host, which reads them at every step.
-        self.scheduler.set_timesteps(steps, device="cpu")
+        self.scheduler.set_timesteps(steps)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
-        latents = noise.to(device) * self.scheduler.init_noise_sigma
+        latents = noise.to(device, wide) * self.scheduler.init_noise_sigma
         prompt_embeds, add_text_embeds, mask = streams.to(device, dtype)
         add_time_ids = time_ids.to(device, dtype)
         if self.do_classifier_free_guidance:
@@ -263,7 +277,7 @@ class LaVITPixelPipeline(DiffusionPipeline):
                 both = torch.cat((latents, latents)) if guided else latents
                 both = self.scheduler.scale_model_input(both, timestep).to(dtype)
                 condition = Condition(prompt_embeds, add_text_embeds, mask if guided else None)
-                predicted = self.unet(both, timestep, **condition.unet_arguments(add_time_ids)).sample.float()
+                predicted = self.unet(both, timestep, **condition.unet_arguments(add_time_ids)).sample.to(wide)
                 if guided:
                     negative, positive = predicted.chunk(2)
                     predicted = negative + self._guidance_scale * (positive - negative)
@@ -348,7 +362,7 @@ class LaVITPixelPipeline(DiffusionPipeline):
         if self.safety_checker is not None and len(images):
             images, flags = self._check(images)
         if output_type == "pt":
-            return images, flags
+            return images.contiguous(), flags
         array = images.permute(0, 2, 3, 1).cpu().numpy()
         return (array if output_type == "np" else self.numpy_to_pil(array)), flags
 
@@ -392,13 +406,14 @@ class LaVITPixelPipeline(DiffusionPipeline):
         """Draw prompts of strings and images in any order: their tokens by the model, and pixels from these.
 
         model: a LaVIT. prompts, processor: as its ``generate_tokens`` takes them. seeds: one a sample, for its tokens
-            and its noise alike. text: SamplingSettings or a dictionary of arguments of ``generate_tokens``. pixels: those of a call.
+            and its noise alike. text: SamplingSettings or a dictionary of arguments of ``generate_tokens``. pixels:
+            those of a call.
         Gives the images, with what they were drawn from in ``tokens``: its ``indices`` tell the prompt of each.
         Raises as ``generate_tokens`` and a call do.
         """
         arguments = {"settings": text} if text is not None and not isinstance(text, dict) else dict(text or {})
         drawn = model.generate_tokens(prompts, processor, seeds=seeds, **arguments)
-        output = self(drawn.codes, seeds=seeds, **pixels)
+        output = self(drawn.codes, seeds=_noise_seeds(drawn, seeds, len(prompts)), **pixels)
         return LaVITPixelOutput(output.images, output.nsfw_content_detected, drawn)
 
     # Speed.
@@ -423,40 +438,16 @@ class LaVITPixelPipeline(DiffusionPipeline):
         return self
 
 
-def check_parts(
-    tokenizer: LaVITTokenizer,
-    conditioner: PixelConditioner,
-    unet: Any,
-    vae: Any,
-    negative: NegativeEmbeds | None,
-) -> None:
-    """ValueError naming the part whose sizes do not fit the others'."""
-    config = tokenizer.config
-    features = (config.num_patches, config.decoder_out_dim or config.hidden_size)
-    taken = (conditioner.num_patches, conditioner.in_dim)
-    if features != taken:
-        raise ValueError(f"conditioner: expected one for features (B, {features[0]}, {features[1]}), got {taken}")
-    if unet.config.cross_attention_dim != conditioner.embed_dim:
-        got, wanted = unet.config.cross_attention_dim, conditioner.embed_dim
-        raise ValueError(f"unet: expected cross_attention_dim {wanted}, the conditioner's width, got {got}")
-    channels = 3 if vae is None else vae.config.latent_channels
-    for name in ("in_channels", "out_channels"):
-        if unet.config[name] != channels:
-            what = "pixels, without a VAE" if vae is None else "the VAE's latents"
-            raise ValueError(f"unet: expected {name} {channels} ({what}), got {unet.config[name]}")
-    if conditioner.pooled_dim is not None:
-        if unet.config.addition_embed_type != "text_time":
-            got = unet.config.addition_embed_type
-            raise ValueError(f"unet: expected addition_embed_type text_time for a high-res condition, got {got!r}")
-        wanted = conditioner.pooled_dim + 6 * unet.config.addition_time_embed_dim
-        got = unet.config.projection_class_embeddings_input_dim
-        if got != wanted:
-            raise ValueError(f"unet: expected projection_class_embeddings_input_dim {wanted}, got {got}")
-    elif unet.config.addition_embed_type is not None:
-        got = unet.config.addition_embed_type
-        raise ValueError(f"unet: expected no addition_embed_type for a low-res condition, got {got!r}")
-    if negative is not None and negative.embeds.shape[1] != conditioner.embed_dim:
-        raise ValueError(f"negative: expected rows of width {conditioner.embed_dim}, got {negative.embeds.shape[1]}")
+def _noise_seeds(
+    drawn: GeneratedTokens, seeds: Sequence[int] | Tensor | None, prompts: int
+) -> Sequence[int] | Tensor | None:
+    """The seeds of the samples that were drawn, or chosen, of those of all samples."""
+    if seeds is None:
+        return None
+    of_prompts = torch.as_tensor(seeds).cpu().view(prompts, -1)[list(dict.fromkeys(drawn.indices))]
+    if drawn.scores is not None:
+        of_prompts = of_prompts.gather(1, drawn.scores.argmax(dim=1, keepdim=True))
+    return of_prompts.flatten()
 
 
 def _public(entry: Any) -> Any:

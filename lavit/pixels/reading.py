@@ -48,7 +48,7 @@ def read_codes(tokens: VisualTokens | Ragged, num_codes: int, num_patches: int) 
             own = ids[bounds[image] : bounds[image + 1]]
             first = int(own[((own < 0) | (own >= num_codes)).nonzero()[0]])
             raise ValueError(f"tokens: expected codes 0 to {num_codes - 1}, got {first} for image {image}")
-    return Ragged(ids.long(), cu.int(), max(lengths, default=0))
+    return Ragged(ids[: sum(lengths)].long(), cu.int(), max(lengths, default=0))
 
 
 def read_images(images: Any, processor: LaVITImageProcessor | None, side: int) -> Tensor:
