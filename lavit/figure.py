@@ -16,7 +16,7 @@ from lavit.report import LanguageResult, Photo, QuickstartResult, Request, Scene
 from lavit.tokenmap import draw_token_map
 
 WIDTH, HEIGHT = 960, 520
-LANGUAGE_HEIGHT = 240  # more, where a language model was trained
+LANGUAGE_HEIGHT = 264  # more, where a language model was trained
 _SCALE = 2  # pixels for each unit of the layout, so that text stays sharp on a dense screen
 _MARGIN, _LEFT, _GAP = 30, 570, 12
 _PAPER, _INK, _SOFT, _RULE = (255, 255, 255), (28, 30, 34), (86, 92, 102), (226, 224, 218)
@@ -24,7 +24,7 @@ _BLUE, _WASH, _AMBER = (36, 87, 197), (226, 233, 247), (163, 76, 0)
 
 
 def write_figure(result: QuickstartResult, path: str | os.PathLike[str]) -> None:
-    """Draw the figure of a run to ``path`` (PNG, 1920 x 1040, with a language stage 1920 x 1520) in an existing
+    """Draw the figure of a run to ``path`` (PNG, 1920 x 1040, with a language stage 1920 x 1568) in an existing
     folder. The same run, the same picture."""
     with atomic_write(path, "wb") as file:
         draw_figure(result).save(file, "PNG", optimize=True)
@@ -243,9 +243,10 @@ def _draw_spoken(canvas: _Canvas, scene: Spoken, x: float, y: float, width: floa
     side = 64.0
     canvas.paste(Image.fromarray(scene.image), x, y, side, side, Image.Resampling.NEAREST)
     _verdict(canvas, x + side + 10, y + 9, "says:", scene.said == scene.caption, width - side - 10)
-    for line, words in enumerate(_wrap(scene.said, 10, width - side - 10, 5)):
+    lines = _wrap(scene.said, 10, width - side - 10, 5)
+    for line, words in enumerate(lines):
         canvas.text(x + side + 10, y + 24 + 13 * line, words, 10)
-    level = y + side + 18
+    level = y + max(side + 18, 36 + 13 * len(lines))
     for answer in scene.answers[:4]:
         asked = _wrap(answer.question, 10, width - 54, 2)
         for line, words in enumerate(asked):
