@@ -26,7 +26,7 @@ from lavit.data.annotations import AnnotationError, Annotations, CaptionItem, VQ
 from lavit.data.images import load_image
 from lavit.data.mixture import Sample, Source
 from lavit.data.questions import PROMPT
-from lavit.data.shapes_language import KINDS, Encode, sample_of
+from lavit.data.shapes_language import KINDS, Sequencing
 
 TEXTS = ("text.jsonl", "text.txt")
 
@@ -179,15 +179,13 @@ class CaptionedSource:
 
     kind: str
     entries: Sequence[tuple[int, str, str]]
-    encode: Encode
-    eos: int
-    predict_codes: bool = False
+    sequencing: Sequencing
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
-        digest = hashlib.blake2b(f"{self.kind} {self.eos} {self.predict_codes}".encode(), digest_size=8)
+        digest = hashlib.blake2b(f"{self.kind} {self.sequencing.fingerprint}".encode(), digest_size=8)
         for entry in self.entries:
             digest.update(repr(entry).encode())
         self.fingerprint = digest.hexdigest()
@@ -196,11 +194,11 @@ class CaptionedSource:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Sample:
-        return sample_of(self.kind, *self.entries[index], self.encode, self.eos, self.predict_codes)
+        return self.sequencing.sample(self.kind, *self.entries[index])
 
 
 def captioned_sources(
-    folder: CaptionedFolder, images: Mapping[Path, int], encode: Encode, eos: int, *, predict_codes: bool = False
+    folder: CaptionedFolder, images: Mapping[Path, int], sequencing: Sequencing
 ) -> dict[str, Source]:
     """All kinds of samples of a folder, by name: a caption and a request for each caption of an image, the questions
     with their usual answer (*derived*: the paper trains on none), the texts. A kind that the folder has not is empty.
@@ -215,4 +213,4 @@ def captioned_sources(
         if item.image in images and (answer := usual_answer(item.answers))
     ]
     entries = {"caption": told, "question": asked, "image": told, "text": [(0, text, "") for text in folder.texts]}
-    return {kind: CaptionedSource(kind, entries[kind], encode, eos, predict_codes) for kind in KINDS}
+    return {kind: CaptionedSource(kind, entries[kind], sequencing) for kind in KINDS}

@@ -14,7 +14,7 @@ from lavit.data import DataStream
 from lavit.data.captioned import CaptionedFolder, ImageFiles, captioned_sources, read_folder
 from lavit.data.mixture import Source
 from lavit.data.shapes import ShapesWorld
-from lavit.data.shapes_language import encoder_of, shapes_sources
+from lavit.data.shapes_language import Sequencing, encoder_of, shapes_sources
 from lavit.language.processing import LaVITProcessor
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 from lavit.training.features import encoder_tensors, open_or_build
@@ -100,6 +100,11 @@ class ImageStore:
         return features.to(self.ids.device, non_blocking=True), VisualTokens(self.ids[rows], cu.int(), keep)
 
 
+def sequencing(config: LanguageTrainingConfig, processor: LaVITProcessor) -> Sequencing:
+    text = processor.tokenizer
+    return Sequencing(encoder_of(text), text.eos_token_id, config.predict_codes, config.predict_prompts)
+
+
 def shapes_data(
     config: LanguageTrainingConfig, tokenizer: LaVITTokenizer, processor: LaVITProcessor, store: ImageStore | None
 ) -> tuple[dict[str, Source], ImageStore]:
@@ -111,8 +116,7 @@ def shapes_data(
         store = ImageStore.of(tokenizer, processor.image_processor, scenes.images)
     if len(store) < config.scenes:
         raise ValueError(f"store: expected the images of {config.scenes} scenes, got {len(store)}")
-    text = processor.tokenizer
-    sources = shapes_sources(world, scenes, encoder_of(text), text.eos_token_id, predict_codes=config.predict_codes)
+    sources = shapes_sources(world, scenes, sequencing(config, processor))
     return sources, store
 
 
@@ -151,6 +155,5 @@ def folder_data(
     numbers = {number for number, _, _ in unread}
     readable = (path for number, path in enumerate(files.paths) if number not in numbers)
     images = {path: number for number, path in enumerate(readable)}
-    text = processor.tokenizer
-    sources = captioned_sources(folder, images, encoder_of(text), text.eos_token_id, predict_codes=config.predict_codes)
+    sources = captioned_sources(folder, images, sequencing(config, processor))
     return sources, store, [*folder.bad, *((name, reason) for _, name, reason in unread)]

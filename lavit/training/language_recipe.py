@@ -52,6 +52,7 @@ class LanguageTrainingConfig:
     text_config: dict[str, Any] = setting(dict, "changes to the preset's language model: text_config.hidden_size=64")
     text_vocabulary: int = setting(400, "most ids of the text tokenizer that is trained for a new language model")
     objective: Literal["classify", "regress"] = setting("classify", "codes, or their visual embeddings (the ablation)")
+    predict_prompts: bool = setting(True, "predict the text before an image too (the paper: every position)")
     predict_codes: bool = setting(False, "predict the codes of images that are shown, too (not known of the original)")
     data: str = setting(SHAPES, "shapes: the built-in world; or a folder of captioned images")
     scenes: int = setting(8192, "number of different scenes of the shapes world")

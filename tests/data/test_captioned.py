@@ -13,6 +13,7 @@ from PIL import Image
 from lavit.data import AnnotationError, ImageError
 from lavit.data.captioned import ImageFiles, captioned_sources, read_folder, read_texts, usual_answer
 from lavit.data.questions import PROMPT
+from lavit.data.shapes_language import Sequencing
 from lavit.kernels import Loss, Segment
 
 TEXT, CODES, FEATURES = Segment
@@ -63,7 +64,7 @@ def folder(tmp_path):
 
 def sources(read, images=None):
     numbers = {path: number for number, path in enumerate(read.paths)} if images is None else images
-    return captioned_sources(read, numbers, encode, EOS)
+    return captioned_sources(read, numbers, Sequencing(encode, EOS))
 
 
 def test_everything_of_the_files_becomes_a_sample(folder):
@@ -78,7 +79,7 @@ def test_everything_of_the_files_becomes_a_sample(folder):
         assert sample.texts[0][-1] == EOS
     wanted = [found["image"][i] for i in range(len(found["image"]))]
     assert [(said(sample.texts[0]), *sample.images) for sample in wanted] == [("one", 0), ("two", 1), ("zwei", 1)]
-    assert all(sample.segments == (TEXT, CODES) and sample.loss is None for sample in wanted)
+    assert all(sample.segments == (TEXT, CODES) and sample.loss == (Loss.CONTENT, Loss.ALL) for sample in wanted)
     assert [said(found["text"][i].texts[0]) for i in range(len(found["text"]))] == ["first", "second"]
 
 

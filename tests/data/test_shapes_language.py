@@ -6,7 +6,7 @@ import pytest
 
 from lavit.data.questions import PROMPT, questions, read_caption, sentences
 from lavit.data.shapes import ShapesWorld
-from lavit.data.shapes_language import ShapesSource, encoder_of, shapes_sources
+from lavit.data.shapes_language import Sequencing, ShapesSource, encoder_of, shapes_sources
 from lavit.kernels import Loss, Segment
 from lavit.language.text import train_text_tokenizer
 
@@ -22,7 +22,7 @@ def text():
 
 @pytest.fixture(scope="module")
 def sources(text):
-    return shapes_sources(WORLD, SCENES, encoder_of(text), text.eos_token_id)
+    return shapes_sources(WORLD, SCENES, Sequencing(encoder_of(text), text.eos_token_id))
 
 
 def test_every_scene_is_captioned_asked_for_and_told(sources, text):
@@ -33,7 +33,7 @@ def test_every_scene_is_captioned_asked_for_and_told(sources, text):
         assert shown.texts[0][-1] == told.texts[0][-1] == text.eos_token_id
         assert read_caption(text.decode(shown.texts[0][:-1])) == cells
         assert read_caption(text.decode(asked_for.texts[0])) == cells
-        assert asked_for.loss is None and shown.loss == (Loss.NONE, Loss.CONTENT)
+        assert asked_for.loss == (Loss.CONTENT, Loss.ALL) and shown.loss == (Loss.NONE, Loss.CONTENT)
 
 
 def test_questions_end_where_inference_begins(sources, text):
@@ -51,23 +51,28 @@ def test_questions_end_where_inference_begins(sources, text):
 def test_every_kind_of_question_comes_first_as_often_as_any_other():
     scenes = WORLD.scenes(24)
     asked = questions(WORLD, scenes.cells)
-    source = ShapesSource("question", scenes, asked, lambda text: [text], 2)  # type: ignore[list-item,return-value]
+    source = ShapesSource("question", scenes, asked, Sequencing(lambda text: [text], 2))  # type: ignore[list-item]
     first = [[PROMPT.format(one.text) for one in asked[i]].index(source[i].texts[0][0]) for i in range(24)]
     assert [first.count(k) for k in range(4)] == [6, 6, 6, 6]
 
 
 def test_codes_of_shown_images_are_predicted_if_asked(text):
-    sources = shapes_sources(WORLD, SCENES, encoder_of(text), 2, predict_codes=True)
+    sources = shapes_sources(WORLD, SCENES, Sequencing(encoder_of(text), 2, predict_codes=True))
     assert sources["caption"][0].loss == (Loss.ALL, Loss.CONTENT)
     assert sources["question"][0].loss == (Loss.ALL, *(Loss.NONE, Loss.CONTENT) * 4)
 
 
+def test_prompts_are_predicted_unless_told_otherwise(text):
+    silent = shapes_sources(WORLD, SCENES, Sequencing(encoder_of(text), 2, predict_prompts=False))
+    assert silent["image"][0].loss == (Loss.NONE, Loss.ALL) and silent["text"][0].loss is None
+
+
 def test_fingerprints_tell_sources_apart(sources, text):
-    other = shapes_sources(WORLD, WORLD.scenes(12, start=5), encoder_of(text), text.eos_token_id)
+    other = shapes_sources(WORLD, WORLD.scenes(12, start=5), Sequencing(encoder_of(text), text.eos_token_id))
     prints = {source.fingerprint for each in (sources, other) for source in each.values()}
     assert len(prints) == 8
 
 
 def test_an_unknown_kind_is_refused(text):
     with pytest.raises(ValueError, match="kind: expected one of caption, question, image, text, got 'story'"):
-        ShapesSource("story", SCENES, (), encoder_of(text), 2)
+        ShapesSource("story", SCENES, (), Sequencing(encoder_of(text), 2))
