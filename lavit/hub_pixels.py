@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lavit.hub import DECODER_FILES, TOKENIZER_FILE, load_released_tokenizer, read_json, tokenizer_folder
 from lavit.pixels import LaVITPixelPipeline, NegativeEmbeds, PixelConditioner
+from lavit.pixels.strict import load_strictly
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.processing import LaVITImageProcessor
-from lavit.tokenizer.strict import describe_tensors
 
 PIXEL_FOLDERS = {"lowres": "pixel_decoding", "highres": "highres_pixel_decoding"}
 NEGATIVE_FILE = "uncond_embeddings.bin"
@@ -108,22 +108,16 @@ def load_model(kind: Any, place: Path, dtype: torch.dtype) -> Any:
     from diffusers.utils import is_accelerate_available
 
     try:
-        model, info = kind.from_pretrained(
+        model, _ = load_strictly(
+            kind.from_pretrained,
             place,
             local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
             use_safetensors=any((place / name).is_file() for name in WEIGHT_FILES[:2]),
             low_cpu_mem_usage=is_accelerate_available(),
         )
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{place}: damaged, or does not fit its config.json ({' '.join(str(error).split())})"
-        ) from error
-    wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
-    message = describe_tensors(info["missing_keys"], info["unexpected_keys"], wrong_shape)
-    if message:
-        raise ValueError(f"{place}: the tensors do not fit the model: {message}")
+    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{place}: damaged, or does not fit its config.json ({reason})") from error
     return cast(model, dtype)
 
 

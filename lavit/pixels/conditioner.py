@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.decoder import AttentionPool, TokenDecoder
+
+from .strict import StrictPart
 
 KINDS = ("lowres", "highres")
 
@@ -42,7 +43,7 @@ class Condition(NamedTuple):
         return arguments
 
 
-class PixelConditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class PixelConditioner(StrictPart, ConfigMixin):  # type: ignore[misc]
     """The release's heads that make the decoder's features (B, N, C) what a U-Net is conditioned on.
 
     kind: "lowres" (for an SD 1.5 U-Net: `unet_proj`) or "highres" (for SDXL's: `unet_proj_1`, `unet_proj_2` side by
@@ -118,7 +119,7 @@ class PixelConditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return cls(kind, **{**sizes, **dims})
 
 
-class NegativeEmbeds(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class NegativeEmbeds(StrictPart, ConfigMixin):  # type: ignore[misc]
     """Stored rows that guidance pushes away from (the low-res release: 77 of width 768, of an empty text)."""
 
     @register_to_config

@@ -258,9 +258,10 @@ class LaVITPixelPipeline(DiffusionPipeline):
         """From noise (B, c, h, w) to latents, in float32: only the U-Net computes in its own precision."""
         device, dtype = self._execution_device, self.unet.dtype
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        # Timesteps stay with the host, which reads them at every step.
+        # The scheduler's host reads the time at every step, the U-Net on the device: neither is to wait for the other.
         self.scheduler.set_timesteps(steps)
         timesteps = self.scheduler.timesteps
+        times = timesteps.to(device)
         self._num_timesteps = len(timesteps)
         latents = noise.to(device, wide) * self.scheduler.init_noise_sigma
         prompt_embeds, add_text_embeds, mask = streams.to(device, dtype)
@@ -277,7 +278,7 @@ class LaVITPixelPipeline(DiffusionPipeline):
                 both = torch.cat((latents, latents)) if guided else latents
                 both = self.scheduler.scale_model_input(both, timestep).to(dtype)
                 condition = Condition(prompt_embeds, add_text_embeds, mask if guided else None)
-                predicted = self.unet(both, timestep, **condition.unet_arguments(add_time_ids)).sample.to(wide)
+                predicted = self.unet(both, times[step], **condition.unet_arguments(add_time_ids)).sample.to(wide)
                 if guided:
                     negative, positive = predicted.chunk(2)
                     predicted = negative + self._guidance_scale * (positive - negative)
@@ -373,10 +374,10 @@ class LaVITPixelPipeline(DiffusionPipeline):
         # SDXL's VAE overflows in half precision.
         upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if upcast:
-            self.vae.to(torch.float32)
+            nn.Module.to(self.vae, torch.float32)  # diffusers' own warns of modules that there are not
         images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
         if upcast:
-            self.vae.to(torch.float16)
+            nn.Module.to(self.vae, torch.float16)
         return images
 
     def _check(self, images: Tensor) -> tuple[Tensor, list[bool]]:
@@ -411,6 +412,9 @@ class LaVITPixelPipeline(DiffusionPipeline):
         Gives the images, with what they were drawn from in ``tokens``: its ``indices`` tell the prompt of each.
         Raises as ``generate_tokens`` and a call do.
         """
+        codes, known = model.visual_tokenizer.config.num_codes, self.tokenizer.config.num_codes
+        if codes != known:
+            raise ValueError(f"model: expected one that writes the pipeline's {known} codes, got one of {codes}")
         arguments = {"settings": text} if text is not None and not isinstance(text, dict) else dict(text or {})
         drawn = model.generate_tokens(prompts, processor, seeds=seeds, **arguments)
         output = self(drawn.codes, seeds=_noise_seeds(drawn, seeds, len(prompts)), **pixels)

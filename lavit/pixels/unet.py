@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import get_timestep_embedding
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .strict import StrictPart
 
 WAVES = 64  # numbers that tell the time
 
@@ -36,7 +37,7 @@ def small_unet(
     )
 
 
-class SmallUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class SmallUNet(StrictPart, ConfigMixin):  # type: ignore[misc]
     """A U-Net of two levels, for a condition that has a row for each patch of the image.
 
     The fine level works on blocks of 2 x 2 pixels, the coarse one on blocks of 4 x 4. The condition's rows are laid

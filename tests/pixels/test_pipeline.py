@@ -343,6 +343,36 @@ def test_half_precision_draws_nearly_the_same() -> None:
     assert (half - exact).abs().max() / exact.abs().max() < 0.1
 
 
+def test_a_vae_that_overflows_in_half_precision_decodes_in_single(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, dtypes = tiny_pipeline("highres", torch.float16), []
+    decode = pipe.vae.decode
+
+    def seen(latents: Tensor, **kwargs: Any) -> Any:
+        dtypes.append((latents.dtype, pipe.vae.dtype))
+        return decode(latents, **kwargs)
+
+    monkeypatch.setattr(pipe.vae, "decode", seen)
+    pipe(tiny_codes(3), num_inference_steps=1)
+    assert dtypes == [(torch.float32, torch.float32)] and pipe.vae.dtype == torch.float16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_gpu_draws_the_same_and_its_host_waits_for_no_step(layout: str) -> None:
+    codes, settings = tiny_codes(3, 9), {"seeds": [1, 2], "num_inference_steps": 4, "output_type": "pt"}
+    expected = tiny_pipeline(layout, torch.float64)(codes, **settings).images
+    pipe = tiny_pipeline(layout, torch.float64).to("cuda")
+
+    def strict(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> None:
+        torch.cuda.set_sync_debug_mode("default" if step == 3 else "error")
+
+    try:
+        drawn = pipe(codes, **settings, callback_on_step_end=strict).images
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(drawn.cpu(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_unet_of_rectangles_knows_its_size() -> None:
     pipe = tiny_pipeline("lowres", unet=tiny_unet("lowres", sample_size=(6, 8)))
     assert pipe(tiny_codes(3), num_inference_steps=1).images[0].size == (16, 12)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_pixels import LAYOUTS, tiny_codes, tiny_pipeline, tiny_tokenizer
 
 from lavit import LaVITPixelPipeline, LaVITTokenizer
@@ -80,4 +80,21 @@ def test_every_missing_part_is_named(tmp_path: Path) -> None:
         LaVITPixelPipeline.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"model_index.json: no such file"):
+        LaVITPixelPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["conditioner", "unet", "negative"])
+def test_tensors_that_do_not_fit_are_named(part: str, tmp_path: Path) -> None:
+    layout = "small" if part == "unet" else "lowres"
+    tiny_pipeline(layout).save_pretrained(tmp_path)
+    path = tmp_path / part / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    name = sorted(state)[0]
+    save_file({**{k: t for k, t in state.items() if k != name}, "extra": torch.zeros(1)}, path, {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=f"/{part}: the tensors do not fit the model: missing: {name}; unexpected: extra"
+    ):
+        LaVITPixelPipeline.from_pretrained(tmp_path)
+    save_file({**state, name: torch.zeros(2, 3)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"/{part}: .* of another shape: {name} \(file \(2, 3\), model "):
         LaVITPixelPipeline.from_pretrained(tmp_path)

@@ -277,3 +277,11 @@ def test_the_noise_of_samples_follows_their_seeds(
     torch.testing.assert_close(best.images, drawn.images[1::2], rtol=1e-4, atol=1e-5)
     free = pipe.generate(model, processor, prompts[:1], text=FEW, **settings)
     assert free.images.shape == (1, 3, SIDE, SIDE)
+
+
+def test_a_model_of_other_codes_is_refused(
+    pipe: LaVITPixelPipeline, model_and_processor: tuple[LaVIT, LaVITProcessor]
+) -> None:
+    other = tiny_pipeline(tokenizer=tiny_tokenizer(num_codes=NUM_CODES - 1))
+    with pytest.raises(ValueError, match="model: expected one that writes the pipeline's 15 codes, got one of 16"):
+        other.generate(*model_and_processor, ["a red circle"])

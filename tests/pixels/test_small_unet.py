@@ -1,0 +1,64 @@
+"""The U-Net of the small preset: sizes, where the condition counts, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lavit.pixels import small_unet
+
+
+def trained(**sizes: object) -> torch.nn.Module:
+    """As after some training: no layer is zero."""
+    unet = small_unet(16, 6, channels=(4, 8), heads=2, groups=2, **sizes).double()
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return unet.eval()
+
+
+def test_size_of_the_preset() -> None:
+    assert 250_000 < sum(p.numel() for p in small_unet().parameters()) < 400_000
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (18, 10)])
+@torch.no_grad()
+def test_one_time_is_the_same_as_one_for_each_image(height: int, width: int) -> None:
+    unet, x, c = trained(), torch.randn(2, 3, height, width).double(), torch.randn(2, 16, 6).double()
+    out = unet(x, 7, encoder_hidden_states=c).sample
+    assert out.shape == x.shape
+    for times in (torch.tensor(7), torch.tensor([7, 7])):
+        assert torch.equal(unet(x, times, c, return_dict=False)[0], out)
+    assert not torch.equal(unet(x, 8, c).sample, out)
+
+
+@torch.no_grad()
+def test_a_row_of_the_condition_is_laid_where_its_patch_is() -> None:
+    """Without attention its reach ends with that of the convolutions."""
+    unet = trained(layers=1)
+    for parameter in (unet.attention.proj.weight, unet.attention.proj.bias):
+        parameter.zero_()
+    seen = []
+    for module in (unet.coarse[0],):
+        module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x, c = torch.randn(1, 3, 16, 16).double(), torch.randn(1, 16, 6).double()
+    other = c.clone()
+    other[0, 6] += 1  # row 1, column 2 of 4 x 4
+    unet(x, 3, c)
+    unet(x, 3, other)
+    differs = (seen[0] != seen[1]).any(dim=1)[0]
+    assert differs.nonzero().tolist() == [[1, 2]]
+
+
+@torch.no_grad()
+def test_what_cannot_be_is_refused() -> None:
+    unet, x, c = trained(), torch.zeros(1, 3, 16, 16).double(), torch.zeros(1, 16, 6).double()
+    with pytest.raises(ValueError, match="encoder_attention_mask: expected None"):
+        unet(x, 0, c, encoder_attention_mask=torch.ones(1, 16))
+    with pytest.raises(ValueError, match=r"sample: expected even sides, got \(1, 3, 16, 15\)"):
+        unet(x[..., 1:], 0, c)
+    with pytest.raises(ValueError, match="encoder_hidden_states: expected the rows of a square grid, got 15"):
+        unet(x, 0, c[:, 1:])
+    with pytest.raises(ValueError, match="attention_head_dim: expected a divisor of 8 channels, got 3"):
+        small_unet(channels=(4, 8), heads=3, groups=2)
+    with pytest.raises(ValueError, match=r"block_out_channels: expected two levels, got \(4,\)"):
+        small_unet(channels=(4,), groups=2)
