@@ -235,10 +235,11 @@ def _build(
         tokenizer = LaVITTokenizer.from_pretrained(config.tokenizer)
     if processor is None:
         processor = runs.processor_of(config.tokenizer, tokenizer)
+    unet: Any
+    vae: AutoencoderKL | None
     if config.base is None:
         sizes = {"image_size": tokenizer.config.image_size, **config.unet}
-        unet, vae = small_unet(**sizes), None
-        scheduler = _scheduler(config, SMALL_SCHEDULER)
+        unet, vae, scheduler = small_unet(**sizes), None, _scheduler(config, SMALL_SCHEDULER)
     else:
         unet, vae, scheduler = _load_base(config, Path(config.base))
     return LaVITPixelPipeline(tokenizer, _conditioner(config, tokenizer, unet), unet, scheduler, processor, vae)
