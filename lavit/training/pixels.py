@@ -355,4 +355,4 @@ def _print_end(config: PixelsTrainingConfig, result: PixelsTrainingResult) -> No
     if result.stopped_by is not None and result.path is None:
         print(f"stopped by signal {result.stopped_by}; go on with --resume --output {config.output}")
     else:
-        print(f"the pixel pipeline is in {result.path}; try: lavit reconstruct IMAGE --pixels {result.path}")
+        print(f"the pixel pipeline is in {result.path}; try: lavit reconstruct IMAGE --model {result.path}")
