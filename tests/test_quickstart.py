@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lavit import LaVIT, LaVITProcessor
+from lavit import LaVIT, LaVITPixelPipeline, LaVITProcessor
 from lavit.data.questions import KINDS
 from lavit.data.shapes import ShapesWorld
-from lavit.quickstart import QuickstartConfig, command, language, main, run_quickstart, summary
+from lavit.evaluation.language import seed_of
+from lavit.quickstart import QuickstartConfig, command, language, main, pixels, run_quickstart, summary
 from lavit.quickstart import run as stages
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 
@@ -90,6 +91,28 @@ def test_numbers_of_the_language_stage_are_whole(run):
     assert [len(one.answers) for one in result.language.spoken] == [4] * len(result.language.spoken)
 
 
+def test_the_saved_pipeline_paints_what_is_reported(run):
+    folder, result, _ = run
+    pipeline = LaVITPixelPipeline.from_pretrained(folder / "model" / "pixels")
+    scenes = ShapesWorld(3, "test").scenes(QuickstartConfig.fast().pixels_scenes)
+    seeds = [seed_of(3, i) for i in range(len(scenes))]
+    painted = pipeline(images=scenes.images, seeds=seeds, output_type="np", **pixels.PAINTING).images
+    assert len(result.pixels.paintings) == len(painted) == result.pixels.scenes
+    for one, image in zip(result.pixels.paintings, painted, strict=True):
+        assert np.abs(one.images["image"] / 255 - image).max() <= 0.5 / 255 + 1e-6
+    numbers = json.loads((folder / "results.json").read_text(encoding="utf-8"))["pixels"]
+    assert list(numbers["ways"]) == ["image", "text", "image and text"] and numbers["scenes"] == len(scenes)
+    for shares in (*numbers["ways"].values(), numbers["chance"]):
+        assert all(0 <= share <= 1 for share in shares.values())
+    assert numbers["steps"] == numbers["last"]["step"] == 3
+
+
+def test_what_the_program_reads_is_put_into_words():
+    assert pixels.words(np.array([1, 0, -1, 0])) == "a red circle top left and 1 unclear place"
+    assert pixels.words(np.array([-1, 0, -1, 0])) == "2 unclear places"
+    assert pixels.words(np.array([0, 0, 0, 0])) == "an empty picture"
+
+
 def test_every_stage_is_announced_with_an_estimate_and_ends_with_its_time(run):
     _, result, lines = run
     names = [stage.name for stage in result.stages]
@@ -102,6 +125,8 @@ def test_every_stage_is_announced_with_an_estimate_and_ends_with_its_time(run):
         "photographs",
         "language",
         "reading and writing",
+        "pixels",
+        "painting",
     ]
     plan = next(k for k, line in enumerate(lines) if "in all:" in line)
     for name in names:
@@ -120,6 +145,8 @@ def test_the_same_seed_gives_the_same_numbers(run, tmp_path):
     assert again.language.images == first.language.images
     assert again.language.requests == first.language.requests
     assert [row["loss"] for row in again.language.history] == [row["loss"] for row in first.language.history]
+    assert again.pixels.ways == first.pixels.ways
+    assert [row["loss"] for row in again.pixels.history] == [row["loss"] for row in first.pixels.history]
 
 
 def test_without_photographs_and_language_it_says_so_and_ends(tmp_path, monkeypatch):
@@ -128,10 +155,20 @@ def test_without_photographs_and_language_it_says_so_and_ends(tmp_path, monkeypa
     recipe = {"loop.steps": 2, "loop.batch_size": 8, "vectors_per_code": 1}
     lines: list[str] = []
     config = QuickstartConfig(
-        output=tmp_path, device="cpu", recipe=recipe, encoder_batch=8, language=False, length="fixed", **sizes
+        output=tmp_path,
+        device="cpu",
+        recipe=recipe,
+        encoder_batch=8,
+        language=False,
+        pixels_recipe={"loop.steps": 1, "loop.batch_size": 2},
+        pixels_scenes=2,
+        length="fixed",
+        **sizes,
     )
     result = run_quickstart(config, say=lines.append)
     assert result.photos == [] and result.language is None
+    assert list(result.pixels.ways) == ["image"]  # by way of tokens, without a word
+    assert LaVITPixelPipeline.from_pretrained(tmp_path / "pixels").tokenizer.config.length == "fixed"
     assert any("no photographs" in line for line in lines)
     assert not (tmp_path / "model").exists()
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["language"] is None

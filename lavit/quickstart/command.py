@@ -17,8 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="lavit quickstart",
         description="Train a small dynamic tokenizer here and now, tokenize real photographs with it, teach a small "
-        "language model to caption images, to answer questions about them and to write images as tokens, and write a "
-        "report. Needs no data, network or GPU; takes minutes on two CPU cores.",
+        "language model to caption images, to answer questions about them and to write images as tokens, and a small "
+        "U-Net to paint these, and write a report. Needs no data, network or GPU; takes minutes on two CPU cores.",
     )
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder to write [quickstart]")
     parser.add_argument("--seed", type=_seed, default=0, help="of the scenes, the weights and the noise [0]")
@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="a tokenizer that gives every image as many tokens, the keep rate times the patches, for comparison",
     )
-    parser.add_argument("--no-language", action="store_true", help="end after the tokenizer")
+    parser.add_argument("--no-language", action="store_true", help="without the language model")
+    parser.add_argument("--no-pixels", action="store_true", help="without the U-Net that paints images from tokens")
     options = parser.parse_args(argv)
     if options.output.exists() and not options.output.is_dir():
         parser.error(f"--output: expected a folder, got the file {options.output}")
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=options.device,
             length="fixed" if options.fixed_length else "dynamic",
             language=not options.no_language,
+            pixels=not options.no_pixels,
         ),
         say=lambda line: print(line, flush=True),
         command=shlex.join(["lavit", "quickstart", *words]),

@@ -13,11 +13,11 @@ class QuickstartConfig:
 
     output: folder of the report, results.json and the models. device: "auto", "cpu", "cuda" or "cuda:N".
     length: "dynamic", or "fixed" for a tokenizer of the same size that gives every image as many tokens.
-    encoder_steps, recipe, language_recipe: of the trainings; the recipes override the preset's, as
-    `lavit train tokenizer` and `lavit train language` do.
+    encoder_steps, recipe, language_recipe, pixels_recipe: of the trainings; the recipes override the preset's, as
+    `lavit train tokenizer`, `lavit train language` and `lavit train pixels` do.
     train_scenes, test_scenes, probe_scenes: scenes to train on, to measure on, and to train the probes on.
     language: go on with the language stage. language_scenes: of ``test_scenes``, how many are captioned, asked about
-    and asked for.
+    and asked for. pixels: go on with the pixel stage. pixels_scenes: of ``test_scenes``, how many are painted.
     """
 
     output: Path = Path("quickstart")
@@ -36,6 +36,9 @@ class QuickstartConfig:
     language: bool = True
     language_scenes: int = 300
     language_recipe: dict[str, Any] = field(default_factory=dict)
+    pixels: bool = True
+    pixels_scenes: int = 150
+    pixels_recipe: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def fast(cls, **changes: Any) -> QuickstartConfig:
@@ -52,5 +55,7 @@ class QuickstartConfig:
             "recipe": {"loop.steps": 10, "loop.batch_size": 16, "loop.log_every": 5, "vectors_per_code": 1},
             "language_scenes": 8,
             "language_recipe": {"loop.steps": 4, "loop.log_every": 2, "token_budget": 256},
+            "pixels_scenes": 4,
+            "pixels_recipe": {"loop.steps": 3, "loop.batch_size": 8, "loop.log_every": 1},
         }
         return cls(**{**sizes, **changes})

@@ -25,11 +25,11 @@ from lavit.figure import write_figure
 from lavit.files import atomic_write
 from lavit.kernels import dispatch
 from lavit.photographs import find_photographs
-from lavit.quickstart import language
+from lavit.quickstart import language, pixels
 from lavit.quickstart.config import QuickstartConfig
 from lavit.quickstart.summary import summary, summary_lines
 from lavit.quickstart.timing import call_seconds, step_seconds
-from lavit.report import LanguageResult, Photo, ProbeRow, QuickstartResult, Scene, Stage, write_report
+from lavit.report import LanguageResult, Photo, PixelsResult, ProbeRow, QuickstartResult, Scene, Stage, write_report
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenmap import shrink
 from lavit.training import runs
@@ -41,7 +41,7 @@ from lavit.training.stage1 import measure_features
 from lavit.training.tokenizer import TokenizerTrainingConfig, save_model, train_tokenizer
 
 REPORT, FIGURE, RESULTS = "report.html", "figure.png", "results.json"
-TOKENIZER, MODEL = "tokenizer", "model"
+TOKENIZER, MODEL, PIXELS = "tokenizer", "model", "pixels"
 MEASURED = 2048  # scenes that the mean and deviation of the features are taken from
 PHOTO_SIDE = 512
 
@@ -82,6 +82,7 @@ class _Quickstart:
         self.recipe.seed, self.recipe.device, self.recipe.output = config.seed, str(device), None
         self.recipe.tokenizer = {**self.recipe.tokenizer, "length": config.length}
         self.language_recipe = language.recipe_of(config, device)
+        self.pixels_recipe = pixels.recipe_of(config, device)
         self.processor = LaVITImageProcessor(size=self._preset().image_size)
         self.stages: list[Stage] = []
         self.estimates: dict[str, float] = {}
@@ -134,10 +135,12 @@ class _Quickstart:
             note(f"{len(photos)} real photographs, made as small as the scenes")
 
         parameters = _parameters(model)
-        spoken = None
+        learned = spoken = painted = None
         if config.language:
             learned = self._learn_language(model, features)
             spoken = self._read_and_write(learned, train, test, judged)
+        if config.pixels:
+            painted = self._paint(model, features, learned, train, test)
 
         result = QuickstartResult(
             command=command,
@@ -161,6 +164,7 @@ class _Quickstart:
             grid=_grid(model),
             length=config.length,
             language=spoken,
+            pixels=painted,
         )
         write_report(result, config.output / REPORT)
         write_figure(result, config.output / FIGURE)
@@ -264,6 +268,37 @@ class _Quickstart:
         result.model_path = str(config.output / MODEL)
         return result
 
+    def _paint(
+        self,
+        tokenizer: LaVITTokenizer,
+        features: Tensor,
+        learned: LanguageTrainingResult | None,
+        train: Scenes,
+        test: Scenes,
+    ) -> PixelsResult:
+        """Stage 3 on the same features: trained, saved in the whole model's folder where there is one, judged."""
+        config, recipe = self.config, self.pixels_recipe
+        folder = config.output / MODEL / PIXELS if config.language else config.output / PIXELS
+        with self._stage("pixels") as note:
+            trained = pixels.learn(recipe, tokenizer, self.processor, train.images, features, self._say_row())
+            trained.pipeline.save_pretrained(folder)
+            where = folder.relative_to(config.output)
+            note(f"{recipe.loop.steps} steps of {recipe.loop.batch_size} scenes; saved in {where}/")
+        with self._stage("painting") as note:
+            count = min(config.pixels_scenes, len(test))
+            result = pixels.judge(
+                trained,
+                learned,
+                test[:count],
+                seed=config.seed,
+                shown=config.shown_scenes,
+                say=lambda line: self.say(f"  {line}"),
+            )
+            note(f"{count} held-out scenes painted, each from: {'; '.join(result.ways)}")
+        result.seconds = {"training": self.stages[-2].seconds, "judging": self.stages[-1].seconds}
+        result.model_path = str(folder)
+        return result
+
     # What is said, and how long it will take.
 
     def _plan(self) -> None:
@@ -295,6 +330,10 @@ class _Quickstart:
         if config.language:
             self.estimates |= language.estimates(
                 config, self.language_recipe, self._new_model().eval(), self.processor, scenes, features
+            )
+        if config.pixels:
+            self.estimates |= pixels.estimates(
+                config, self.pixels_recipe, self._new_model().eval(), self.processor, scenes, features
             )
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.estimates.items())
         self.say(f"about {duration(sum(self.estimates.values()))} in all: {parts}")
@@ -335,6 +374,9 @@ class _Quickstart:
         self.say(f"Now try: lavit tokenize IMAGE --model {self._folder(TOKENIZER)} --map map.png")
         if result.language:
             self.say(f"And:     lavit evaluate --model {self._folder(MODEL)} --data shapes --seed {result.seed}")
+        if result.language and result.pixels:
+            words = '"a red square top left and a blue circle bottom right"'
+            self.say(f"And:     lavit generate {words} --model {self._folder(MODEL)} --out drawn.png")
 
     def _folder(self, name: str) -> str:
         return shlex.quote(str(self.config.output / name))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
-from lavit.report import LanguageResult, QuickstartResult, Rate, mean_tokens
+from lavit.report import LanguageResult, PixelsResult, QuickstartResult, Rate, mean_tokens
 
 
 def summary(result: QuickstartResult) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def summary(result: QuickstartResult) -> dict[str, Any]:
         ],
         "length": result.length,
         "language": _language(result.language) if result.language else None,
+        "pixels": _pixels(result.pixels) if result.pixels else None,
         "encoder_history": result.encoder_history,
         "history": result.history,
     }
@@ -72,6 +73,19 @@ def _language(result: LanguageResult) -> dict[str, Any]:
     }
 
 
+def _pixels(result: PixelsResult) -> dict[str, Any]:
+    return {
+        "scenes": result.scenes,
+        "ways": {way: {**_values(rates), "unclear": result.unclear[way]} for way, rates in result.ways.items()},
+        "chance": _chances(next(iter(result.ways.values()))),
+        "parameters": result.parameters,
+        "steps": result.steps,
+        "last": result.history[-1] if result.history else None,
+        "seconds": {name: round(seconds, 1) for name, seconds in result.seconds.items()},
+        "settings": result.settings,
+    }
+
+
 def _values(rates: Mapping[str, Rate]) -> dict[str, float]:
     return {name: rate.model for name, rate in rates.items()}
 
@@ -93,6 +107,13 @@ def summary_lines(result: QuickstartResult) -> Iterator[str]:
         )
     if result.language is not None:
         yield from _language_lines(result.language)
+    if result.pixels is not None:
+        for way, rates in result.pixels.ways.items():
+            there, right = rates["recall"], rates["scene"]
+            yield (
+                f"Painted from {way}: {there.model:.3f} of the objects there, {there.chance:.3f} by chance; every cell "
+                f"right {right.model:.3f}, {right.chance:.3f} by chance"
+            )
 
 
 def _language_lines(result: LanguageResult) -> Iterator[str]:

@@ -4,7 +4,9 @@ from lavit.report.parts import differing
 from lavit.report.result import (
     Answer,
     LanguageResult,
+    Painting,
     Photo,
+    PixelsResult,
     ProbeRow,
     QuickstartResult,
     Rate,
@@ -22,7 +24,9 @@ from lavit.report.whole import render_report, write_report
 __all__ = [
     "Answer",
     "LanguageResult",
+    "Painting",
     "Photo",
+    "PixelsResult",
     "ProbeRow",
     "QuickstartResult",
     "Rate",

@@ -131,6 +131,39 @@ class LanguageResult:
 
 
 @dataclass
+class Painting:
+    """A held-out scene, uint8 (H, W, 3), its caption, and what was painted for it in each way: the image, and what a
+    program reads from its pixels."""
+
+    image: np.ndarray
+    caption: str
+    images: dict[str, np.ndarray]
+    read: dict[str, str]
+
+
+@dataclass
+class PixelsResult:
+    """What the pixel stage learned, read by a program from images of ``scenes`` held-out scenes.
+
+    ways: "text" (from the caption), "image and text", "image" (from the scene's own tokens), as far as the run has
+    them, each with "scene" (every cell right), "recall" of objects and "cell"; the last way is the ceiling of the
+    others. unclear: way -> share of cells that are like nothing of the world. parameters: part -> number. history: rows
+    with step, loss, images_per_second, lr. seconds: of "training" and "judging". settings: of both.
+    """
+
+    scenes: int
+    ways: dict[str, dict[str, Rate]]
+    unclear: dict[str, float] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    steps: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    paintings: list[Painting] = field(default_factory=list)
+    model_path: str = ""
+
+
+@dataclass
 class QuickstartResult:
     """Everything that one run of the quickstart measured.
 
@@ -139,7 +172,8 @@ class QuickstartResult:
     commitment_loss, keep_rate, codes_used, perplexity, images_per_second, phase; a key may be missing from a row.
     content: number of objects -> tokens of each held-out scene with that many. code_counts: (K,) uses of each code.
     cosines: mean reconstruction cosine of each held-out scene. grid: rows and columns of patches, N = their product.
-    length: "dynamic", or "fixed" where every image has as many tokens. language: None where the run had no such stage.
+    length: "dynamic", or "fixed" where every image has as many tokens. language, pixels: None where the run had no
+    such stage.
     """
 
     command: str
@@ -163,6 +197,7 @@ class QuickstartResult:
     grid: tuple[int, int] = (8, 8)
     length: str = "dynamic"
     language: LanguageResult | None = None
+    pixels: PixelsResult | None = None
 
 
 def mean_tokens(content: Mapping[int, Sequence[int]]) -> dict[int, float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lavit.files import atomic_write
 from lavit.page import decimal, document, duration, integer, percent, section, table
-from lavit.report import language, tokenizer
+from lavit.report import language, pixels, tokenizer
 from lavit.report.parts import empty
 from lavit.report.result import QuickstartResult, mean_of, mean_tokens, perplexity, phases
 
@@ -38,6 +38,7 @@ def render_report(result: QuickstartResult) -> str:
         tokenizer.codebook(result),
         "</div>",
         *(language.sections(result.language) if result.language else ()),
+        *(pixels.sections(result.pixels) if result.pixels else ()),
         _learning(result),
         _stages(result),
         _implementations(result),
@@ -70,6 +71,8 @@ def _head(result: QuickstartResult) -> str:
     else:
         kind = "fixed-length" if result.length == "fixed" else "dynamic"
         title = f"A {kind} visual tokenizer, trained from nothing in {time}"
+    if result.pixels:
+        numbers = pixels.tiles(result.pixels) + numbers
     numbers.append(("stages", time, f"for the whole run on {_device(result)}"))
     tiles = "".join(
         f'<li><a href="#{anchor}"><b>{escape(number)}</b><span>{escape(note)}</span></a></li>'
@@ -95,6 +98,8 @@ def _lead(result: QuickstartResult) -> str:
             "A language model then learned to caption images, to answer questions about them and to write the tokens "
             "of images that it is asked for. "
         )
+    if result.pixels:
+        says += "A U-Net learned to paint images from tokens. "
     return (
         f"The tokenizer looks at an image, {keeps}, and writes each of them as one code of a learned codebook: "
         f"{how_many}{reads}. {says}This page shows what a small one learned in this run; apart from the training "
@@ -134,6 +139,8 @@ def _learning(result: QuickstartResult) -> str:
         lead += " Dashed lines mark where a phase of the tokenizer's training ends and the next begins."
     if result.language:
         body += language.learning(result.language)
+    if result.pixels:
+        body += pixels.learning(result.pixels)
     return section("learning", "How it learned", lead, body or empty("This run kept no training history."))
 
 
@@ -170,12 +177,17 @@ def _implementations(result: QuickstartResult) -> str:
 def _reproduce(result: QuickstartResult) -> str:
     lead = "This command repeats the run; the seed fixes the scenes, the start of every network and the noise."
     facts = [("seed", str(result.seed)), ("device", escape(_device(result))), ("length", escape(result.length))]
-    paths = {"tokenizer": result.model_path, "model": result.language.model_path if result.language else ""}
+    paths = {"tokenizer": result.model_path}
+    for name, stage in (("model", result.language), ("pixels", result.pixels)):
+        paths |= {name: stage.model_path} if stage else {}
     facts += [(name, f"<code>{escape(path)}</code>") for name, path in paths.items() if path]
-    if result.language:
-        facts += [(escape(name), escape(_words(value))) for name, value in result.language.settings.items()]
+    later = [stage for stage in (result.language, result.pixels) if stage]
+    for stage in later:
+        facts += [(escape(name), escape(_words(value))) for name, value in stage.settings.items()]
     facts += [(escape(name), escape(version)) for name, version in result.versions.items()]
-    counts = {**result.parameters, **(result.language.parameters if result.language else {})}
+    counts = dict(result.parameters)
+    for stage in later:
+        counts |= stage.parameters
     parts = [(escape(name), integer(count)) for name, count in counts.items()]
     body = f'<pre tabindex="0"><code>{escape(result.command)}</code></pre>'
     setting = table(("what", "value"), facts, "Setting")
