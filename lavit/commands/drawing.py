@@ -30,8 +30,8 @@ the same tokenizer."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of the pixels."""
     add = parser.add_argument
-    add("--steps", type=int, metavar="N", help="of denoising; else the release's, 50, or 25 of a high-res model")
-    add("--guidance", type=float, metavar="G", help="of the pixels by the tokens, 1 is off; else the release's, 5 or 7")
+    add("--steps", type=int, metavar="N", help="of denoising; else the pipeline's own, 50 or 25")
+    add("--guidance", type=float, metavar="G", help="of the pixels by the tokens, 1 is off; else its own, 5 or 7")
     add("--size", metavar="WxH", help="width and height in pixels, such as 1152x896; else what the model was made for")
     add("--batch-size", type=int, default=16, metavar="B", help="images at a time [16]")
     add("--device", metavar="D", help="cpu, cuda, cuda:1, ...; a GPU is taken if there is one")

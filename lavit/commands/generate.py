@@ -144,7 +144,7 @@ def _of_prompt(
 
 
 def _sampling(options: argparse.Namespace, num_patches: int) -> dict[str, Any]:
-    """What was asked for; the rest is the release's, but the fewest tokens where a model has fewer patches."""
+    """What was asked for; the rest is the model's own or the release's, but the fewest tokens of few patches."""
     fewest = None if num_patches >= RELEASED_PATCHES else 1
     chosen = {
         "guidance": options.text_guidance,
@@ -188,9 +188,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", metavar="F", help="write the tokens drawn to this file; - for the standard output")
     add("--samples", type=int, default=1, metavar="N", help="images to draw, of each entry with --tokens [1]")
     add("--seed", type=int, metavar="S", help="of the samples; a new one if not given, and told")
-    add("--text-guidance", type=float, metavar="G", help="of the tokens by the prompt; else 4, or 5 with images")
-    add("--top-k", type=int, metavar="K", help="likeliest codes to draw from; else the release's, 50")
-    add("--temperature", type=float, metavar="T", help="of drawing codes; 0 takes the likeliest; else 1")
+    own = "else the model's own, or the release's:"
+    add("--text-guidance", type=float, metavar="G", help=f"of the tokens by the prompt; {own} 4, or 5 with images")
+    add("--top-k", type=int, metavar="K", help=f"likeliest codes to draw from; {own} 50")
+    add("--temperature", type=float, metavar="T", help=f"of drawing codes; 0 takes the likeliest; {own} 1")
     add("--min-tokens", type=int, metavar="N", help="fewest of an image; else 20, or 1 of fewer than 256 patches")
     drawing.add_options(parser)
     options = parser.parse_args(argv)

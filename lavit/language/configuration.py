@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
+from lavit.language.guidance import SamplingSettings
 from lavit.language.vocabulary import Vocabulary
 from lavit.tokenizer.configuration import LaVITTokenizerConfig, refuse_unknown
 
@@ -32,6 +34,8 @@ class LaVITConfig(PretrainedConfig):
         as large as it must be.
     image_objective: how a written image is learned: "classify" its codes, with text in one softmax (LaVIT), or
         "regress" its visual embeddings (the paper's ablation, as Emu does).
+    image_sampling: settings with which this model draws images where its caller says nothing else, in place of those of
+        ``SamplingSettings``: ``{"guidance": 1.7}``.
     regression_weight: weight of the regression's loss beside that of the text (*derived*: 1).
 
     Raises ValueError for an unknown name and for sizes that do not fit together.
@@ -47,6 +51,7 @@ class LaVITConfig(PretrainedConfig):
         text_size: int = 32000,
         image_objective: str = "classify",
         regression_weight: float = 1.0,
+        image_sampling: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         refuse_unknown(kwargs, type(self))
@@ -63,6 +68,7 @@ class LaVITConfig(PretrainedConfig):
         self.text_config = text_config
         self.image_objective = image_objective
         self.regression_weight = regression_weight
+        self.image_sampling = dict(image_sampling or {})
         super().__init__(**kwargs)
         self._check()
 
@@ -101,6 +107,10 @@ class LaVITConfig(PretrainedConfig):
             raise ValueError(f"image_objective: expected classify or regress, got {self.image_objective!r}")
         if not self.regression_weight > 0:
             raise ValueError(f"regression_weight: expected a positive number, got {self.regression_weight}")
+        known = [field.name for field in fields(SamplingSettings)]
+        if unknown := sorted(self.image_sampling.keys() - set(known)):
+            raise ValueError(f"image_sampling: expected names of {', '.join(known)}, got {', '.join(unknown)}")
+        SamplingSettings(**self.image_sampling)
 
 
 AutoConfig.register(LaVITConfig.model_type, LaVITConfig, exist_ok=True)

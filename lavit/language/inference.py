@@ -168,8 +168,9 @@ def generate_tokens(
 
     prompts: each a string, an image, or a list of strings and images in any order; images as in :func:`caption`, but
         paths are ``pathlib.Path``, since a string is text. Nothing is put between the pieces.
-    settings: by default the release's, with guidance 4, and 5 for prompts that hold images. changes: single ones of
-        them, ``num_samples=4, top_k=200``. There are never more codes than the decoder has positions.
+    settings: by default the release's, with guidance 4, and 5 for prompts that hold images, or the model's own
+        (``config.image_sampling``) where it has some. changes: single ones of them, ``num_samples=4, top_k=200``. There
+        are never more codes than the decoder has positions.
     seeds: of the samples, len(prompts) * num_samples, those of a prompt one after the other, of skipped ones too; drawn
         from torch's generator of the CPU if None. A sample depends on its seed and prompt alone, beyond rounding.
     scorer: keeps the best of each prompt's samples. It is given each sample's prompt, as it was given here, and the
@@ -189,9 +190,10 @@ def generate_tokens(
         raise ValueError(f"prompts: expected a list of prompts, got the text {prompts!r}")
     pieces = [list(prompt) if isinstance(prompt, (list, tuple)) else [prompt] for prompt in prompts]
     shows = [not all(isinstance(piece, str) for piece in prompt) for prompt in pieces]
+    own_settings = model.config.image_sampling
     chosen = {
-        False: replace(settings or SamplingSettings(), **changes),
-        True: replace(settings or SamplingSettings(guidance=MULTIMODAL_GUIDANCE), **changes),
+        False: replace(settings or SamplingSettings(**own_settings), **changes),
+        True: replace(settings or SamplingSettings(**{"guidance": MULTIMODAL_GUIDANCE, **own_settings}), **changes),
     }
     samples, positions = chosen[False].num_samples, model.visual_tokenizer.num_patches
     seeds = _sample_seeds(seeds, len(pieces), samples)

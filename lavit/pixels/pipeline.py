@@ -64,6 +64,7 @@ class LaVITPixelPipeline(DiffusionPipeline):
     image_processor: of the tokenizer, to read ``images``. vae: None for a U-Net that works on pixels in [-1, 1].
     safety_checker, feature_extractor: as of Stable Diffusion. requires_safety_checker: say so once when there is none.
     negative: rows stored for the other stream of guidance; None: zeros.
+    default_steps, default_guidance: what a call takes that names none; None: the release's, by kind.
 
     Saving, loading, progress bar and offloading are diffusers'. Raises ValueError when parts do not fit together.
     """
@@ -97,6 +98,8 @@ class LaVITPixelPipeline(DiffusionPipeline):
         feature_extractor: object | None = None,
         negative: NegativeEmbeds | None = None,
         requires_safety_checker: bool = False,
+        default_steps: int | None = None,
+        default_guidance: float | None = None,
     ) -> None:
         super().__init__()
         check_parts(tokenizer, conditioner, unet, vae, negative)
@@ -113,7 +116,11 @@ class LaVITPixelPipeline(DiffusionPipeline):
             feature_extractor=feature_extractor,
             negative=negative,
         )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        self.register_to_config(
+            requires_safety_checker=requires_safety_checker,
+            default_steps=default_steps,
+            default_guidance=default_guidance,
+        )
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._interrupt = False
@@ -194,8 +201,9 @@ class LaVITPixelPipeline(DiffusionPipeline):
             ``reading.read_images`` for what an image may be. features: (B, N, C_out) of ``LaVITTokenizer.decode``.
         height, width: in pixels, multiples of ``size_multiple``; by default what the U-Net was made for.
         original_size: (height, width) that a high-res U-Net is told the image came from; by default its own.
-        num_inference_steps, guidance_scale: by default the release's, 50 and 5, or 25 and 7 for high-res. At most 1 is
-            the condition alone, one stream; more are two, in one call of the U-Net a step.
+        num_inference_steps, guidance_scale: by default the pipeline's own (``default_steps``, ``default_guidance``) or
+            the release's, 50 and 5, or 25 and 7 for high-res. A guidance of at most 1 is the condition alone, one
+            stream; more are two, in one call of the U-Net a step.
         seeds: one an image: its noise is drawn on the CPU in float32 from a generator of its own, bitwise the same in
             any batch, on any device; the image is then the same up to the rounding of sums. generator: one, or one an
             image, as diffusers takes it. Without either, ``torch.manual_seed`` governs the seeds.
@@ -210,10 +218,10 @@ class LaVITPixelPipeline(DiffusionPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type: expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        steps = STEPS[self.kind] if num_inference_steps is None else num_inference_steps
+        steps = _first(num_inference_steps, self.config["default_steps"], STEPS[self.kind])
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"num_inference_steps: expected an integer of at least 1, got {steps!r}")
-        scale = GUIDANCE[self.kind] if guidance_scale is None else guidance_scale
+        scale = _first(guidance_scale, self.config["default_guidance"], GUIDANCE[self.kind])
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(f"guidance_scale: expected a finite number of at least 0, got {scale}")
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
@@ -452,6 +460,11 @@ def _noise_seeds(
     if drawn.scores is not None:
         of_prompts = of_prompts.gather(1, drawn.scores.argmax(dim=1, keepdim=True))
     return of_prompts.flatten()
+
+
+def _first(*values: Any) -> Any:
+    """The first of them that is there."""
+    return next(value for value in values if value is not None)
 
 
 def _public(entry: Any) -> Any:

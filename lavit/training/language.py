@@ -217,7 +217,9 @@ def _build(
 ) -> tuple[LaVIT, LaVITProcessor]:
     """The model with its text tokenizer and image processor. words: texts to train a new text tokenizer on."""
     if config.model is not None:
-        return LaVIT.from_pretrained(config.model), LaVITProcessor.from_pretrained(config.model)
+        model = LaVIT.from_pretrained(config.model)
+        model.config.image_sampling |= config.sampling
+        return model, LaVITProcessor.from_pretrained(config.model)
     if tokenizer is None:
         tokenizer = LaVITTokenizer.from_pretrained(config.tokenizer)
     if processor is None:
@@ -230,7 +232,8 @@ def _build(
         sizes = {**PRESETS[config.preset], **config.text_config, "vocab_size": len(text)}
         special = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
         language = LlamaForCausalLM(LlamaConfig(**sizes, **special, pad_token_id=text.pad_token_id))
-    model = LaVIT.from_parts(language, tokenizer, text_size=len(text), image_objective=config.objective)
+    settings: dict[str, Any] = {"image_objective": config.objective, "image_sampling": config.sampling}
+    model = LaVIT.from_parts(language, tokenizer, text_size=len(text), **settings)
     return model, LaVITProcessor(processor, text, len(text))
 
 

@@ -59,6 +59,7 @@ class LanguageTrainingConfig:
     split: str | None = setting(None, "of a folder whose captions.json is Karpathy's; none: all of it")
     text: str | None = setting(None, "file of texts, .txt or .jsonl, instead of the folder's")
     workers: int = setting(2, "threads that read image files")
+    sampling: dict[str, Any] = setting(dict, "how the model draws images where nobody says how: sampling.guidance=2")
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     token_budget: int = setting(1024, "tokens of a packed row; a micro-batch is one such row")
     window: int = setting(256, "samples that are packed together")

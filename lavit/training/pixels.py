@@ -173,6 +173,8 @@ def _train(
     result = LaVITPixelPipeline(
         **pipeline.components | dict(trained.average.items()),
         requires_safety_checker=pipeline.config["requires_safety_checker"],
+        default_steps=config.draw_steps,
+        default_guidance=config.draw_guidance,
     )
     path = output if run.step >= config.loop.steps and output is not None else None
     if path is not None and distributed.rank() == 0:

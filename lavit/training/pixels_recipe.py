@@ -37,6 +37,8 @@ class PixelsTrainingConfig:
     workers: int = setting(2, "threads that read image files")
     output: str | None = setting(None, "folder of the run; none: nothing is written")
     seed: int = setting(0, "of weights, data order and noise")
+    draw_steps: int | None = setting(None, "denoising steps of the saved pipeline; none: as the release's of its kind")
+    draw_guidance: float | None = setting(None, "guidance of the saved pipeline; none: as the release's of its kind")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     tensorboard: bool = setting(True, "write TensorBoard files too, if it is installed")
     cache: CacheConfig = field(default_factory=CacheConfig)

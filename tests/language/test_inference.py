@@ -258,6 +258,21 @@ def test_settings_of_sampling_are_the_releases_and_codes_never_outnumber_the_dec
     ]
 
 
+def test_a_model_may_have_settings_of_its_own_for_all_prompts(processor, monkeypatch, tmp_path: Path) -> None:
+    new_model(processor, image_sampling={"guidance": 1.7, "min_tokens": 1}).save_pretrained(tmp_path)
+    own = LaVIT.from_pretrained(tmp_path)
+    seen = []
+
+    def drawn(language_model, vocabulary, prompts, settings, *, seeds, max_codes):
+        seen.append(settings)
+        return Ragged.from_list([torch.tensor([5])] * prompts.batch_size)
+
+    monkeypatch.setattr(inference, "sample_image_tokens", drawn)
+    own.generate_tokens(["a", [picture()]], processor, temperature=0.5)
+    own.generate_tokens(["a"], processor, SamplingSettings())
+    assert seen == [*[SamplingSettings(guidance=1.7, min_tokens=1, temperature=0.5)] * 2, SamplingSettings()]
+
+
 def test_images_of_a_prompt_may_be_shown_as_codes(model, processor) -> None:
     prompt = [picture(0), "but blue"]
     tokens = model.visual_tokenizer.encode(processor.image_processor(prompt[0]), deterministic=True)

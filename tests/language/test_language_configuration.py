@@ -64,6 +64,10 @@ def test_what_is_no_setting_is_refused(tmp_path: Path) -> None:
         LaVITConfig(image_objective="both")
     with pytest.raises(ValueError, match="regression_weight: expected a positive number, got 0"):
         LaVITConfig(regression_weight=0)
+    with pytest.raises(ValueError, match="image_sampling: expected names of guidance, top_k, .*, got guidence"):
+        LaVITConfig(image_sampling={"guidence": 2.0})
+    with pytest.raises(ValueError, match="temperature: expected a finite number >= 0, got -1"):
+        LaVITConfig(image_sampling={"temperature": -1})
     with pytest.raises(ValueError, match="text_size: expected a number >= 1, got 0"):
         LaVITConfig(text_size=0)
     with pytest.raises(TypeError, match="text_config: expected a LlamaConfig or a dictionary, got GPT2Config"):

@@ -44,6 +44,18 @@ def test_what_is_saved_draws_the_same(layout: str, tmp_path: Path) -> None:
     assert index["negative"] == (["lavit", "NegativeEmbeds"] if layout == "lowres" else [None, None])
 
 
+def test_a_pipeline_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    tiny_pipeline(default_steps=3, default_guidance=1.5).save_pretrained(tmp_path)
+    own, codes = LaVITPixelPipeline.from_pretrained(tmp_path), tiny_codes(3, 9)
+    own.set_progress_bar_config(disable=True)
+    drawn = own(codes, seeds=[1, 2], output_type="pt").images
+    assert own.num_timesteps == 3 and own.guidance_scale == 1.5
+    plain = tiny_pipeline()(codes, seeds=[1, 2], output_type="pt", num_inference_steps=3, guidance_scale=1.5).images
+    assert torch.equal(drawn, plain)
+    own(codes, num_inference_steps=2, guidance_scale=1.0)
+    assert own.num_timesteps == 2 and own.guidance_scale == 1.0
+
+
 def test_a_fresh_process_draws_the_same(tmp_path: Path) -> None:
     """It has imported nothing of this library but the pipeline's name."""
     pipe = tiny_pipeline("lowres")

@@ -45,7 +45,8 @@ def without_time(history):
 
 
 def test_recipes_fit_their_presets():
-    assert LanguageTrainingConfig.recipe("small").mixture.image == 2
+    small = LanguageTrainingConfig.recipe("small")
+    assert small.mixture.image == 2.5 and small.sampling["guidance"] == 1.7
     paper = LanguageTrainingConfig.recipe("lavit-g")
     shares = paper.mixture
     assert shares.text == 2 * (shares.caption + shares.image + shares.question)  # known: 2 : 1
