@@ -35,7 +35,7 @@ TRAIN: Commands = {
     "pixels": Command("lavit.training.pixels:main", "stage 3: the U-Net that draws images from tokens"),
 }
 COMMANDS: Commands = {
-    "quickstart": Command("lavit.quickstart:main", "train a small tokenizer here and now and write a report about it"),
+    "quickstart": Command("lavit.quickstart:main", "train small models of all stages here and now, and report on them"),
     "tokenize": Command("lavit.commands.tokenize:main", "images to tokens, and pictures of the patches kept"),
     "reconstruct": Command("lavit.commands.reconstruct:main", "images to tokens and back to pixels"),
     "generate": Command("lavit.commands.generate:main", "pixels for a prompt of text and images"),

@@ -96,7 +96,7 @@ def test_the_saved_pipeline_paints_what_is_reported(run):
     pipeline = LaVITPixelPipeline.from_pretrained(folder / "model" / "pixels")
     scenes = ShapesWorld(3, "test").scenes(QuickstartConfig.fast().pixels_scenes)
     seeds = [seed_of(3, i) for i in range(len(scenes))]
-    painted = pipeline(images=scenes.images, seeds=seeds, output_type="np", **pixels.PAINTING).images
+    painted = pipeline(images=scenes.images, seeds=seeds, output_type="np").images
     assert len(result.pixels.paintings) == len(painted) == result.pixels.scenes
     for one, image in zip(result.pixels.paintings, painted, strict=True):
         assert np.abs(one.images["image"] / 255 - image).max() <= 0.5 / 255 + 1e-6

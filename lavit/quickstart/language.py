@@ -36,9 +36,6 @@ from lavit.training.language import (
 
 AT_ONCE = 100  # scenes: the time of a token hardly depends on their number
 WORDS: dict[str, Any] = {"num_beams": 1}
-CODES: dict[str, Any] = {"guidance": 2.0}
-"""Of the image tokens; the rest is the release's, but that an image may have a single one."""
-
 TYPICAL = {"caption": 18, "answer": 3, "image": 40}
 """Tokens of the longest of a batch, for the estimate; a new model would not know where to end."""
 
@@ -99,7 +96,7 @@ def judge(
     right = {kind: Rate(share["accuracy"], share["constant"]) for kind, share in kinds.items()}
     say(f"answers to {len(answers.results)} questions: {right['mean'].model:.3f} right")
 
-    drawn = generate_scenes(model, processor, scenes, held_out.probe, own=held_out.own, seed=seed, **shared, **CODES)
+    drawn = generate_scenes(model, processor, scenes, held_out.probe, own=held_out.own, seed=seed, **shared)
     images = _image_rates(drawn, held_out)
     say(f"images asked for: {images['recall'].model:.3f} of the objects are there")
 
@@ -114,7 +111,11 @@ def judge(
         parameters=_parameters(model),
         steps=trained.history[-1]["step"],
         history=trained.history,
-        settings={"captions": captions.settings, "answers": answers.settings, "images": drawn.settings},
+        settings={
+            "captions": captions.settings,
+            "answers": answers.settings,
+            "images": {**model.config.image_sampling, **drawn.settings},
+        },
         spoken=_spoken(scenes, captions, answers, shown),
         requests=[Request(one["prompt"], caption(one["cells"]), one["tokens"]) for one in drawn.results[:shown]],
     )
@@ -160,7 +161,7 @@ def estimates(
 
     def drawn() -> None:
         length = min(TYPICAL["image"], tokenizer.num_patches)
-        settings = {"batch_size": batch, "min_tokens": length, "max_tokens": length, **CODES}
+        settings = {"batch_size": batch, "min_tokens": length, "max_tokens": length}
         used.generate_tokens(scenes.captions[:1] * batch, own, **settings)
 
     one = call_seconds(captions, 1) + 4 * call_seconds(answers, 1) + call_seconds(drawn, 1)

@@ -15,8 +15,8 @@ from lavit.evaluation.drawn import UNCLEAR, Drawn, SceneReader, score_cells
 from lavit.evaluation.language import SMALL, seed_of
 from lavit.kernels import Ragged
 from lavit.pixels import LaVITPixelPipeline
+from lavit.pixels.pipeline import STEPS
 from lavit.quickstart.config import QuickstartConfig
-from lavit.quickstart.language import CODES
 from lavit.quickstart.timing import call_seconds, step_seconds
 from lavit.report import Painting, PixelsResult, Rate
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
@@ -24,7 +24,6 @@ from lavit.training.language import LanguageTrainingResult
 from lavit.training.pixels import PixelsTrainingConfig, PixelsTrainingResult, train_pixels
 
 AT_ONCE = 50
-PAINTING: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 2.0}
 
 TEXT, BOTH, IMAGE = "text", "image and text", "image"
 """What an image is made from: its caption; the true image and, after it, its caption, a prompt that no training has
@@ -92,7 +91,7 @@ def judge(
         parameters=_parameters(pipeline),
         steps=trained.history[-1]["step"],
         history=trained.history,
-        settings={"painting": PAINTING},
+        settings={"painting": {name: pipeline.config[name] for name in ("default_steps", "default_guidance")}},
         paintings=[
             Painting(
                 scenes.images[i],
@@ -129,10 +128,10 @@ def estimates(
     step = step_seconds(lambda tick: trained.append(learn(few, tokenizer, processor, scenes.images, features, tick)))
     batch, steps = min(16, config.pixels_scenes), 3
     pipeline = trained[0].pipeline
-    settings = {**PAINTING, "num_inference_steps": steps, "output_type": "np"}
+    settings: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
     painted = call_seconds(lambda: pipeline(images=scenes.images[:batch], seeds=range(batch), **settings), 1)
     ways = 3 if config.language else 1
-    images = ways * config.pixels_scenes / batch * painted * PAINTING["num_inference_steps"] / steps
+    images = ways * config.pixels_scenes / batch * painted * (recipe.draw_steps or STEPS["lowres"]) / steps
     return {"pixels": recipe.loop.steps * step, "painting": images}
 
 
@@ -154,13 +153,13 @@ def _codes(
         if way == BOTH:
             prompts = [[image, text] for image, text in zip(scenes.images[rows], prompts, strict=True)]
         model: Any = spoken.model
-        settings = {**SMALL, **CODES, "seeds": seeds[rows], "batch_size": AT_ONCE}
+        settings = {**SMALL, "seeds": seeds[rows], "batch_size": AT_ONCE}
         yield rows, model.generate_tokens(prompts, spoken.processor, **settings).codes
 
 
 def _paint(pipeline: LaVITPixelPipeline, codes: Ragged, seeds: list[int]) -> np.ndarray:
     """(n, H, W, 3) uint8."""
-    painted: Any = pipeline(codes, seeds=seeds, output_type="np", **PAINTING)
+    painted: Any = pipeline(codes, seeds=seeds, output_type="np")
     return np.rint(painted.images * 255).astype(np.uint8)
 
 
