@@ -101,7 +101,7 @@ def test_the_saved_pipeline_paints_what_is_reported(run):
     for one, image in zip(result.pixels.paintings, painted, strict=True):
         assert np.abs(one.images["image"] / 255 - image).max() <= 0.5 / 255 + 1e-6
     numbers = json.loads((folder / "results.json").read_text(encoding="utf-8"))["pixels"]
-    assert list(numbers["ways"]) == ["image", "text", "image and text"] and numbers["scenes"] == len(scenes)
+    assert list(numbers["ways"]) == ["image", "text"] and numbers["scenes"] == len(scenes)
     for shares in (*numbers["ways"].values(), numbers["chance"]):
         assert all(0 <= share <= 1 for share in shares.values())
     assert numbers["steps"] == numbers["last"]["step"] == 3

@@ -25,9 +25,9 @@ from lavit.training.pixels import PixelsTrainingConfig, PixelsTrainingResult, tr
 
 AT_ONCE = 50
 
-TEXT, BOTH, IMAGE = "text", "image and text", "image"
-"""What an image is made from: its caption; the true image and, after it, its caption, a prompt that no training has
-seen; the true image, by way of its tokens, which is the most that the others can reach."""
+TEXT, IMAGE = "text", "image"
+"""What an image is made from: its caption; the true image, by way of its tokens, which is the most that the other can
+reach."""
 
 
 def recipe_of(config: QuickstartConfig, device: torch.device) -> PixelsTrainingConfig:
@@ -76,7 +76,7 @@ def judge(
     pipeline, reader = trained.pipeline, SceneReader()
     seeds = [seed_of(seed, i) for i in range(len(scenes))]
     pictures: dict[str, np.ndarray] = {}
-    for way in (IMAGE, TEXT, BOTH) if spoken is not None else (IMAGE,):
+    for way in (IMAGE, TEXT) if spoken is not None else (IMAGE,):
         pictures[way] = np.concatenate(
             [_paint(pipeline, codes, seeds[rows]) for rows, codes in _codes(way, pipeline, spoken, scenes, seeds)]
         )
@@ -130,7 +130,7 @@ def estimates(
     pipeline = trained[0].pipeline
     settings: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
     painted = call_seconds(lambda: pipeline(images=scenes.images[:batch], seeds=range(batch), **settings), 1)
-    ways = 3 if config.language else 1
+    ways = 2 if config.language else 1
     images = ways * config.pixels_scenes / batch * painted * (recipe.draw_steps or STEPS["lowres"]) / steps
     return {"pixels": recipe.loop.steps * step, "painting": images}
 
@@ -149,12 +149,9 @@ def _codes(
             yield rows, tokenizer.encode(pixels, deterministic=True).ragged()
             continue
         assert spoken is not None
-        prompts: list[Any] = captions[rows]
-        if way == BOTH:
-            prompts = [[image, text] for image, text in zip(scenes.images[rows], prompts, strict=True)]
         model: Any = spoken.model
         settings = {**SMALL, "seeds": seeds[rows], "batch_size": AT_ONCE}
-        yield rows, model.generate_tokens(prompts, spoken.processor, **settings).codes
+        yield rows, model.generate_tokens(captions[rows], spoken.processor, **settings).codes
 
 
 def _paint(pipeline: LaVITPixelPipeline, codes: Ragged, seeds: list[int]) -> np.ndarray:

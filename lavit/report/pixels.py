@@ -42,10 +42,9 @@ def learning(result: PixelsResult) -> str:
 
 def _paintings(result: PixelsResult) -> str:
     lead = (
-        "Held-out scenes painted by the U-Net: from the scene's own tokens (image), from tokens that the language "
-        "model writes for the caption (text), and for the image followed by the caption (image and text; its training "
-        "had no such prompts). Below each is what a program reads from the pixels by comparing every cell with all "
-        "that the world can draw."
+        "Held-out scenes painted by the U-Net: from the scene's own tokens (image), and from tokens that the language "
+        "model writes for the caption (text). Below each is what a program reads from the pixels by comparing every "
+        "cell with all that the world can draw."
     )
     title = "What it paints"
     if not result.paintings:

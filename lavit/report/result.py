@@ -145,10 +145,10 @@ class Painting:
 class PixelsResult:
     """What the pixel stage learned, read by a program from images of ``scenes`` held-out scenes.
 
-    ways: "text" (from the caption), "image and text", "image" (from the scene's own tokens), as far as the run has
-    them, each with "scene" (every cell right), "recall" of objects and "cell"; the last way is the ceiling of the
-    others. unclear: way -> share of cells that are like nothing of the world. parameters: part -> number. history: rows
-    with step, loss, images_per_second, lr. seconds: of "training" and "judging". settings: of both.
+    ways: "image" (from the scene's own tokens) and, where there is a language model, "text" (from the caption), each
+    with "scene" (every cell right), "recall" of objects and "cell"; the former is the ceiling of the latter.
+    unclear: way -> share of cells that are like nothing of the world. parameters: part -> number. history: rows with
+    step, loss, images_per_second, lr. seconds: of "training" and "judging". settings: of both.
     """
 
     scenes: int
