@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     place = pixels_folder(options.model, options.pixels)
     seed = secrets.randbits(63) if options.seed is None else options.seed
 
-    pipeline = drawing.ready(place, device)
+    pipeline = drawing.ready(place, device, options)
     if options.tokens:
         limits = pipeline.tokenizer.config
         usable = [item for item in given if _fits(item, limits.num_codes, limits.num_patches, skipped)]

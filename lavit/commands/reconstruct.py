@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     files = list(image_files(options.images, skipped))
     targets = _targets(options.out, options.images, files)
     drawing.check_not_read("--out", list(targets.values()), files)
-    pipeline = drawing.ready(place, device)
+    pipeline = drawing.ready(place, device, options)
     processor, tokenizer = pipeline.image_processor, pipeline.tokenizer
     if processor is None:
         raise ValueError(f"{place} has no image_processor, without which no image can be read")
