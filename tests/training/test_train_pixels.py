@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import subprocess
 import sys
+import zlib
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel, compute_snr
 from PIL import Image
@@ -21,6 +24,7 @@ from lavit.data.images import image_size, load_image
 from lavit.data.shapes import ShapesWorld
 from lavit.pixels import Condition, LaVITPixelPipeline, NegativeEmbeds, PixelConditioner, small_unet
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
+from lavit.training import pixels
 from lavit.training.config import ConfigError
 from lavit.training.pixels import train_pixels
 from lavit.training.pixels_data import Buckets, Measured, cut, reconstructed_images, sizes_of, time_ids
@@ -37,7 +41,8 @@ def tokenizer(**changes) -> LaVITTokenizer:
 
 def settings(preset="small", **changes) -> PixelsTrainingConfig:
     short = {"loop.steps": 6, "loop.batch_size": 4, "loop.log_every": 1, "device": "cpu", "tensorboard": False}
-    small = {"unet": SMALL, "scenes": 24} if preset == "small" and "model" not in changes else {}
+    small = {"unet": SMALL} if preset == "small" and "model" not in changes else {}
+    short |= {"scenes": 24} if preset == "small" else {}
     if preset != "small":
         short |= {"loop.precision": "fp32", "loop.accumulate": 1, "gradient_checkpointing": False, "workers": 0}
         short |= {"cache.enabled": False}
@@ -200,6 +205,57 @@ def test_the_saved_folder_is_a_pipeline_with_the_averages(tmp_path):
     assert again.history[0]["loss"] < result.history[0]["loss"]
     with pytest.raises(FileExistsError, match="holds a run; --resume goes on with it"):
         train_pixels(settings(output=str(tmp_path / "run")), tokenizer=tokenizer())
+
+
+# ---------------------------------------------------------------------------------------------------- several processes
+
+
+class NoiseOfImages(Step):
+    """Every image has its own noise, whichever process or batch it is in."""
+
+    def forward(self, images, features, time_ids=None):
+        parts = []
+        for image, feature in zip(images.split(1), features.split(1), strict=True):
+            torch.manual_seed(zlib.crc32(image.numpy().tobytes()))
+            parts.append(super().forward(image, feature))
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+
+def shared_run(folder: str, accumulate: int):
+    # An eps above all gradients makes steps linear in them: else rounding decides the sign where they are next to 0.
+    linear = {"optimizer.eps": 1.0, "schedule.lr": 0.5, "loop.accumulate": accumulate, "loop.steps": 3}
+    pixels.Step = NoiseOfImages
+    try:
+        return train_pixels(settings(output=folder, **linear), tokenizer=tokenizer())
+    finally:
+        pixels.Step = Step
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    drawing = shared_run(f"{folder}/two", 1).pipeline
+    torch.save([drawing.unet.state_dict(), drawing.conditioner.state_dict()], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_does_with_twice_the_batches(tmp_path):
+    mp.start_processes(one_of_two, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    alone = shared_run(str(tmp_path / "one"), 2)
+    start = train_pixels(settings(**{"loop.steps": 1, "schedule.lr": 0.0}), tokenizer=tokenizer()).pipeline
+    moved = 0.0
+    for number, part in enumerate(("unet", "conditioner")):
+        before = getattr(start, part).state_dict()
+        for name, value in getattr(alone.pipeline, part).state_dict().items():
+            assert torch.equal(first[number][name], second[number][name]), name
+            torch.testing.assert_close(first[number][name], value, rtol=1e-4, atol=1e-5, msg=name)
+            moved = max(moved, float((value - before[name]).abs().max()))
+    assert moved > 1e-2  # the averages, far beyond the tolerance
+    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]  # one process writes
+    for row, one in zip(rows, alone.history, strict=True):
+        assert row["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
 # ----------------------------------------------------------------------------------------- images of many aspect ratios
@@ -409,22 +465,30 @@ def test_the_command_trains_and_says_where_the_pipeline_is(tmp_path, capsys):
     assert "tokenizer: expected the folder" in capsys.readouterr().err
 
 
+def train_and_say(words: list[str], say: int) -> None:
+    """The command in a process of its own."""
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    with open(say, "w", buffering=1) as out, redirect_stdout(out), redirect_stderr(out):
+        code = lavit(["train", "pixels", *words])
+    sys.exit(code)
+
+
 def test_sigterm_saves_a_checkpoint_and_stops(tmp_path):
     tokenizer().save_pretrained(tmp_path / "tokenizer")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lavit", "train", "pixels", *command(tmp_path, "--steps", "100000")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    hear, say = os.pipe()
+    process = mp.get_context("fork").Process(
+        target=train_and_say, args=(command(tmp_path, "--steps", "100000"), say), daemon=True
     )
-    assert process.stdout is not None
+    process.start()
+    os.close(say)
     seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if "images/s" in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    rest = process.stdout.read()
-    assert process.wait(timeout=120) == 128 + signal.SIGTERM, "".join(seen) + rest
+    with open(hear) as out:
+        for line in out:
+            seen.append(line)
+            if "images/s" in line:
+                os.kill(process.pid, signal.SIGTERM)
+                break
+        rest = out.read()
+    process.join(120)
+    assert process.exitcode == 128 + signal.SIGTERM, "".join(seen) + rest
     assert "go on with --resume" in rest and list((tmp_path / "run" / "checkpoints").glob("step-*/model.pt"))
