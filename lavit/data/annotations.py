@@ -1,4 +1,4 @@
-"""Captions and questions about image files, from the annotation files of COCO captions, Karpathy's split and VQAv2.
+"""Captions of image files, questions about them and edits of them: COCO captions, Karpathy's split, VQAv2, JSON lines.
 
 A file that cannot be used at all raises ``AnnotationError``. A single entry that cannot be used, an image that is not
 there, or an answer to no question, is left out and named with the reason; the rest goes on.
@@ -45,6 +45,15 @@ class VQAItem:
     answers: tuple[str, ...] = ()
     question_type: str = ""
     answer_type: str = ""
+
+
+@dataclass(frozen=True)
+class EditItem:
+    """An image file, the words that ask for a change of it, and the file that shows what they ask for."""
+
+    image: Path
+    text: str
+    result: Path
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,33 @@ def read_vqa(
             if key not in seen
         ]
     return Annotations(list(items.values()), bad)
+
+
+def read_edits(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> Annotations[EditItem]:
+    """Edits, in the order of the file: ``{"image": FILE, "text": ..., "result": FILE}`` a line.
+
+    images: the folder that the file names are relative to. Empty lines are passed over. Raises AnnotationError for a
+    file that cannot be read.
+    """
+    path, folder = Path(path), _folder(images)
+    items: list[EditItem] = []
+    bad: list[tuple[str, str]] = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise AnnotationError(f"cannot read {path}: {error.strerror or error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            before, after = (_image(folder, [_text(entry, key)]) for key in ("image", "result"))
+            items.append(EditItem(before, _text(entry, "text"), after))
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError among them
+            bad.append((f"{path.name}: line {number}", f"is not JSON ({' '.join(str(error).split())[:100]})"))
+        except _Bad as reason:
+            bad.append((f"{path.name}: line {number}", str(reason)))
+    return Annotations(items, bad)
 
 
 def _patterns(content: dict[str, Any], pattern: str | None) -> list[str]:

@@ -4,6 +4,7 @@
     FOLDER/captions.json   COCO's captions, or Karpathy's split of them
     FOLDER/questions.json  optional: VQAv2's questions
     FOLDER/answers.json    optional: VQAv2's annotations, the answers to them
+    FOLDER/edits.jsonl     optional: {"image": FILE, "text": ..., "result": FILE} a line, images asked for with an image
     FOLDER/text.jsonl      optional: a text a line, as {"text": ...} or as a JSON text; or text.txt, a plain text a line
 
 A question is about the image of captions.json with its ``image_id``, or else about the file that VQAv2 gives that id.
@@ -22,12 +23,23 @@ from typing import Any
 
 from PIL import Image
 
-from lavit.data.annotations import AnnotationError, Annotations, CaptionItem, VQAItem, read_captions, read_vqa
+from lavit.data.annotations import (
+    AnnotationError,
+    Annotations,
+    CaptionItem,
+    EditItem,
+    VQAItem,
+    read_captions,
+    read_edits,
+    read_vqa,
+)
+from lavit.data.edits import EditsSource
 from lavit.data.images import load_image
 from lavit.data.mixture import Sample, Source
 from lavit.data.questions import PROMPT
 from lavit.data.shapes_language import KINDS, Sequencing
 
+EDITS = "edits.jsonl"
 TEXTS = ("text.jsonl", "text.txt")
 
 
@@ -39,6 +51,7 @@ class CaptionedFolder:
     captions: list[CaptionItem]
     questions: list[VQAItem] = field(default_factory=list)
     answered: bool = False
+    edits: list[EditItem] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
@@ -46,7 +59,8 @@ class CaptionedFolder:
     def paths(self) -> list[Path]:
         """The image files, each once."""
         told, asked = ([item.image for item in items] for items in (self.captions, self.questions))
-        return list(dict.fromkeys([*told, *asked]))
+        changed = [path for item in self.edits for path in (item.image, item.result)]
+        return list(dict.fromkeys([*told, *asked, *changed]))
 
     def sentences(self) -> Iterator[str]:
         """Every text of it, to train a tokenizer on."""
@@ -54,6 +68,8 @@ class CaptionedFolder:
             yield from item.captions
         for asked in self.questions:
             yield f"{PROMPT.format(asked.question)} {usual_answer(asked.answers)}"
+        for edit in self.edits:
+            yield edit.text
         yield from self.texts
 
 
@@ -109,12 +125,16 @@ def read_folder(
         files = {item.image_id: item.image for item in captions.items}
         vqa = read_vqa(questions, answers if answers.exists() else None, images, files=files)
         asked, bad = vqa.items, bad + vqa.bad
+    changes: list[EditItem] = []
+    if (root / EDITS).exists():
+        pairs = read_edits(root / EDITS, images)
+        changes, bad = pairs.items, bad + pairs.bad
     told: list[str] = []
     source = Path(text) if text is not None else next((root / name for name in TEXTS if (root / name).exists()), None)
     if texts and source is not None:
         read = read_texts(source)
         told, bad = read.items, bad + read.bad
-    return CaptionedFolder(root, captions.items, asked, answers.exists(), told, bad)
+    return CaptionedFolder(root, captions.items, asked, answers.exists(), changes, told, bad)
 
 
 def read_texts(path: str | os.PathLike[str]) -> Annotations[str]:
@@ -197,11 +217,10 @@ class CaptionedSource:
         return self.sequencing.sample(self.kind, *self.entries[index])
 
 
-def captioned_sources(
-    folder: CaptionedFolder, images: Mapping[Path, int], sequencing: Sequencing
-) -> dict[str, Source]:
+def captioned_sources(folder: CaptionedFolder, images: Mapping[Path, int], sequencing: Sequencing) -> dict[str, Source]:
     """All kinds of samples of a folder, by name: a caption and a request for each caption of an image, the questions
-    with their usual answer (*derived*: the paper trains on none), the texts. A kind that the folder has not is empty.
+    with their usual answer and the edits (*derived*: the paper trains on neither), the texts. A kind that the folder
+    has not is empty.
 
     images: the number of each image file; what is about another one is left out.
     """
@@ -213,4 +232,10 @@ def captioned_sources(
         if item.image in images and (answer := usual_answer(item.answers))
     ]
     entries = {"caption": told, "question": asked, "image": told, "text": [(0, text, "") for text in folder.texts]}
-    return {kind: CaptionedSource(kind, entries[kind], sequencing) for kind in KINDS}
+    changes = [
+        (images[item.image], item.text, images[item.result])
+        for item in folder.edits
+        if item.image in images and item.result in images
+    ]
+    sources: dict[str, Source] = {kind: CaptionedSource(kind, entries[kind], sequencing) for kind in KINDS}
+    return {**sources, "edit": EditsSource(changes, sequencing)}

@@ -98,16 +98,25 @@ class ShapesWorld:
         self.seed = seed
         self.split = split
 
-    def scenes(self, count: int, start: int = 0) -> Scenes:
-        """Scenes ``start`` to ``start + count - 1``. Raises ``ValueError`` for a negative number."""
+    def scenes(self, count: int, start: int = 0, *, cells: np.ndarray | None = None) -> Scenes:
+        """Scenes ``start`` to ``start + count - 1``.
+
+        cells: (count, 4), what is to stand there instead, at the same places within the cells, of the same sizes and
+        with the same noise. Raises ``ValueError`` for a negative number and cells of another shape or out of range.
+        """
         if count < 0 or start < 0:
             raise ValueError(f"count and start: expected no negative number, got {count} and {start}")
+        if cells is not None:
+            cells = np.asarray(cells, dtype=np.int64)
+            if cells.shape != (count, CELLS) or ((cells < 0) | (cells >= NUM_CLASSES)).any():
+                raise ValueError(f"cells: expected shape ({count}, {CELLS}) and numbers from 0 to {NUM_CLASSES - 1}")
         images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
-        cells = np.empty((count, CELLS), dtype=np.int64)
+        shown = np.empty((count, CELLS), dtype=np.int64)
         for begin in range(0, count, _CHUNK):
             rows = slice(begin, min(begin + _CHUNK, count))
-            images[rows], cells[rows] = self._draw(start + begin, rows.stop - begin)
-        return Scenes(images, cells)
+            instead = None if cells is None else cells[rows]
+            images[rows], shown[rows] = self._draw(start + begin, rows.stop - begin, instead)
+        return Scenes(images, shown)
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Scenes]:
         """Consecutive batches without end, from scene ``start`` on."""
@@ -115,7 +124,7 @@ class ShapesWorld:
             yield self.scenes(batch_size, start)
             start += batch_size
 
-    def _draw(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, start: int, count: int, instead: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         stream = np.random.Philox(key=np.array([self.seed, SPLITS.index(self.split)], dtype=np.uint64))
         stream.advance(start * (_WORDS // _WORDS_PER_COUNTER))
         words = stream.random_raw(count * _WORDS).reshape(count, _WORDS)
@@ -126,7 +135,7 @@ class ShapesWorld:
         objects = 1 + np.floor(places.sum(1) % 1.0 * MAX_OBJECTS).astype(np.int64)
         rank = places.argsort(1, kind="stable").argsort(1, kind="stable")
         kinds = 1 + np.floor(details[:, :, 0] * (NUM_CLASSES - 1)).astype(np.int64)
-        cells = np.where(rank < objects[:, None], kinds, EMPTY)
+        cells = np.where(rank < objects[:, None], kinds, EMPTY) if instead is None else instead
 
         radius = RADIUS[0] + (RADIUS[1] - RADIUS[0]) * details[:, :, 3]
         slack = CELL / 2 - 1 - radius  # the soft edge ends within the cell too

@@ -47,8 +47,7 @@ class Sequencing:
             order = (Segment.FEATURES, Segment.TEXT)
             return Sample(order, ([*words, self.eos],), (image,), (self._shown, Loss.CONTENT))
         if kind == "image":
-            asked_for = Loss.CONTENT if self.predict_prompts else Loss.NONE
-            return Sample((Segment.TEXT, Segment.CODES), (words,), (image,), (asked_for, Loss.ALL))
+            return Sample((Segment.TEXT, Segment.CODES), (words,), (image,), (self._asked_for, Loss.ALL))
         return Sample((Segment.TEXT,), ([*words, self.eos],))
 
     def conversation(self, image: int, asked: Sequence[tuple[str, str]]) -> Sample:
@@ -60,6 +59,11 @@ class Sequencing:
         order = (Segment.FEATURES, *(Segment.TEXT,) * len(texts))
         return Sample(order, texts, (image,), (self._shown, *(Loss.NONE, Loss.CONTENT) * len(asked)))
 
+    def edit(self, before: int, text: str, after: int) -> Sample:
+        """An image, the words that ask for a change, and the image that they ask for, of which the codes carry loss."""
+        order = (Segment.FEATURES, Segment.TEXT, Segment.CODES)
+        return Sample(order, (self.encode(text),), (before, after), (self._shown, self._asked_for, Loss.ALL))
+
     @property
     def fingerprint(self) -> str:
         return f"{self.eos} {self.predict_codes} {self.predict_prompts}"
@@ -67,6 +71,10 @@ class Sequencing:
     @property
     def _shown(self) -> Loss:
         return Loss.ALL if self.predict_codes else Loss.NONE
+
+    @property
+    def _asked_for(self) -> Loss:
+        return Loss.CONTENT if self.predict_prompts else Loss.NONE
 
 
 def encoder_of(tokenizer: Any) -> Encode:

@@ -67,6 +67,24 @@ def sources(read, images=None):
     return captioned_sources(read, numbers, Sequencing(encode, EOS))
 
 
+def test_edits_are_an_image_words_and_the_image_that_they_ask_for(folder):
+    good = [{"image": "a.png", "text": "turn it", "result": "below/b.png"}]
+    wrong = [{"image": "a.png", "text": " ", "result": "a.png"}, {"image": "a.png", "text": "x"}, "no object"]
+    wrong += [{"image": "../a.png", "text": "x", "result": "a.png"}, {"image": "a.png", "text": "x", "result": "c.png"}]
+    lines = [json.dumps(one) for one in (*wrong, *good)] + ["", "{"]
+    (folder / "edits.jsonl").write_text("\n".join(lines))
+    read = read_folder(folder)
+    names = [path.relative_to(folder / "images").as_posix() for path in read.paths]
+    assert names == ["a.png", "below/b.png", "000000000007.jpg"] and "turn it" in list(read.sentences())
+    (sample,) = (sources(read)["edit"][i] for i in range(len(sources(read)["edit"])))
+    assert sample.segments == (FEATURES, TEXT, CODES) and sample.images == (0, 1) and said(sample.texts[0]) == "turn it"
+    assert sample.loss == (Loss.NONE, Loss.CONTENT, Loss.ALL)
+    assert [name for name, _ in read.bad] == [f"edits.jsonl: line {number}" for number in (1, 2, 3, 4, 5, 8)]
+    named = ("empty", "result", "image", "leads out", "no image file", "JSON")
+    assert all(words in reason for (_, reason), words in zip(read.bad, named, strict=True))
+    assert sources(read, {read.paths[0]: 0})["edit"].entries == []  # the other image cannot be read
+
+
 def test_everything_of_the_files_becomes_a_sample(folder):
     read = read_folder(folder)
     names = [path.relative_to(folder / "images").as_posix() for path in read.paths]
@@ -103,6 +121,7 @@ def test_only_images_and_captions_are_needed(folder):
         "question": 0,
         "image": 3,
         "text": 0,
+        "edit": 0,
     }
     assert sorted(read.sentences()) == ["one", "two", "zwei"]
 
@@ -117,7 +136,7 @@ def test_samples_of_images_that_cannot_be_read_are_left_out(folder):
 
 def test_fingerprints_follow_what_is_learned_and_not_where_it_lies(folder, tmp_path):
     before = {name: source.fingerprint for name, source in sources(read_folder(folder)).items()}
-    assert len(set(before.values())) == 4
+    assert len(set(before.values())) == 5
     files = ImageFiles(folder, read_folder(folder).paths).fingerprint
     moved = folder.rename(tmp_path / "moved")
     assert {name: source.fingerprint for name, source in sources(read_folder(moved)).items()} == before
