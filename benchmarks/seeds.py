@@ -34,10 +34,13 @@ def figures(run: Run) -> dict[str, tuple[float, float | None]]:
         for name, words in (("scene", "every cell right"), ("recall", "objects there")):
             found[f"tokens asked for, {words}"] = images[name], images["chance"][name]
             found[f"tokens of the true image, {words}"] = images["ceiling"][name], images["chance"][name]
+        if edits := language.get("edits"):
+            for name, words in (("scene", "every cell right"), ("recall", "objects there")):
+                found[f"tokens of a change asked for, {words}"] = edits[name], edits["chance"][name]
     if pixels := run.get("pixels"):
         for way, rates in pixels["ways"].items():
             for name, words in (("scene", "every cell right"), ("recall", "objects there")):
-                found[f"pixels from {way}, {words}"] = rates[name], pixels["chance"][name]
+                found[f"pixels from {way}, {words}"] = rates[name], rates["chance"][name]
     found["seconds"] = run["seconds"], None
     return found
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lavit import LaVIT, LaVITPixelPipeline, LaVITProcessor
+from lavit.data.edits import edits
 from lavit.data.questions import KINDS
 from lavit.data.shapes import ShapesWorld
 from lavit.evaluation.language import seed_of
@@ -84,8 +85,10 @@ def test_numbers_of_the_language_stage_are_whole(run):
     assert list(numbers["vqa"]["by_kind"]) == list(KINDS)
     assert numbers["vqa"]["mean"] == pytest.approx(np.mean(list(numbers["vqa"]["by_kind"].values())), abs=1e-12)
     for name in ("scene", "cell", "recall", "precision"):
-        for share in (numbers["images"][name], numbers["images"]["chance"][name], numbers["images"]["ceiling"][name]):
-            assert 0 <= share <= 1
+        for asked in (numbers["images"], numbers["edits"]):
+            assert all(0 <= share <= 1 for share in (asked[name], asked["chance"][name], asked["ceiling"][name]))
+    # What is not changed is right already.
+    assert numbers["edits"]["chance"]["cell"] == 0.75 and numbers["edits"]["chance"]["scene"] < 0.1
     assert numbers["steps"] == numbers["last"]["step"] == QuickstartConfig.fast().language_recipe["loop.steps"]
     assert all(parameters > 0 for parameters in numbers["parameters"].values())
     assert [len(one.answers) for one in result.language.spoken] == [4] * len(result.language.spoken)
@@ -101,9 +104,13 @@ def test_the_saved_pipeline_paints_what_is_reported(run):
     for one, image in zip(result.pixels.paintings, painted, strict=True):
         assert np.abs(one.images["image"] / 255 - image).max() <= 0.5 / 255 + 1e-6
     numbers = json.loads((folder / "results.json").read_text(encoding="utf-8"))["pixels"]
-    assert list(numbers["ways"]) == ["image", "text"] and numbers["scenes"] == len(scenes)
-    for shares in (*numbers["ways"].values(), numbers["chance"]):
-        assert all(0 <= share <= 1 for share in shares.values())
+    assert list(numbers["ways"]) == ["image", "text", "image and text"] and numbers["scenes"] == len(scenes)
+    for shares in numbers["ways"].values():
+        assert all(0 <= share <= 1 for share in (*shares.pop("chance").values(), *shares.values()))
+    changed = edits(ShapesWorld(3, "test"), scenes)
+    for one, words, wanted in zip(result.pixels.paintings, changed.texts, changed.after.captions, strict=True):
+        assert one.words == {"image and text": words} and one.true("image and text") == wanted
+        assert one.true("text") == one.caption
     assert numbers["steps"] == numbers["last"]["step"] == 3
 
 
@@ -144,6 +151,7 @@ def test_the_same_seed_gives_the_same_numbers(run, tmp_path):
     assert again.language.captions == first.language.captions
     assert again.language.images == first.language.images
     assert again.language.requests == first.language.requests
+    assert again.language.edits == first.language.edits
     assert [row["loss"] for row in again.language.history] == [row["loss"] for row in first.language.history]
     assert again.pixels.ways == first.pixels.ways
     assert [row["loss"] for row in again.pixels.history] == [row["loss"] for row in first.pixels.history]

@@ -11,6 +11,7 @@ from typing import Any
 
 from lavit.commands.folders import load_lavit
 from lavit.data.captioned import CaptionedFolder, read_folder
+from lavit.data.edits import edits
 from lavit.data.shapes import ShapesWorld
 from lavit.evaluation import language
 from lavit.evaluation.language import Model, TaskReport
@@ -18,14 +19,15 @@ from lavit.files import atomic_write
 from lavit.training import distributed
 from lavit.training.recipe import SHAPES
 
-TASKS = ("caption", "vqa", "generate")
+TASKS = ("caption", "vqa", "generate", "edit")
+DRAWN = ("generate", "edit")
 SCENES, PROBE_SCENES = 256, 4096
 
 DESCRIPTION = """Judge a model that `lavit train language` left: its captions, its answers, and the images it draws.
 
 --data shapes: scenes of the built-in world that no training has seen. Captions by what they say is where, answers by
-kind of question, and images drawn for captions by the objects that a probe reads from their decoded tokens; all beside
-what guessing scores.
+kind of question, images drawn for captions (generate) and for a scene with words that ask for one change of it (edit)
+by the objects that a probe reads from their decoded tokens; all beside what guessing scores.
 --data FOLDER: images/ and captions.json (COCO captions or Karpathy's split), and for vqa questions.json and
 answers.json (VQAv2's). Captions by the metrics of COCO captions as far as pycocoevalcap is installed, answers by the
 standard accuracy; without answers.json they are only written. For images drawn there is nothing to judge by."""
@@ -48,9 +50,10 @@ def main(argv: Sequence[str]) -> int:
     tasks = _tasks(options.task, folder, options.data)
     model, processor = load_lavit(options.model, device)
     left_out = list(folder.bad) if folder is not None else []
-    if "generate" in tasks and model.config.image_objective != "classify":
-        left_out.append(("task generate", "the model regresses embeddings, it has no image tokens to draw"))
-        tasks.remove("generate")
+    if model.config.image_objective != "classify":
+        reason = "the model regresses embeddings, it has no image tokens to draw"
+        left_out += [(f"task {task}", reason) for task in tasks if task in DRAWN]
+        tasks = [task for task in tasks if task not in DRAWN]
     with distributed.process_group(device):
         if folder is None:
             reports = dict(_scenes(options, tasks, model, processor))
@@ -94,7 +97,8 @@ def lines(name: str, report: TaskReport) -> Iterator[str]:
         found = score["objects"]
         for figure in ("exact", "recall", "precision"):
             of_true = score["true_tokens"]["score"][figure] if "true_tokens" in score else None
-            yield _figure(figure, found["score"][figure], found["constant"][figure], of_true)
+            guesses = [found["constant"], *([score["unchanged"]["score"]] if "unchanged" in score else [])]
+            yield _figure(figure, found["score"][figure], max(guess[figure] for guess in guesses), of_true)
         if "tokens" in score:
             yield f"  tokens     {score['tokens']['drawn']:.1f} an image (true images: {score['tokens']['true']:.1f})"
         if "readable" in score:
@@ -113,6 +117,12 @@ def _scenes(
     world = ShapesWorld(options.seed, "test")
     scenes = world.scenes(options.limit or SCENES)
     shared: dict[str, Any] = {"batch_size": options.batch_size}
+    chosen = {"guidance": options.guidance, "top_k": options.top_k}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    probe = None
+    if set(tasks) & set(DRAWN):
+        known = ShapesWorld(options.seed).scenes(options.probe_scenes)
+        probe = language.decoded_probe(model, processor, known, seed=options.seed)
     for task in tasks:
         shared["progress"] = _progress(task)
         if task == "caption":
@@ -120,11 +130,10 @@ def _scenes(
         elif task == "vqa":
             yield task, language.answer_scenes(model, processor, world, scenes, **shared, **_text_settings(options))
         else:
-            known = ShapesWorld(options.seed).scenes(options.probe_scenes)
-            probe = language.decoded_probe(model, processor, known, seed=options.seed)
-            chosen = {"guidance": options.guidance, "top_k": options.top_k}
-            chosen = {name: value for name, value in chosen.items() if value is not None}
-            yield task, language.generate_scenes(model, processor, scenes, probe, seed=options.seed, **shared, **chosen)
+            assert probe is not None
+            draw: Any = language.generate_scenes if task == "generate" else language.edit_scenes
+            asked = scenes if task == "generate" else edits(world, scenes)
+            yield task, draw(model, processor, asked, probe, seed=options.seed, **shared, **chosen)
 
 
 def _folder(
@@ -147,11 +156,11 @@ def _tasks(wanted: Sequence[str] | None, folder: CaptionedFolder | None, data: s
     """What is asked for, or else everything that the data can be used for; checked before any work."""
     if folder is None:
         return list(dict.fromkeys(wanted or TASKS))
-    there = {"caption": bool(folder.captions), "vqa": bool(folder.questions), "generate": False}
+    there = {"caption": bool(folder.captions), "vqa": bool(folder.questions), "generate": False, "edit": False}
     lacks = {
         "caption": f"{data} has no captions that can be used",
         "vqa": f"{data} has no questions that can be used (questions.json)",
-        "generate": "images drawn are judged in the shapes world only (--data shapes)",
+        **dict.fromkeys(DRAWN, "images drawn are judged in the shapes world only (--data shapes)"),
     }
     for task in wanted or ():
         if not there[task]:
@@ -198,7 +207,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--beams", type=int, metavar="N", help="of the search; else the release's, 2 for captions and 5 for answers")
     add("--min-new", type=int, metavar="N", help="fewest tokens of a text; else the release's, 8 and 2; scenes: 1")
     add("--max-new", type=int, metavar="N", help="most tokens of a text; else the release's, 36 and 10")
-    add("--guidance", type=float, metavar="G", help="of images drawn; else the release's, 4")
+    add(
+        "--guidance",
+        type=float,
+        metavar="G",
+        help="of images drawn; else the model's own, or the release's: 4, and 5 with an image",
+    )
     add("--top-k", type=int, metavar="K", help="likeliest codes to draw from; else the release's, 50")
     add(
         "--probe-scenes",

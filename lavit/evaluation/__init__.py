@@ -9,6 +9,8 @@ from lavit.evaluation.language import (
     caption_folder,
     caption_scenes,
     decoded_probe,
+    edit_scenes,
+    encode_images,
     generate_scenes,
 )
 from lavit.evaluation.probe import CellProbe, ProbeScore, chance, train_probe
@@ -40,6 +42,8 @@ __all__ = [
     "caption_scenes",
     "chance",
     "decoded_probe",
+    "edit_scenes",
+    "encode_images",
     "evaluate_items",
     "evaluate_vqa",
     "frechet_distance",

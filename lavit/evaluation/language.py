@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from lavit.data.annotations import CaptionItem, VQAItem
+from lavit.data.edits import Edits
 from lavit.data.images import ImageError, load_image
 from lavit.data.questions import questions
 from lavit.data.shapes import Scenes, ShapesWorld
@@ -214,8 +215,48 @@ def generate_scenes(
     In the score ``objects`` is of the images drawn, beside chance; ``true_tokens`` of the scenes' own tokens, decoded:
     what the tokenizer loses and the probe mistakes; ``tokens`` their mean numbers.
     """
+    return _draw(model, processor, scenes.captions, scenes, probe, own, seed, batch_size, progress, settings)
+
+
+def edit_scenes(
+    model: Model,
+    processor: Any,
+    pairs: Edits,
+    probe: CellProbe,
+    *,
+    own: TokenStatistics | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TaskReport:
+    """Images drawn for an image and the words that ask for one change of it, as `generate_scenes` judges them.
+
+    own: of the changed images. In the score ``unchanged`` is beside it: what the image that was shown scores.
+    """
+    prompts = [[image, text] for image, text in zip(pairs.before.images, pairs.texts, strict=True)]
+    report = _draw(model, processor, prompts, pairs.after, probe, own, seed, batch_size, progress, settings)
+    if report.score is not None:
+        found = [one["scene"] for one in report.results]
+        report.score["unchanged"] = score_scenes(pairs.before.cells[found], pairs.after.cells[found]).as_dict()
+    return report
+
+
+def _draw(
+    model: Model,
+    processor: Any,
+    prompts: Sequence[Any],
+    scenes: Scenes,
+    probe: CellProbe,
+    own: TokenStatistics | None,
+    seed: int,
+    batch_size: int,
+    progress: Progress | None,
+    settings: Mapping[str, Any],
+) -> TaskReport:
+    """prompts: texts, or lists that end with one. scenes: what each asks for."""
     chosen = {**SMALL, **settings}
-    prompts, device = scenes.captions, next(probe.parameters()).device
+    device = next(probe.parameters()).device
 
     def run(batch: list[int]) -> list[tuple[list[int], int]]:
         seeds = [seed_of(seed, i) for i in batch]
@@ -240,7 +281,9 @@ def generate_scenes(
         },
     }
     results = [
-        {"scene": i, "prompt": prompts[i], "cells": read, "tokens": count} for i, (read, count) in done.results.items()
+        {"scene": i, "prompt": words, "cells": read, "tokens": count}
+        for i, (read, count) in done.results.items()
+        for words in (prompts[i] if isinstance(prompts[i], str) else prompts[i][-1],)
     ]
     return TaskReport(_of_first(score), results, done.skipped, chosen)
 

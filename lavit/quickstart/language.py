@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lavit.data.edits import Edits, edits
 from lavit.data.shapes import Scenes, ShapesWorld, caption
 from lavit.evaluation import (
     CellProbe,
@@ -18,7 +19,10 @@ from lavit.evaluation import (
     answer_scenes,
     caption_scenes,
     chance,
+    edit_scenes,
+    encode_images,
     generate_scenes,
+    tokenize_and_decode,
 )
 from lavit.evaluation.probe import score
 from lavit.evaluation.vqa import normalize_answer
@@ -61,7 +65,7 @@ def recipe_of(config: QuickstartConfig, device: torch.device) -> LanguageTrainin
     if recipe.objective != "classify":
         raise ValueError(f"language_recipe: expected the objective classify, got {recipe.objective!r}: it has no codes")
     recipe.seed, recipe.device, recipe.output = config.seed, str(device), None
-    recipe.scenes = config.train_scenes
+    recipe.scenes, recipe.edited = config.train_scenes, min(recipe.edited, config.train_scenes)  # for the estimates
     return recipe
 
 
@@ -72,15 +76,23 @@ def learn(
     features: Tensor,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> LanguageTrainingResult:
-    """Train on features (n, N, C) that are there already; ``tokenizer`` becomes a part of the model."""
-    store = ImageStore(tokenizer, features[: recipe.scenes])
+    """Train on features (n, N, C) that are there already, of the scenes and then of `edited_scenes`; ``tokenizer``
+    becomes a part of the model."""
+    store = ImageStore(tokenizer, features)
     return train_language(recipe, tokenizer=tokenizer, processor=processor, store=store, progress=progress)
 
 
 def judge(
-    trained: LanguageTrainingResult, held_out: HeldOut, *, seed: int, shown: int, say: Callable[[str], None]
+    trained: LanguageTrainingResult,
+    held_out: HeldOut,
+    *,
+    seed: int,
+    shown: int,
+    say: Callable[[str], None],
+    edited: bool = True,
 ) -> LanguageResult:
-    """Captions, answers and images asked for, each beside chance. ``say`` gets a line after each."""
+    """Captions, answers, images asked for and, if ``edited``, changes of images, each beside chance. ``say`` gets a
+    line after each."""
     scenes, processor = held_out.scenes, trained.processor
     model: Any = trained.model  # whose methods are functions of other files: mypy does not see that they fit
     shared: dict[str, Any] = {"batch_size": AT_ONCE}
@@ -97,8 +109,16 @@ def judge(
     say(f"answers to {len(answers.results)} questions: {right['mean'].model:.3f} right")
 
     drawn = generate_scenes(model, processor, scenes, held_out.probe, own=held_out.own, seed=seed, **shared)
-    images = _image_rates(drawn, held_out)
+    images = _image_rates(drawn, held_out, scenes, held_out.own)
     say(f"images asked for: {images['recall'].model:.3f} of the objects are there")
+
+    pairs = edits(held_out.world, scenes)
+    changes, changed = {}, None
+    if edited:
+        own = tokenize_and_decode(model.visual_tokenizer, encode_images(model, processor, pairs.after.images))
+        changed = edit_scenes(model, processor, pairs, held_out.probe, own=own, seed=seed, **shared)
+        changes = _image_rates(changed, held_out, pairs.after, own, unchanged=scenes)
+        say(f"scenes changed as asked: {changes['scene'].model:.3f} with every cell right")
 
     return LanguageResult(
         scenes=len(scenes),
@@ -107,6 +127,7 @@ def judge(
         readable=_score(captions)["readable"],
         answers=right,
         images=images,
+        edits=changes,
         tokens=_score(drawn)["tokens"],
         parameters=_parameters(model),
         steps=trained.history[-1]["step"],
@@ -118,6 +139,7 @@ def judge(
         },
         spoken=_spoken(scenes, captions, answers, shown),
         requests=[Request(one["prompt"], caption(one["cells"]), one["tokens"]) for one in drawn.results[:shown]],
+        changes=[] if changed is None else _changes(changed, pairs, shown),
     )
 
 
@@ -140,10 +162,11 @@ def estimates(
 ) -> dict[str, float]:
     """Seconds of the two stages, from a few steps and a batch of each task on a throw-away tokenizer, which becomes a
     part of a throw-away model. scenes, features: a few scenes and what the tokenizer's encoder makes of them."""
-    few = replace(recipe, scenes=len(scenes), loop=replace(recipe.loop, steps=8, log_every=1))
+    both = torch.cat([features, features])  # of scenes, and of as many that would be changed
+    few = replace(recipe, scenes=len(scenes), edited=len(scenes), loop=replace(recipe.loop, steps=8, log_every=1))
     tokenized = call_seconds(lambda: ImageStore(tokenizer, features), 1) / len(features)
     trained: list[LanguageTrainingResult] = []
-    step = step_seconds(lambda tick: trained.append(learn(few, tokenizer, processor, features, tick)))
+    step = step_seconds(lambda tick: trained.append(learn(few, tokenizer, processor, both, tick)))
     used: Any = trained[0].model
     own = trained[0].processor
     batch = min(AT_ONCE, config.language_scenes)
@@ -164,9 +187,9 @@ def estimates(
         settings = {"batch_size": batch, "min_tokens": length, "max_tokens": length}
         used.generate_tokens(scenes.captions[:1] * batch, own, **settings)
 
-    one = call_seconds(captions, 1) + 4 * call_seconds(answers, 1) + call_seconds(drawn, 1)
+    one = call_seconds(captions, 1) + 4 * call_seconds(answers, 1) + 2 * call_seconds(drawn, 1)
     return {
-        "language": config.train_scenes * tokenized + recipe.loop.steps * step,
+        "language": (recipe.scenes + recipe.edited) * tokenized + recipe.loop.steps * step,
         "reading and writing": config.language_scenes / batch * one,
     }
 
@@ -176,18 +199,27 @@ def _score(report: TaskReport) -> dict[str, Any]:
     return report.score
 
 
-def _image_rates(drawn: TaskReport, held_out: HeldOut) -> dict[str, Rate]:
+def _image_rates(
+    drawn: TaskReport, held_out: HeldOut, asked: Scenes, own: TokenStatistics, unchanged: Scenes | None = None
+) -> dict[str, Rate]:
+    """own: of the scenes asked for. unchanged: the scenes that were shown, which are a guess as well."""
     found, true = _score(drawn)["objects"], _score(drawn)["true_tokens"]["score"]
-    cells = np.array([one["cells"] for one in drawn.results])
-    truth = held_out.scenes.cells
-    kinds = score(cells, truth).cell
-    rates = {
-        "scene": Rate(found["score"]["exact"], found["constant"]["exact"], true["exact"]),
-        "cell": Rate(kinds, chance(held_out.known, truth).cell, held_out.probe.score(held_out.own.decoded, truth).cell),
-    }
-    for name in ("recall", "precision"):
-        rates[name] = Rate(found["score"][name], found["constant"][name], true[name])
+    guesses = [found["constant"]] if unchanged is None else [found["constant"], _score(drawn)["unchanged"]["score"]]
+    cells, truth = np.array([one["cells"] for one in drawn.results]), asked.cells
+    guessed = [chance(held_out.known, truth).cell, *([] if unchanged is None else [score(unchanged.cells, truth).cell])]
+    rates = {"cell": Rate(score(cells, truth).cell, max(guessed), held_out.probe.score(own.decoded, truth).cell)}
+    for name, figure in (("scene", "exact"), ("recall", "recall"), ("precision", "precision")):
+        rates[name] = Rate(found["score"][figure], max(guess[figure] for guess in guesses), true[figure])
     return rates
+
+
+def _changes(changed: TaskReport, pairs: Edits, shown: int) -> list[Request]:
+    wanted = pairs.after.captions
+    return [
+        Request(one["prompt"], caption(one["cells"]), one["tokens"], pairs.before.images[scene], wanted[scene])
+        for one in changed.results[:shown]
+        for scene in (one["scene"],)
+    ]
 
 
 def _spoken(scenes: Scenes, captions: TaskReport, answers: TaskReport, shown: int) -> list[Spoken]:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lavit.data.edits import Edits
 from lavit.data.shapes import Scenes, caption
-from lavit.evaluation.drawn import UNCLEAR, Drawn, SceneReader, score_cells
+from lavit.evaluation.drawn import UNCLEAR, Drawn, Rates, SceneReader, score_cells
 from lavit.evaluation.language import SMALL, seed_of
 from lavit.kernels import Ragged
 from lavit.pixels import LaVITPixelPipeline
@@ -25,9 +26,9 @@ from lavit.training.pixels import PixelsTrainingConfig, PixelsTrainingResult, tr
 
 AT_ONCE = 50
 
-TEXT, IMAGE = "text", "image"
-"""What an image is made from: its caption; the true image, by way of its tokens, which is the most that the other can
-reach."""
+TEXT, BOTH, IMAGE = "text", "image and text", "image"
+"""What an image is made from: its caption; another image and the words for one change of it; the true image, by way of
+its tokens, which is the most that the others can be expected to reach."""
 
 
 def recipe_of(config: QuickstartConfig, device: torch.device) -> PixelsTrainingConfig:
@@ -63,30 +64,39 @@ def learn(
 def judge(
     trained: PixelsTrainingResult,
     spoken: LanguageTrainingResult | None,
-    scenes: Scenes,
+    pairs: Edits,
     *,
     seed: int,
     shown: int,
     say: Callable[[str], None],
+    edited: bool = True,
 ) -> PixelsResult:
     """Images made in every way, read by a program that knows the world's shapes. ``say`` gets a line after each way.
 
-    spoken: the language stage; without it images are made from images alone.
+    spoken: the language stage; without it images are made from images alone. pairs: held-out scenes, and what they are
+    to be changed to. edited: the language stage has learned that.
     """
-    pipeline, reader = trained.pipeline, SceneReader()
+    pipeline, reader, scenes = trained.pipeline, SceneReader(), pairs.before
     seeds = [seed_of(seed, i) for i in range(len(scenes))]
     pictures: dict[str, np.ndarray] = {}
-    for way in (IMAGE, TEXT) if spoken is not None else (IMAGE,):
+    read: dict[str, np.ndarray] = {}
+    scores: dict[str, Drawn] = {}
+    ways = [IMAGE, *([TEXT] if spoken is not None else []), *([BOTH] if spoken is not None and edited else [])]
+    for way in ways:
         pictures[way] = np.concatenate(
-            [_paint(pipeline, codes, seeds[rows]) for rows, codes in _codes(way, pipeline, spoken, scenes, seeds)]
+            [_paint(pipeline, codes, seeds[rows]) for rows, codes in _codes(way, pipeline, spoken, pairs, seeds)]
         )
-        found = reader.score(pictures[way], scenes.cells)
+        read[way] = reader.read(pictures[way])
+        scores[way] = found = score_cells(read[way], pairs.after.cells if way == BOTH else scenes.cells)
         say(f"images from {way}: {found.object_recall:.3f} of the objects are there, {found.scene:.3f} all right")
-    read = {way: reader.read(images) for way, images in pictures.items()}
-    scores = {way: score_cells(cells, scenes.cells) for way, cells in read.items()}
+    unchanged = score_cells(scenes.cells, pairs.after.cells).rates
+    texts, wanted = pairs.texts, pairs.after.captions
     return PixelsResult(
         scenes=len(scenes),
-        ways={way: _rates(score, None if way == IMAGE else scores[IMAGE]) for way, score in scores.items()},
+        ways={
+            way: _rates(score, None if way == IMAGE else scores[IMAGE], [unchanged] if way == BOTH else [])
+            for way, score in scores.items()
+        },
         unclear={way: score.unclear for way, score in scores.items()},
         parameters=_parameters(pipeline),
         steps=trained.history[-1]["step"],
@@ -98,6 +108,8 @@ def judge(
                 scenes.captions[i],
                 {way: pictures[way][i] for way in pictures},
                 {way: words(read[way][i]) for way in pictures},
+                {BOTH: texts[i]} if BOTH in pictures else {},
+                {BOTH: wanted[i]} if BOTH in pictures else {},
             )
             for i in range(min(shown, len(scenes)))
         ],
@@ -130,16 +142,19 @@ def estimates(
     pipeline = trained[0].pipeline
     settings: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
     painted = call_seconds(lambda: pipeline(images=scenes.images[:batch], seeds=range(batch), **settings), 1)
-    ways = 2 if config.language else 1
+    ways = 3 if config.language else 1
     images = ways * config.pixels_scenes / batch * painted * (recipe.draw_steps or STEPS["lowres"]) / steps
     return {"pixels": recipe.loop.steps * step, "painting": images}
 
 
 def _codes(
-    way: str, pipeline: LaVITPixelPipeline, spoken: LanguageTrainingResult | None, scenes: Scenes, seeds: list[int]
+    way: str, pipeline: LaVITPixelPipeline, spoken: LanguageTrainingResult | None, pairs: Edits, seeds: list[int]
 ) -> Iterator[tuple[slice, Ragged]]:
     """A batch of scenes at a time, and the codes that their images are made from."""
-    captions = scenes.captions
+    scenes = pairs.before
+    prompts: list[Any] = list(scenes.captions)
+    if way == BOTH:
+        prompts = [[image, text] for image, text in zip(scenes.images, pairs.texts, strict=True)]
     for begin in range(0, len(scenes), AT_ONCE):
         rows = slice(begin, min(begin + AT_ONCE, len(scenes)))
         if way == IMAGE:
@@ -151,7 +166,7 @@ def _codes(
         assert spoken is not None
         model: Any = spoken.model
         settings = {**SMALL, "seeds": seeds[rows], "batch_size": AT_ONCE}
-        yield rows, model.generate_tokens(captions[rows], spoken.processor, **settings).codes
+        yield rows, model.generate_tokens(prompts[rows], spoken.processor, **settings).codes
 
 
 def _paint(pipeline: LaVITPixelPipeline, codes: Ragged, seeds: list[int]) -> np.ndarray:
@@ -160,11 +175,11 @@ def _paint(pipeline: LaVITPixelPipeline, codes: Ragged, seeds: list[int]) -> np.
     return np.rint(painted.images * 255).astype(np.uint8)
 
 
-def _rates(score: Drawn, most: Drawn | None) -> dict[str, Rate]:
-    """Beside the better of what guessing has, and what images made again reach."""
+def _rates(score: Drawn, most: Drawn | None, guesses: list[Rates]) -> dict[str, Rate]:
+    """Beside the best of what guessing has, these guesses among it, and what images made again reach."""
     rates = {}
     for ours, theirs in (("scene", "scene"), ("recall", "object_recall"), ("cell", "cell")):
-        chance = max(getattr(guess, theirs) for guess in (score.constant, score.other))
+        chance = max(getattr(guess, theirs) for guess in (score.constant, score.other, *guesses))
         ceiling = {} if most is None else {"ceiling": getattr(most, theirs)}
         rates[ours] = Rate(getattr(score, theirs), chance, **ceiling)
     return rates

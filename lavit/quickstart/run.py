@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import lavit
 from lavit.data import load_image
+from lavit.data.edits import edits
 from lavit.data.shapes import Scenes, ShapesWorld, caption
 from lavit.evaluation import CellProbe, TokenStatistics, chance, tokenize_and_decode, tokens_by_objects, train_probe
 from lavit.figure import write_figure
@@ -36,6 +37,7 @@ from lavit.training import runs
 from lavit.training.distributed import pick_device
 from lavit.training.encoder import pretrain_encoder
 from lavit.training.language import LanguageTrainingResult
+from lavit.training.language_data import edited_scenes
 from lavit.training.metrics import duration
 from lavit.training.stage1 import measure_features
 from lavit.training.tokenizer import TokenizerTrainingConfig, save_model, train_tokenizer
@@ -113,6 +115,10 @@ class _Quickstart:
             measure_features(model, self._image_batches(train.images[:MEASURED]))
             features = self._encode(model, train.images)
             held_out = self._encode(model, test.images)
+            changed = features[:0]
+            if self._edits:
+                pairs = edited_scenes(self.language_recipe, train[: config.train_scenes])
+                changed = self._encode(model, pairs.after.images)
             note("the frozen encoder's features of all scenes, computed once")
 
         with self._stage("tokenizer") as note:
@@ -137,7 +143,7 @@ class _Quickstart:
         parameters = _parameters(model)
         learned = spoken = painted = None
         if config.language:
-            learned = self._learn_language(model, features)
+            learned = self._learn_language(model, torch.cat([features[: config.train_scenes], changed]))
             spoken = self._read_and_write(learned, train, test, judged)
         if config.pixels:
             painted = self._paint(model, features, learned, train, test)
@@ -232,7 +238,7 @@ class _Quickstart:
         ]
 
     def _learn_language(self, tokenizer: LaVITTokenizer, features: Tensor) -> LanguageTrainingResult:
-        """Stage 2 on the same features; saved with the tokenizer as one model."""
+        """Stage 2 on the features of the scenes and of the changed ones; saved with the tokenizer as one model."""
         recipe = self.language_recipe
         with self._stage("language") as note:
             say = self._say_row(text_loss="words", image_loss="codes")
@@ -261,8 +267,10 @@ class _Quickstart:
                 seed=config.seed,
                 shown=config.shown_scenes,
                 say=lambda line: self.say(f"  {line}"),
+                edited=self._edits,
             )
-            note(f"captions, answers and images asked for, of {count} held-out scenes")
+            asked = "captions, answers, images and changes asked for" if self._edits else "captions, answers and images"
+            note(f"{asked}, of {count} held-out scenes")
         result.settings = {"training": language.training_settings(self.language_recipe), **result.settings}
         result.seconds = {"training": self.stages[-2].seconds, "judging": self.stages[-1].seconds}
         result.model_path = str(config.output / MODEL)
@@ -289,7 +297,8 @@ class _Quickstart:
             result = pixels.judge(
                 trained,
                 learned,
-                test[:count],
+                edits(ShapesWorld(config.seed, "test"), test[:count]),
+                edited=self._edits,
                 seed=config.seed,
                 shown=config.shown_scenes,
                 say=lambda line: self.say(f"  {line}"),
@@ -318,7 +327,7 @@ class _Quickstart:
         encoded = call_seconds(lambda: self._encode(model, scenes.images)) / len(scenes)
         tokenized = call_seconds(lambda: tokenize_and_decode(model, features)) / len(scenes)
         to_encode = max(config.train_scenes, config.probe_scenes) + config.test_scenes
-        to_encode += min(MEASURED, config.train_scenes)
+        to_encode += min(MEASURED, config.train_scenes) + self._edits * self.language_recipe.edited
         self.estimates = {
             "scenes": 1e-4 * to_encode,
             "encoder": config.encoder_steps * encoder,
@@ -377,6 +386,11 @@ class _Quickstart:
         if result.language and result.pixels:
             words = '"a red square top left and a blue circle bottom right"'
             self.say(f"And:     lavit generate {words} --model {self._folder(MODEL)} --out drawn.png")
+
+    @property
+    def _edits(self) -> bool:
+        """Whether the language stage learns [image, text, image]."""
+        return self.config.language and self.language_recipe.mixture.edit > 0
 
     def _folder(self, name: str) -> str:
         return shlex.quote(str(self.config.output / name))

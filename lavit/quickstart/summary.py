@@ -65,6 +65,13 @@ def _language(result: LanguageResult) -> dict[str, Any]:
             "ceiling": {name: rate.ceiling for name, rate in result.images.items()},
             "tokens": result.tokens,
         },
+        "edits": {
+            **_values(result.edits),
+            "chance": _chances(result.edits),
+            "ceiling": {name: rate.ceiling for name, rate in result.edits.items()},
+        }
+        if result.edits
+        else None,
         "parameters": result.parameters,
         "steps": result.steps,
         "last": result.history[-1] if result.history else None,
@@ -76,8 +83,10 @@ def _language(result: LanguageResult) -> dict[str, Any]:
 def _pixels(result: PixelsResult) -> dict[str, Any]:
     return {
         "scenes": result.scenes,
-        "ways": {way: {**_values(rates), "unclear": result.unclear[way]} for way, rates in result.ways.items()},
-        "chance": _chances(next(iter(result.ways.values()))),
+        "ways": {
+            way: {**_values(rates), "unclear": result.unclear[way], "chance": _chances(rates)}
+            for way, rates in result.ways.items()
+        },
         "parameters": result.parameters,
         "steps": result.steps,
         "last": result.history[-1] if result.history else None,
@@ -126,5 +135,11 @@ def _language_lines(result: LanguageResult) -> Iterator[str]:
         yield (
             f"Images asked for, {what}: {rate.model:.3f} read from the tokens drawn, {rate.ceiling:.3f} from those of "
             f"the true images, {rate.chance:.3f} by chance"
+        )
+    if result.edits:
+        there, right = result.edits["recall"], result.edits["scene"]
+        yield (
+            f"Changes asked for: {there.model:.3f} of the objects there, {there.chance:.3f} by chance; every cell "
+            f"right {right.model:.3f}, {right.ceiling:.3f} from the true images' tokens, {right.chance:.3f} by chance"
         )
     yield f"Tokens an image: {result.tokens['drawn']:.1f} drawn, {result.tokens['true']:.1f} of the true images"

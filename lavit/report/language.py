@@ -9,7 +9,7 @@ from PIL import Image
 
 from lavit.page import MISSING, decimal, image_tag, integer, percent, section, table
 from lavit.report.parts import Bar, Curve, bars, curves, differing, empty, verdict
-from lavit.report.result import Answer, LanguageResult, Rate, Spoken
+from lavit.report.result import Answer, LanguageResult, Rate, Request, Spoken
 
 _CURVES: tuple[Curve, ...] = (
     ("loss", "Loss", "loss", "Of all tokens that are predicted, words and codes."),
@@ -20,12 +20,13 @@ _CURVES: tuple[Curve, ...] = (
 
 
 def tiles(result: LanguageResult) -> list[tuple[str, str, str]]:
-    """The three numbers for the page's head, as far as the run has them."""
+    """The numbers for the page's head, as far as the run has them."""
     found = []
     wanted = (
         ("spoken", result.captions.get("exact"), "of held-out scenes captioned word for word right"),
         ("spoken", result.answers.get("mean"), "of questions about them answered right"),
         ("requests", result.images.get("recall"), "of the objects asked for are in the images that it draws as tokens"),
+        ("changes", result.edits.get("scene"), "of scenes changed as asked, drawn as tokens with every cell right"),
     )
     for anchor, rate, note in wanted:
         if rate is not None:
@@ -35,7 +36,7 @@ def tiles(result: LanguageResult) -> list[tuple[str, str, str]]:
 
 
 def sections(result: LanguageResult) -> list[str]:
-    return [_spoken(result), _requests(result), _rates(result)]
+    return [_spoken(result), _requests(result), *_changes(result), _rates(result)]
 
 
 def learning(result: LanguageResult) -> str:
@@ -92,9 +93,9 @@ def _requests(result: LanguageResult) -> str:
         return section("requests", "What it draws", lead, empty("This run asked the model for no image."))
     rows = [
         (
-            differing(one.prompt, one.read),
-            f'<span class="read">{differing(one.read, one.prompt)}</span>',
-            verdict(one.prompt == one.read),
+            differing(one.true, one.read),
+            f'<span class="read">{differing(one.read, one.true)}</span>',
+            verdict(one.read == one.true),
             integer(one.tokens),
         )
         for one in result.requests
@@ -103,11 +104,34 @@ def _requests(result: LanguageResult) -> str:
     return section("requests", "What it draws", lead, body)
 
 
+def _changes(result: LanguageResult) -> list[str]:
+    """Nothing of a model that has not learned it."""
+    if not result.changes:
+        return []
+    lead = (
+        "The model is shown a held-out scene, as continuous features, and words that ask for one change; it writes the "
+        "tokens of the whole new image. Below each is what the classifier reads from them."
+    )
+    cards = "".join(map(_change, result.changes))
+    return [section("changes", "What it changes", lead, f'<div class="cards">{cards}</div>')]
+
+
+def _change(one: Request) -> str:
+    assert one.image is not None
+    picture = image_tag(Image.fromarray(one.image), "The scene that the model is shown", "pixels")
+    said = (
+        f"<dl><dt>asked</dt><dd>{escape(one.prompt)}</dd><dt>wanted</dt><dd>{differing(one.true, one.read)}</dd>"
+        f'<dt>read</dt><dd class="read">{differing(one.read, one.true)} {verdict(one.read == one.true)}</dd></dl>'
+    )
+    return f'<figure class="card scene"><div class="pair">{picture}{said}</div></figure>'
+
+
 def _rates(result: LanguageResult) -> str:
     lead = (
         f"On {integer(result.scenes)} held-out scenes with {integer(result.questions)} questions. Chance is the best "
         "answer that can be given without looking. For images asked for there is a ceiling, too: what the same "
-        "classifier reads from the true images' own tokens."
+        "classifier reads from the true images' own tokens. For changes, chance is at least what the "
+        "unchanged scene has."
     )
     rows: list[tuple[str, Rate | None]] = [
         ("Captions word for word right", result.captions.get("exact")),
@@ -117,6 +141,9 @@ def _rates(result: LanguageResult) -> str:
         ("Images asked for: every cell right", result.images.get("scene")),
         ("Images asked for: objects there", result.images.get("recall")),
         ("Images asked for: cells right", result.images.get("cell")),
+        ("Changes asked for: every cell right", result.edits.get("scene")),
+        ("Changes asked for: objects there", result.edits.get("recall")),
+        ("Changes asked for: cells right", result.edits.get("cell")),
     ]
     groups = [(what, _bars(rate)) for what, rate in rows if rate is not None]
     title = "How often it is right"

@@ -42,9 +42,10 @@ def learning(result: PixelsResult) -> str:
 
 def _paintings(result: PixelsResult) -> str:
     lead = (
-        "Held-out scenes painted by the U-Net: from the scene's own tokens (image), and from tokens that the language "
-        "model writes for the caption (text). Below each is what a program reads from the pixels by comparing every "
-        "cell with all that the world can draw."
+        "Held-out scenes painted by the U-Net: from the scene's own tokens (image), from tokens that the language "
+        "model writes for the caption (text), and from those that it writes for the scene and words that ask for one "
+        "change (image and text). Below each is what a program reads from the pixels by comparing every cell with all "
+        "that the world can draw."
     )
     title = "What it paints"
     if not result.paintings:
@@ -56,8 +57,10 @@ def _paintings(result: PixelsResult) -> str:
 def _card(painting: Painting) -> str:
     shown = [_picture("true", painting.image, f"Scene: {painting.caption}", escape(painting.caption))]
     for way, image in painting.images.items():
-        read = painting.read[way]
-        said = f"{differing(read, painting.caption)} {verdict(read == painting.caption)}"
+        read, true = painting.read[way], painting.true(way)
+        said = f"{differing(read, true)} {verdict(read == true)}"
+        if way in painting.words:
+            said = f"<em>{escape(painting.words[way])}:</em> {said}"
         shown.append(_picture(way, image, f"Painted from {way}: {read}", said))
     return f'<figure class="card scene">{"".join(shown)}</figure>'
 

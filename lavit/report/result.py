@@ -94,11 +94,21 @@ class Spoken:
 
 @dataclass
 class Request:
-    """An image asked for: the prompt, what a program reads from the tokens that were drawn, and how many these are."""
+    """An image asked for: the prompt, what a program reads from the tokens that were drawn, and how many these are.
+
+    image: the scene, uint8 (H, W, 3), that the prompt shows before its words, which then ask for a change of it.
+    wanted: the caption of what is asked for, where it is not the prompt itself.
+    """
 
     prompt: str
     read: str
     tokens: int
+    image: np.ndarray | None = None
+    wanted: str = ""
+
+    @property
+    def true(self) -> str:
+        return self.wanted or self.prompt
 
 
 @dataclass
@@ -108,9 +118,10 @@ class LanguageResult:
     captions: "exact" (word for word the true one), "recall" and "precision" of the objects that they name.
     readable: share of captions that say something in the world's words. answers: "mean", and each kind of question.
     images: what is read from the tokens drawn for captions: "scene" (every cell right), "cell", "recall" and
-    "precision" of objects, with the true images' own tokens as the ceiling. tokens: mean number "drawn" for an image,
-    and "true", of the scene's own. parameters: part -> number. history: rows with step, loss, text_loss, image_loss,
-    tokens_per_second, lr. seconds: of "training" and "judging". settings: of both.
+    "precision" of objects, with the true images' own tokens as the ceiling. edits: the same of tokens drawn for a scene
+    and the words for one change of it; chance is then at least what the unchanged scene has. tokens: mean number
+    "drawn" for an image, and "true", of the scene's own. parameters: part -> number. history: rows with step, loss,
+    text_loss, image_loss, tokens_per_second, lr. seconds: of "training" and "judging". settings: of both.
     """
 
     scenes: int
@@ -120,6 +131,7 @@ class LanguageResult:
     answers: dict[str, Rate]
     images: dict[str, Rate]
     tokens: dict[str, float]
+    edits: dict[str, Rate] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     steps: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -127,26 +139,38 @@ class LanguageResult:
     settings: dict[str, Any] = field(default_factory=dict)
     spoken: list[Spoken] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    changes: list[Request] = field(default_factory=list)
     model_path: str = ""
 
 
 @dataclass
 class Painting:
     """A held-out scene, uint8 (H, W, 3), its caption, and what was painted for it in each way: the image, and what a
-    program reads from its pixels."""
+    program reads from its pixels.
+
+    words: way -> what was asked with the scene, where its words are not the caption. wanted: way -> the caption of what
+    is right, where it is another scene.
+    """
 
     image: np.ndarray
     caption: str
     images: dict[str, np.ndarray]
     read: dict[str, str]
+    words: dict[str, str] = field(default_factory=dict)
+    wanted: dict[str, str] = field(default_factory=dict)
+
+    def true(self, way: str) -> str:
+        """The caption of what is right."""
+        return self.wanted.get(way, self.caption)
 
 
 @dataclass
 class PixelsResult:
     """What the pixel stage learned, read by a program from images of ``scenes`` held-out scenes.
 
-    ways: "image" (from the scene's own tokens) and, where there is a language model, "text" (from the caption), each
-    with "scene" (every cell right), "recall" of objects and "cell"; the former is the ceiling of the latter.
+    ways: "image" (from the scene's own tokens) and, where there is a language model, "text" (from the caption) and
+    "image and text" (from the scene and the words for one change of it), each with "scene" (every cell right), "recall"
+    of objects and "cell"; the first is the ceiling of the others.
     unclear: way -> share of cells that are like nothing of the world. parameters: part -> number. history: rows with
     step, loss, images_per_second, lr. seconds: of "training" and "judging". settings: of both.
     """

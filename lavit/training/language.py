@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lavit.data.captioned import CaptionedFolder
+from lavit.data.edits import instructions
 from lavit.data.mixture import Mixture, PackedRow, PackedStream, Source
 from lavit.data.questions import sentences
 from lavit.language.configuration import PRESETS
@@ -124,7 +125,8 @@ def _train(
         saved = runs.open_output(config, output, checkpoints, resume, overwrite)
 
     runs.seed_everything(config.seed)
-    model, both = _build(config, tokenizer, processor, sentences() if folder is None else list(folder.sentences()))
+    words = [*sentences(), *instructions()] if folder is None else list(folder.sentences())
+    model, both = _build(config, tokenizer, processor, words)
     nn.Module.to(model, device).train()
     distributed.share(model.state_dict().values())
     bad: list[tuple[str, str]] = []
@@ -249,7 +251,8 @@ requests for images and text, packed without padding. The settings come from the
 --resume goes on from the newest checkpoint in the output folder, with the settings saved there.
 
 --data FOLDER holds images/ and captions.json (COCO captions or Karpathy's split); optional are questions.json and
-answers.json (VQAv2's questions and annotations) and text.jsonl ({"text": ...} a line) or text.txt (a text a line).
+answers.json (VQAv2's questions and annotations), edits.jsonl ({"image": FILE, "text": ..., "result": FILE} a line: an
+image, what is asked for with it, and the image that shows it) and text.jsonl ({"text": ...} a line) or text.txt.
 Of what is not there, the share of the mixture must be 0: --mixture.question 0. Images that cannot be read are named and
 left out. The features of all images are kept in the output folder, memory-mapped: N x C x 4 bytes an image, 1.4 MB for
 EVA-CLIP's 256 patches of 1408 channels, 140 GB for 100 000 images; without an output folder they are in memory, as are

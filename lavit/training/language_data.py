@@ -7,13 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lavit.data import DataStream
 from lavit.data.captioned import CaptionedFolder, ImageFiles, captioned_sources, read_folder
+from lavit.data.edits import Edits, edits, edits_source
 from lavit.data.mixture import Source
-from lavit.data.shapes import ShapesWorld
+from lavit.data.shapes import Scenes, ShapesWorld
 from lavit.data.shapes_language import Sequencing, encoder_of, shapes_sources
 from lavit.language.processing import LaVITProcessor
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
@@ -105,19 +107,27 @@ def sequencing(config: LanguageTrainingConfig, processor: LaVITProcessor) -> Seq
     return Sequencing(encoder_of(text), text.eos_token_id, config.predict_codes, config.predict_prompts)
 
 
+def edited_scenes(config: LanguageTrainingConfig, scenes: Scenes) -> Edits:
+    """The first of the world's scenes, as many as the mixture needs, beside what they are changed to."""
+    return edits(ShapesWorld(config.seed), scenes[: config.edited if config.mixture.edit > 0 else 0])
+
+
 def shapes_data(
     config: LanguageTrainingConfig, tokenizer: LaVITTokenizer, processor: LaVITProcessor, store: ImageStore | None
 ) -> tuple[dict[str, Source], ImageStore]:
-    """The shapes world's samples and images. store: its first scenes, already tokenized."""
+    """The shapes world's samples and images. store: its first scenes and then the changed ones, already tokenized."""
     world = ShapesWorld(config.seed)
     scenes = world.scenes(config.scenes)
+    pairs = edited_scenes(config, scenes)
+    images = len(scenes) + len(pairs)
     if store is None:
-        logger.info("encoding and tokenizing %d scenes", len(scenes))
-        store = ImageStore.of(tokenizer, processor.image_processor, scenes.images)
-    if len(store) < config.scenes:
-        raise ValueError(f"store: expected the images of {config.scenes} scenes, got {len(store)}")
-    sources = shapes_sources(world, scenes, sequencing(config, processor))
-    return sources, store
+        logger.info("encoding and tokenizing %d scenes", images)
+        shown = np.concatenate([scenes.images, pairs.after.images])
+        store = ImageStore.of(tokenizer, processor.image_processor, shown)
+    if len(store) < images:
+        raise ValueError(f"store: expected the images of {images} scenes, got {len(store)}")
+    order = sequencing(config, processor)
+    return {**shapes_sources(world, scenes, order), "edit": edits_source(pairs, len(scenes), order)}, store
 
 
 def open_folder(config: LanguageTrainingConfig) -> CaptionedFolder:
@@ -131,6 +141,7 @@ def open_folder(config: LanguageTrainingConfig) -> CaptionedFolder:
         "caption": captions,
         "image": captions,
         "question": (bool(folder.questions) and folder.answered, "questions.json with answers.json"),
+        "edit": (bool(folder.edits), "edits.jsonl"),
         "text": (bool(folder.texts), "text.jsonl, and there is no --text FILE"),
     }
     for name, share in asdict(config.mixture).items():

@@ -38,6 +38,7 @@ class MixtureConfig:
     caption: float = setting(1.0, "[image, text]: the image as continuous features, its text is learned")
     question: float = setting(1.0, "[image, question, answer]: the answer is learned (derived)")
     image: float = setting(2.0, "[text, image]: the text, then the image's codes are learned")
+    edit: float = setting(0.0, "[image, text, image]: the last one's codes are learned (derived)")
     text: float = setting(0.0, "text alone; the paper: twice as much as vision-language")
 
 
@@ -56,6 +57,7 @@ class LanguageTrainingConfig:
     predict_codes: bool = setting(False, "predict the codes of images that are shown, too (not known of the original)")
     data: str = setting(SHAPES, "shapes: the built-in world; or a folder of captioned images")
     scenes: int = setting(8192, "number of different scenes of the shapes world")
+    edited: int = setting(4096, "of these scenes, how many at most are shown changed too, where the mixture has edits")
     split: str | None = setting(None, "of a folder whose captions.json is Karpathy's; none: all of it")
     text: str | None = setting(None, "file of texts, .txt or .jsonl, instead of the folder's")
     workers: int = setting(2, "threads that read image files")
@@ -80,6 +82,8 @@ class LanguageTrainingConfig:
             )
         if self.model is not None and (self.tokenizer is not None or self.language_model is not None):
             raise ValueError("model: expected no tokenizer and no language_model beside it")
+        if self.edited < 0:
+            raise ValueError(f"edited: expected no negative number, got {self.edited}")
         for name in ("split", "text"):
             if self.data == SHAPES and getattr(self, name) is not None:
                 raise ValueError(f"{name}: expected none with --data shapes, got {getattr(self, name)}")

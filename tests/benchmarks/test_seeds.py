@@ -29,7 +29,7 @@ def run(cosine: float, length: str = "dynamic", captions: float | None = None) -
             "vqa": {"mean": 0.75, "by_kind": {"count": 1.0}, "chance": {"mean": 0.25, "count": 0.375}},
             "images": {**rates, "chance": rates, "ceiling": rates},
         }
-        found["pixels"] = {"ways": {"text": rates}, "chance": rates}
+        found["pixels"] = {"ways": {"text": {**rates, "chance": rates}}}
     return found
 
 

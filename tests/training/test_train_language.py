@@ -36,7 +36,7 @@ def tokenizer() -> LaVITTokenizer:
 
 def settings(**changes) -> LanguageTrainingConfig:
     short = {"loop.steps": 6, "loop.log_every": 1, "scenes": 24, "token_budget": 160, "window": 16, "device": "cpu"}
-    words = {**short, "text_config": LLAMA, "tensorboard": False, "schedule.warmup": 2}
+    words = {**short, "text_config": LLAMA, "tensorboard": False, "schedule.warmup": 2, "mixture.edit": 0.0}
     return LanguageTrainingConfig.recipe("small", words | changes)
 
 
@@ -102,6 +102,18 @@ def test_codes_of_shown_images_are_predicted_if_asked():
     shown = train_language(settings(**only), tokenizer=tokenizer()).history[0]
     predicted = train_language(settings(**only, predict_codes=True), tokenizer=tokenizer()).history[0]
     assert shown["image_loss"] == 0 and predicted["image_loss"] > 0 and predicted["labels"] > shown["labels"]
+
+
+def test_images_are_learned_that_are_asked_for_with_an_image():
+    only = {"mixture.caption": 0.0, "mixture.question": 0.0, "mixture.image": 0.0, "mixture.edit": 1.0, "edited": 24}
+    result = train_language(settings(**only, **{"loop.steps": 40, "schedule.lr": 5e-3}), tokenizer=tokenizer())
+    first, last = result.history[0], result.history[-1]
+    assert last["image_loss"] < 0.8 * first["image_loss"] and last["text_loss"] == 0
+    few = ImageStore(tokenizer(), torch.randn(24, 16, 16))
+    with pytest.raises(ValueError, match="store: expected the images of 48 scenes, got 24"):
+        train_language(settings(**only), tokenizer=tokenizer(), store=few)
+    with pytest.raises(ValueError, match="edited: expected no negative number, got -1"):
+        settings(**{**only, "edited": -1})
 
 
 def test_rows_of_text_alone_and_the_ablation_train():
@@ -215,6 +227,8 @@ def captioned(root: Path, count: int = 12) -> Path:
         answered.append({**ids, "question_type": "how", "answer_type": "number", "answers": people})
     (root / "questions.json").write_text(json.dumps({"questions": asked}))
     (root / "answers.json").write_text(json.dumps({"annotations": answered}))
+    changes = [{"image": f"{i}.png", "text": "turn it", "result": f"{i + 1}.png"} for i in range(6)]
+    (root / "edits.jsonl").write_text("\n".join(map(json.dumps, changes)))
     (root / "text.txt").write_text("a red circle\na blue square\n")
     return root
 
@@ -223,7 +237,7 @@ def test_a_folder_of_captioned_images_is_learned_and_what_cannot_be_read_is_name
     folder = captioned(tmp_path / "data")
     (folder / "images" / "3.png").write_bytes(b"no image")
     (folder / "images" / "5.png").unlink()
-    all_kinds = {"mixture.text": 1.0, "text_vocabulary": 300, "data": str(folder)}
+    all_kinds = {"mixture.text": 1.0, "mixture.edit": 1.0, "text_vocabulary": 300, "data": str(folder)}
 
     def config(steps, name):
         changes = {"loop.steps": steps, "loop.checkpoint_every": 3, "schedule.shape": "constant", **all_kinds}
@@ -233,6 +247,7 @@ def test_a_folder_of_captioned_images_is_learned_and_what_cannot_be_read_is_name
     assert whole.history[-1]["text_loss"] > 0 and whole.history[-1]["image_loss"] > 0
     named = {Path(name.split(": ")[-1]).name: reason for name, reason in whole.skipped_items}
     assert "no image file" in named["image 5"] and "not an image" in named["3.png"]
+    assert all("no image file" in named[f"line {number}"] for number in (5, 6))  # of edits.jsonl
     assert "not among" in named["question 5"] or "no image file" in named["question 5"]
     features = next((tmp_path / "whole" / "features").glob("features-*/features.npy"))
     assert np.load(features, mmap_mode="r").shape == (10, 16, 16)
@@ -248,11 +263,13 @@ def test_a_folder_of_captioned_images_is_learned_and_what_cannot_be_read_is_name
 
 def test_what_a_folder_lacks_is_named_before_anything_is_written(tmp_path, capsys):
     folder = captioned(tmp_path / "data", 2)
-    for name in ("answers.json", "text.txt"):
+    for name in ("answers.json", "edits.jsonl", "text.txt"):
         (folder / name).unlink()
     output = {"output": str(tmp_path / "run"), "data": str(folder)}
     with pytest.raises(ValueError, match=r"mixture.question: expected 0, got 1.0: .* has no questions.json with"):
         train_language(settings(**output), tokenizer=tokenizer())
+    with pytest.raises(ValueError, match=r"mixture.edit: expected 0, got 1.0: .* has no edits.jsonl"):
+        train_language(settings(**output, **{"mixture.question": 0, "mixture.edit": 1}), tokenizer=tokenizer())
     with pytest.raises(ValueError, match=r"mixture.text: expected 0, got 2.0: .* no text.jsonl, and there is no"):
         train_language(settings(**output, **{"mixture.question": 0, "mixture.text": 2}), tokenizer=tokenizer())
     with pytest.raises(ValueError, match="which has no splits"):
@@ -264,7 +281,7 @@ def test_what_a_folder_lacks_is_named_before_anything_is_written(tmp_path, capsy
     (tmp_path / "more.txt").write_text("a green triangle\n")
     (folder / "images" / "1.png").write_bytes(b"")
     words = ["--data", str(folder), "--text", str(tmp_path / "more.txt"), "--mixture.text", "1"]
-    words += "--mixture.question 0 --window 4 --text_vocabulary 270 --steps 1".split()
+    words += "--mixture.question 0 --mixture.edit 0 --window 4 --text_vocabulary 270 --steps 1".split()
     assert lavit(["train", "language", *command(tmp_path, *words)]) == 0
     said = capsys.readouterr().out
     assert f"1 items of {folder} could not be used" in said and "1.png: the file is empty" in said
