@@ -141,6 +141,7 @@ def plausible_language(scenes: int = 9, seed: int = 0) -> LanguageResult:
         answers={"mean": Rate(0.831, 0.354), "count": Rate(0.9, 1 / 3), "exists": Rate(0.761, 0.5)},
         images={"scene": Rate(0.553, 0.007, 0.921), "recall": Rate(0.713, 0.062, 0.965)},
         tokens={"drawn": 20.4, "true": 21.1},
+        edits={"scene": Rate(0.617, 0.0083, 0.902), "recall": Rate(0.843, 0.6475, 0.95)},
         parameters={"language model": 1_010_203, "projector": 12_416},
         steps=1000,
         history=[
@@ -151,6 +152,10 @@ def plausible_language(scenes: int = 9, seed: int = 0) -> LanguageResult:
         settings={"training": {"lr": 0.002, "mixture": {"caption": 1.0}}, "images": {"guidance": 2.0}},
         spoken=[Spoken(scene.image, scene.caption, scene.read_back, list(asked)) for scene in seen],
         requests=[Request(scene.caption, scene.read_back, 20 + i) for i, scene in enumerate(seen)],
+        changes=[
+            Request(f"put a red circle {PLACES[i % 4]}", scene.read_back, 20, scene.image, scene.caption)
+            for i, scene in enumerate(seen[:3])
+        ],
         model_path="runs/quickstart/model",
     )
 
@@ -261,11 +266,13 @@ def test_the_language_stage_is_on_the_page_where_there_was_one(result: Quickstar
     assert 0 < right < len(stage.spoken)
     asked = [answer for one in stage.spoken for answer in one.answers]
     read = sum(one.prompt == one.read for one in stage.requests) + sum(scene.correct for scene in result.scenes)
+    read += sum(one.read == one.wanted for one in stage.changes)
     assert text.count("✓ right") == right + sum(answer.correct for answer in asked) + read
+    assert all(one.prompt in text for one in stage.changes) and "61.7 %" in text and "64.8 %" in text
     assert "(true: yes)" in text and "(true: 2)" not in text
     pictures = len(outline.all("img")) - 2 * (len(result.scenes) + len(result.photos))
-    assert pictures == len(stage.spoken) and all(a.get("alt") for a in outline.all("img"))
-    assert sum("encoder" == a.get("class") for a in outline.all("i")) == len(result.probe) + len(stage.images)
+    assert pictures == len(stage.spoken) + len(stage.changes) and all(a.get("alt") for a in outline.all("img"))
+    assert sum("encoder" == a.get("class") for a in outline.all("i")) == len(result.probe) + len(stage.images) + len(stage.edits)
     anchors = [a["id"] for _, a in outline.tags if "id" in a]
     assert len(anchors) == len(set(anchors)) and {a["href"] for a in outline.all("a")} <= {
         f"#{name}" for name in anchors
@@ -327,11 +334,12 @@ def test_text_from_outside_stays_text() -> None:
     result.language = plausible_language(1)
     result.language.spoken = [Spoken(result.scenes[0].image, evil, evil, [Answer(evil, evil, evil, False)])]
     result.language.requests = [Request(evil, "a red circle", 3)]
+    result.language.changes = [Request(evil, evil, 3, result.scenes[0].image, evil)]
     result.language.answers, result.language.parameters = {evil: Rate(0.5, 0.1)}, {evil: 1}
     result.language.settings, result.language.model_path = {evil: {evil: evil}}, evil
     outline = Outline(render_report(result))
     assert outline.open == []
-    assert len(outline.all("img")) == 5 and not any("onerror" in a for _, a in outline.tags)
+    assert len(outline.all("img")) == 6 and not any("onerror" in a for _, a in outline.tags)
     assert outline.text.count("<img src=x onerror=") >= 10
 
 

@@ -27,7 +27,14 @@ def plausible_pixels(shown: int = 3) -> PixelsResult:
         history=[{"step": s, "loss": math.exp(-s / 300), "images_per_second": 200.0 + s} for s in range(0, 901, 100)],
         settings={"painting": {"num_inference_steps": 20}},
         paintings=[
-            Painting(image, text, {"image": image, "text": 255 - image}, {"image": text, "text": "<b>2 unclear</b>"})
+            Painting(
+                image,
+                text,
+                {"image": image, "text": 255 - image, "image and text": image},
+                {"image": text, "text": "<b>2 unclear</b>", "image and text": "a red circle"},
+                {"image and text": "put <b>it</b>"},
+                {"image and text": "a red circle"},
+            )
             for image, text in zip(scenes.images, scenes.captions, strict=True)
         ],
         model_path="runs/quickstart/model/pixels",
@@ -44,7 +51,7 @@ def test_every_painting_and_every_rate_is_there():
         for rate in rates.values():
             assert percent(rate.model) in html and percent(rate.chance) in html
     assert html.count("Painted from image: ") >= 3 and html.count("painted again") >= 3
-    assert html.count("data:image/png") >= 9
+    assert html.count("data:image/png") == 12
     assert percent(0.021) in html and percent(0.034) in html
     assert integer(318_002) in html
     assert "runs/quickstart/model/pixels" in html and "num_inference_steps 20" in html
@@ -55,6 +62,12 @@ def test_every_painting_and_every_rate_is_there():
 def test_what_is_read_is_text_and_never_markup():
     html = rendered(plausible_pixels())
     assert "<b>2 unclear</b>" not in html and "&lt;b&gt;2" in html
+    assert "<b>it</b>" not in html and html.count("put &lt;b&gt;it") == 3
+
+
+def test_a_change_is_right_where_it_is_what_was_asked_for():
+    html = rendered(plausible_pixels())
+    assert html.count("✓ right") == 6 and html.count("✗ wrong") == 3  # again, changed; from words
 
 
 def test_a_stage_that_is_missing_or_empty_is_told():
