@@ -1,39 +1,60 @@
-"""The picture of a run for a README: what was kept of scenes and photographs, tokens against content, and what the
-language model said and drew, as a PNG."""
+"""The picture of a run for a README: what was kept of scenes and photographs, tokens against content, what the language
+model said and drew, and what was painted, as a PNG."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from lavit import charts
 from lavit.files import atomic_write
 from lavit.page import decimal, duration, integer, percent
-from lavit.report import LanguageResult, Photo, QuickstartResult, Request, Scene, Spoken, mean_of, mean_tokens
+from lavit.report import (
+    LanguageResult,
+    Painting,
+    Photo,
+    PixelsResult,
+    QuickstartResult,
+    Rate,
+    Request,
+    Scene,
+    Spoken,
+    mean_of,
+    mean_tokens,
+)
 from lavit.tokenmap import draw_token_map
 
 WIDTH, HEIGHT = 960, 520
 LANGUAGE_HEIGHT = 264  # more, where a language model was trained
+PIXELS_HEIGHT = 204  # more, where a U-Net was trained
 _SCALE = 2  # pixels for each unit of the layout, so that text stays sharp on a dense screen
 _MARGIN, _LEFT, _GAP = 30, 570, 12
 _PAPER, _INK, _SOFT, _RULE = (255, 255, 255), (28, 30, 34), (86, 92, 102), (226, 224, 218)
 _BLUE, _WASH, _AMBER = (36, 87, 197), (226, 233, 247), (163, 76, 0)
 
+_WAYS = {  # of painting: over an image, and beside a rate
+    "image": ("its tokens", "from its tokens"),
+    "text": ("its caption", "from its caption"),
+    "image and text": ("changed", "changed as asked"),
+}
+
 
 def write_figure(result: QuickstartResult, path: str | os.PathLike[str]) -> None:
-    """Draw the figure of a run to ``path`` (PNG, 1920 x 1040, with a language stage 1920 x 1568) in an existing
-    folder. The same run, the same picture."""
+    """Draw the figure of a run to ``path`` in an existing folder: a PNG 1920 wide, and 1040 high or more by a language
+    stage (528) and a pixel stage (408). The same run, the same picture."""
     with atomic_write(path, "wb") as file:
         draw_figure(result).save(file, "PNG", optimize=True)
 
 
 def draw_figure(result: QuickstartResult) -> Image.Image:
-    """Scenes and photographs on the left, the chart and the numbers on the right, and what the language model said and
-    drew below, where there is one. Empty parts say that they are."""
-    canvas = _Canvas(HEIGHT + (LANGUAGE_HEIGHT if result.language else 0))
+    """Scenes and photographs on the left, the chart and the numbers on the right, and below, where there are these
+    stages, what the language model said and drew, and what was painted. Empty parts say that they are."""
+    height = HEIGHT + (LANGUAGE_HEIGHT if result.language else 0)
+    canvas = _Canvas(height + (PIXELS_HEIGHT if result.pixels else 0))
     below = _draw_scenes(canvas, spread(result.scenes, 4), result.grid)
     _draw_photos(canvas, result.photos, result.grid, below + 26)
     x = _MARGIN + _LEFT + 42
@@ -41,6 +62,8 @@ def draw_figure(result: QuickstartResult) -> Image.Image:
     _draw_numbers(canvas, result, x, below + 14)
     if result.language:
         _draw_language(canvas, result.language, HEIGHT + 14)
+    if result.pixels:
+        _draw_pixels(canvas, result.pixels, height + 14)
     return canvas.image
 
 
@@ -231,12 +254,16 @@ def _draw_language(canvas: _Canvas, result: LanguageResult, top: float) -> None:
         (result.images.get("recall"), "objects asked for are there"),
     ):
         if rate is not None:
-            most = "" if math.isnan(rate.ceiling) else f"at most {percent(rate.ceiling)}, "
-            lines.append((percent(rate.model), f"{note} ({most}chance {percent(rate.chance)})"))
+            lines.append((percent(rate.model), f"{note} ({_beside(rate)})"))
     if "drawn" in result.tokens:
         note = f"tokens an image drawn (true images {decimal(result.tokens['true'], 1)})"
         lines.append((decimal(result.tokens["drawn"], 1), note))
     _draw_lines(canvas, lines, _MARGIN + _LEFT + 42, top)
+
+
+def _beside(rate: Rate) -> str:
+    most = "" if math.isnan(rate.ceiling) else f"at most {percent(rate.ceiling)}, "
+    return f"{most}chance {percent(rate.chance)}"
 
 
 def _draw_spoken(canvas: _Canvas, scene: Spoken, x: float, y: float, width: float) -> None:
@@ -263,6 +290,45 @@ def _draw_request(canvas: _Canvas, request: Request, x: float, y: float, width: 
         canvas.text(x, y + 14 + 13 * line, words, 10)
     if request.prompt != request.read:
         canvas.text(x, y + 14 + 13 * len(lines), _wrap(f"read: {request.read}", 10, width, 1)[0], 10, _AMBER)
+
+
+def _draw_pixels(canvas: _Canvas, result: PixelsResult, top: float) -> None:
+    """The first held-out scenes, each beside what was painted for it in every way, and the rates of the ways."""
+    canvas.heading(_MARGIN, top, "Such scenes, painted from tokens")
+    width = (_LEFT - 3 * _GAP) / 2
+    for i, painting in enumerate(result.paintings[:2]):
+        _draw_painting(canvas, painting, _MARGIN + i * (width + 3 * _GAP), top + 27, width)
+    if not result.paintings:
+        canvas.text(_MARGIN, top + 26, "This run painted no held-out scene.", 12, _SOFT)
+    lines = [
+        (percent(rates["recall"].model), f"objects there, {_named(way)[1]} ({_beside(rates['recall'])})")
+        for way, rates in result.ways.items()
+        if "recall" in rates
+    ]
+    _draw_lines(canvas, lines, _MARGIN + _LEFT + 42, top)
+
+
+def _draw_painting(canvas: _Canvas, painting: Painting, x: float, y: float, width: float) -> None:
+    shown: list[tuple[str, Any, bool | None]] = [("scene", painting.image, None)]
+    for way, image in painting.images.items():
+        shown.append((_named(way)[0], image, painting.read[way] == painting.true(way)))
+    side = min(84, (width - (len(shown) - 1) * 8) / len(shown))
+    for i, (what, image, right) in enumerate(shown):
+        left = x + i * (side + 8)
+        canvas.text(left, y, _wrap(what, 10, side, 1)[0], 10, _SOFT)
+        canvas.paste(Image.fromarray(image), left, y + 6, side, side, Image.Resampling.NEAREST)
+        if right is not None:
+            canvas.text(left, y + side + 18, "right" if right else "wrong", 10, _BLUE if right else _AMBER)
+    level = y + side + 34
+    said = [("caption", painting.caption), *((_named(way)[0], words) for way, words in painting.words.items())]
+    for what, words in said:
+        for line in _wrap(f"{what}: {words}", 10, width, 2):
+            canvas.text(x, level, line, 10)
+            level += 13
+
+
+def _named(way: str) -> tuple[str, str]:
+    return _WAYS.get(way, (way, f"from {way}"))
 
 
 def _verdict(canvas: _Canvas, x: float, y: float, what: str, right: bool, width: float) -> None:

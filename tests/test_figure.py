@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lavit.figure import HEIGHT, LANGUAGE_HEIGHT, WIDTH, draw_figure, spread, write_figure
+from lavit.figure import HEIGHT, LANGUAGE_HEIGHT, PIXELS_HEIGHT, WIDTH, draw_figure, spread, write_figure
 from lavit.report import (
     Answer,
     LanguageResult,
+    Painting,
     Photo,
+    PixelsResult,
     ProbeRow,
     QuickstartResult,
     Rate,
@@ -80,6 +82,45 @@ def test_a_language_stage_is_drawn_below_the_rest(scenes: int) -> None:
     assert pixels(image, (0, 140, 60)) == min(scenes, 2) * 128**2
 
 
+COLOURS = {"image": (0, 120, 60), "text": (160, 0, 120), "image and text": (0, 150, 150), "sound": (90, 60, 30)}
+
+
+def painted(*ways: str, words: str = "a red circle top left", scenes: int = 3, right: bool = True) -> PixelsResult:
+    def flat(colour: tuple[int, int, int]) -> np.ndarray:
+        return np.full((32, 32, 3), colour, np.uint8)
+
+    asked = {way: words for way in ways if " " in way}
+    wanted = {way: f"{words} changed" for way in asked}
+    read = {way: wanted.get(way, words) if right else "nothing" for way in ways}
+    one = Painting(flat((120, 120, 0)), words, {way: flat(COLOURS[way]) for way in ways}, read, asked, wanted)
+    return PixelsResult(10, {way: {"recall": Rate(0.5, 0.1, 0.9)} for way in ways}, paintings=[one] * scenes)
+
+
+@pytest.mark.parametrize("spoken", [None, language()])
+@pytest.mark.parametrize("ways", [("image",), ("image", "text"), ("image", "text", "image and text"), ("sound",)])
+def test_what_is_painted_in_every_way_there_is_stands_below_the_rest(spoken, ways: tuple[str, ...]) -> None:
+    above = draw_figure(run(**FULL, language=spoken))
+    image = draw_figure(run(**FULL, language=spoken, pixels=painted(*ways)))
+    assert image.size == (2 * WIDTH, above.height + 2 * PIXELS_HEIGHT)
+    assert np.array_equal(np.asarray(image)[: above.height - 60], np.asarray(above)[:-60])
+    shown = {pixels(image, COLOURS[way]) for way in ways} | {pixels(image, (120, 120, 0))}
+    assert len(shown) == 1 and shown.pop() >= 2 * 100**2  # the first two, each as large as the scene
+    assert all(pixels(image, COLOURS[way]) == 0 for way in COLOURS if way not in ways)
+
+
+def test_a_painting_is_judged_by_what_was_asked_for_in_its_way() -> None:
+    blue, amber = (36, 87, 197), (163, 76, 0)
+    ways = ("image", "text", "image and text")
+    right, wrong = (draw_figure(run(pixels=painted(*ways, right=right))) for right in (True, False))
+    assert pixels(right, amber) == 0 < pixels(wrong, amber)
+    assert pixels(right, blue) > pixels(wrong, blue)
+
+
+def test_a_pixel_stage_that_painted_nothing_says_so() -> None:
+    image = draw_figure(run(**FULL, pixels=painted("image", scenes=0)))
+    assert image.size == (2 * WIDTH, 2 * (HEIGHT + PIXELS_HEIGHT)) and pixels(image, (120, 120, 0)) == 0
+
+
 def test_more_kept_patches_show_more_of_the_scene() -> None:
     few, many = (pixels(draw_figure(run(scenes=[scene(n)])), (0, 90, 200)) for n in (8, 48))
     assert many == pytest.approx(6 * few, rel=0.1)  # outlines take a share of a patch that depends on its neighbours
@@ -87,6 +128,7 @@ def test_more_kept_patches_show_more_of_the_scene() -> None:
 
 def test_nothing_is_drawn_into_the_margin() -> None:
     long = FULL | {"scenes": [scene(64, "a very long caption " * 30)], "language": language("word " * 60)}
+    long["pixels"] = painted(*COLOURS, words="word " * 60)
     page = np.asarray(draw_figure(run(**long)))
     frame = np.ones(page.shape[:2], bool)
     frame[30:-30, 40:-40] = False
