@@ -117,9 +117,12 @@ def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _wrap(words: str, size: float, width: float, most: int) -> list[str]:
-    """Lines that fit ``width``; what does not fit ``most`` lines ends in an ellipsis."""
+    """Lines that fit ``width``; what does not fit ``most`` lines ends in an ellipsis, and a word longer than a line is
+    cut."""
     font, lines = _font(size), [""]
     for word in words.split():
+        while font.getlength(word) > width * _SCALE and len(word) > 1:
+            word = word[:-1]
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width * _SCALE or not lines[-1]:
             lines[-1] = longer

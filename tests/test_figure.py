@@ -126,9 +126,9 @@ def test_more_kept_patches_show_more_of_the_scene() -> None:
     assert many == pytest.approx(6 * few, rel=0.1)  # outlines take a share of a patch that depends on its neighbours
 
 
-def test_nothing_is_drawn_into_the_margin() -> None:
-    long = FULL | {"scenes": [scene(64, "a very long caption " * 30)], "language": language("word " * 60)}
-    long["pixels"] = painted(*COLOURS, words="word " * 60)
+@pytest.mark.parametrize("words", ["word " * 60, "w" * 300])
+def test_nothing_is_drawn_into_the_margin(words: str) -> None:
+    long = FULL | {"scenes": [scene(64, words)], "language": language(words), "pixels": painted(*COLOURS, words=words)}
     page = np.asarray(draw_figure(run(**long)))
     frame = np.ones(page.shape[:2], bool)
     frame[30:-30, 40:-40] = False
