@@ -232,6 +232,7 @@ def captioned_sources(folder: CaptionedFolder, images: Mapping[Path, int], seque
         if item.image in images and (answer := usual_answer(item.answers))
     ]
     entries = {"caption": told, "question": asked, "image": told, "text": [(0, text, "") for text in folder.texts]}
+    entries["unprompted"] = [(image, "", "") for image in dict.fromkeys(image for image, _, _ in told)]
     changes = [
         (images[item.image], item.text, images[item.result])
         for item in folder.edits

@@ -18,7 +18,7 @@ from lavit.kernels import Loss, Segment
 
 Encode = Callable[[str], list[int]]
 
-KINDS = ("caption", "question", "image", "text")
+KINDS = ("caption", "question", "image", "unprompted", "text")
 ORDERS = tuple(permutations(range(len(QUESTION_KINDS))))
 """In which a scene's questions are asked, one order after the other."""
 
@@ -48,6 +48,8 @@ class Sequencing:
             return Sample(order, ([*words, self.eos],), (image,), (self._shown, Loss.CONTENT))
         if kind == "image":
             return Sample((Segment.TEXT, Segment.CODES), (words,), (image,), (self._asked_for, Loss.ALL))
+        if kind == "unprompted":
+            return Sample((Segment.CODES,), (), (image,), (Loss.ALL,))
         return Sample((Segment.TEXT,), ([*words, self.eos],))
 
     def conversation(self, image: int, asked: Sequence[tuple[str, str]]) -> Sample:
@@ -88,7 +90,8 @@ class ShapesSource:
 
     kind: "caption", [image, text] with continuous features; "question", [image, question, answer, question, ...], of
     which the answers carry loss (*derived*: the paper trains on no questions), each scene's questions in an order of
-    its own; "image", [text, image] with codes; "text", the caption alone.
+    its own; "image", [text, image] with codes; "unprompted", the codes alone, which is what guidance leads away from
+    (*derived*); "text", the caption alone.
     """
 
     kind: str

@@ -270,7 +270,8 @@ def resolve(cls: type, key: str) -> str:
 def names(cls: type, prefix: str = "") -> dict[str, Any]:
     """Dotted names of all settings with their types, sections before their entries."""
     found: dict[str, Any] = {}
-    for name, kind in ((f.name, typing.get_type_hints(cls)[f.name]) for f in dataclasses.fields(cls)):
+    hints = typing.get_type_hints(cls)
+    for name, kind in ((f.name, hints[f.name]) for f in dataclasses.fields(cls)):
         found[_join(prefix, name)] = kind
         if dataclasses.is_dataclass(kind):
             found.update(names(typing.cast(type, kind), _join(prefix, name)))

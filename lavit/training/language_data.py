@@ -140,6 +140,7 @@ def open_folder(config: LanguageTrainingConfig) -> CaptionedFolder:
     there = {
         "caption": captions,
         "image": captions,
+        "unprompted": captions,
         "question": (bool(folder.questions) and folder.answered, "questions.json with answers.json"),
         "edit": (bool(folder.edits), "edits.jsonl"),
         "text": (bool(folder.texts), "text.jsonl, and there is no --text FILE"),

@@ -120,6 +120,7 @@ def test_only_images_and_captions_are_needed(folder):
         "caption": 3,
         "question": 0,
         "image": 3,
+        "unprompted": 2,
         "text": 0,
         "edit": 0,
     }
@@ -136,7 +137,7 @@ def test_samples_of_images_that_cannot_be_read_are_left_out(folder):
 
 def test_fingerprints_follow_what_is_learned_and_not_where_it_lies(folder, tmp_path):
     before = {name: source.fingerprint for name, source in sources(read_folder(folder)).items()}
-    assert len(set(before.values())) == 5
+    assert len(set(before.values())) == 6
     files = ImageFiles(folder, read_folder(folder).paths).fingerprint
     moved = folder.rename(tmp_path / "moved")
     assert {name: source.fingerprint for name, source in sources(read_folder(moved)).items()} == before

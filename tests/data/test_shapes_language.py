@@ -36,6 +36,11 @@ def test_every_scene_is_captioned_asked_for_and_told(sources, text):
         assert asked_for.loss == (Loss.CONTENT, Loss.ALL) and shown.loss == (Loss.NONE, Loss.CONTENT)
 
 
+def test_unprompted_images_are_codes_alone(sources):
+    alone = sources["unprompted"][5]
+    assert (alone.segments, alone.texts, alone.images, alone.loss) == ((CODES,), (), (5,), (Loss.ALL,))
+
+
 def test_questions_end_where_inference_begins(sources, text):
     source = sources["question"]
     assert len(source) == len(SCENES)
@@ -70,9 +75,9 @@ def test_prompts_are_predicted_unless_told_otherwise(text):
 def test_fingerprints_tell_sources_apart(sources, text):
     other = shapes_sources(WORLD, WORLD.scenes(12, start=5), Sequencing(encoder_of(text), text.eos_token_id))
     prints = {source.fingerprint for each in (sources, other) for source in each.values()}
-    assert len(prints) == 8
+    assert len(prints) == 10
 
 
 def test_an_unknown_kind_is_refused(text):
-    with pytest.raises(ValueError, match="kind: expected one of caption, question, image, text, got 'story'"):
+    with pytest.raises(ValueError, match="kind: expected one of caption, question, image, unprompted, text, got 'story'"):
         ShapesSource("story", SCENES, (), Sequencing(encoder_of(text), 2))

@@ -112,6 +112,11 @@ def test_images_are_learned_that_are_asked_for_with_an_image():
     few = ImageStore(tokenizer(), torch.randn(24, 16, 16))
     with pytest.raises(ValueError, match="store: expected the images of 48 scenes, got 24"):
         train_language(settings(**only), tokenizer=tokenizer(), store=few)
+    result = train_language(
+        settings(**{**only, "mixture.edit": 0.0, "mixture.unprompted": 1.0, "loop.steps": 2}), tokenizer=tokenizer()
+    )
+    row = result.history[-1]
+    assert row["image_loss"] > 0 and row["text_loss"] == 0
     with pytest.raises(ValueError, match="edited: expected no negative number, got -1"):
         settings(**{**only, "edited": -1})
 
