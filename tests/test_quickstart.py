@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lavit import LaVIT, LaVITPixelPipeline, LaVITProcessor
 from lavit.data.edits import edits
@@ -33,9 +34,12 @@ def test_it_writes_report_numbers_and_models(run):
         "report.html",
         "figure.png",
         "results.json",
+        "scene.png",
         "tokenizer",
         "model",
     }
+    with Image.open(folder / "scene.png") as scene:
+        assert np.array_equal(np.asarray(scene), ShapesWorld(3, "test").scenes(1).images[0])
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(summary(result)))
@@ -135,6 +139,8 @@ def test_every_stage_is_announced_with_an_estimate_and_ends_with_its_time(run):
         "pixels",
         "painting",
     ]
+    words = edits(ShapesWorld(3, "test"), ShapesWorld(3, "test").scenes(1)).texts[0]
+    assert any(f'scene.png "{words}" --model' in line for line in lines)
     plan = next(k for k, line in enumerate(lines) if "in all:" in line)
     for name in names:
         announced = next(k for k, line in enumerate(lines) if line.startswith(f"{name}: about "))

@@ -272,7 +272,8 @@ def test_the_language_stage_is_on_the_page_where_there_was_one(result: Quickstar
     assert "(true: yes)" in text and "(true: 2)" not in text
     pictures = len(outline.all("img")) - 2 * (len(result.scenes) + len(result.photos))
     assert pictures == len(stage.spoken) + len(stage.changes) and all(a.get("alt") for a in outline.all("img"))
-    assert sum("encoder" == a.get("class") for a in outline.all("i")) == len(result.probe) + len(stage.images) + len(stage.edits)
+    most = len(result.probe) + len(stage.images) + len(stage.edits)
+    assert sum("encoder" == a.get("class") for a in outline.all("i")) == most
     anchors = [a["id"] for _, a in outline.tags if "id" in a]
     assert len(anchors) == len(set(anchors)) and {a["href"] for a in outline.all("a")} <= {
         f"#{name}" for name in anchors

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,7 +43,7 @@ from lavit.training.metrics import duration
 from lavit.training.stage1 import measure_features
 from lavit.training.tokenizer import TokenizerTrainingConfig, save_model, train_tokenizer
 
-REPORT, FIGURE, RESULTS = "report.html", "figure.png", "results.json"
+REPORT, FIGURE, RESULTS, SCENE = "report.html", "figure.png", "results.json", "scene.png"
 TOKENIZER, MODEL, PIXELS = "tokenizer", "model", "pixels"
 MEASURED = 2048  # scenes that the mean and deviation of the features are taken from
 PHOTO_SIDE = 512
@@ -174,6 +175,7 @@ class _Quickstart:
         )
         write_report(result, config.output / REPORT)
         write_figure(result, config.output / FIGURE)
+        Image.fromarray(test.images[0]).save(config.output / SCENE)
         with atomic_write(config.output / RESULTS, "w") as file:
             file.write(json.dumps(summary(result), indent=2) + "\n")
         self._say_summary(result)
@@ -386,6 +388,9 @@ class _Quickstart:
         if result.language and result.pixels:
             words = '"a red square top left and a blue circle bottom right"'
             self.say(f"And:     lavit generate {words} --model {self._folder(MODEL)} --out drawn.png")
+            if self._edits:
+                words = f'{self._folder(SCENE)} "{result.pixels.paintings[0].words[pixels.BOTH]}"'
+                self.say(f"And:     lavit generate {words} --model {self._folder(MODEL)} --out changed.png")
 
     @property
     def _edits(self) -> bool:

@@ -38,7 +38,7 @@ class MixtureConfig:
     caption: float = setting(1.0, "[image, text]: the image as continuous features, its text is learned")
     question: float = setting(1.0, "[image, question, answer]: the answer is learned (derived)")
     image: float = setting(2.0, "[text, image]: the text, then the image's codes are learned")
-    unprompted: float = setting(0.0, "an image's codes with nothing before them, what guidance leads away from (derived)")
+    unprompted: float = setting(0.0, "the codes alone, which is what guidance leads away from (derived)")
     edit: float = setting(0.0, "[image, text, image]: the last one's codes are learned (derived)")
     text: float = setting(0.0, "text alone; the paper: twice as much as vision-language")
 

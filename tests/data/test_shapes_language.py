@@ -79,5 +79,5 @@ def test_fingerprints_tell_sources_apart(sources, text):
 
 
 def test_an_unknown_kind_is_refused(text):
-    with pytest.raises(ValueError, match="kind: expected one of caption, question, image, unprompted, text, got 'story'"):
+    with pytest.raises(ValueError, match="caption, question, image, unprompted, text, got 'story'"):
         ShapesSource("story", SCENES, (), Sequencing(encoder_of(text), 2))
