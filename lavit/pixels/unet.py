@@ -41,9 +41,12 @@ class SmallUNet(StrictPart, ConfigMixin):  # type: ignore[misc]
     """A U-Net of two levels, for a condition that has a row for each patch of the image.
 
     The fine level works on blocks of 2 x 2 pixels, the coarse one on blocks of 4 x 4. The condition's rows are laid
-    where their patches are and added to the coarse level: what an attention of a large U-Net must learn first, which
-    row tells of which place, is given here (*derived*; it makes a U-Net learn in a minute on a CPU). It is called as a
-    UNet2DConditionModel, and its configuration has that model's names.
+    where their patches are: what an attention of a large U-Net must learn first, which row tells of which place, is
+    given here (*derived*; it makes a U-Net learn in minutes on a CPU). They are added to the coarse level and, spread
+    over four blocks of pixels each, to the fine one on the way out; and they scale and shift each place in every
+    residual block of the coarse level, as the time does all places (*derived*; added to the coarse level alone, a short
+    training draws the right colour and often the wrong shape). It is called as a UNet2DConditionModel, and its
+    configuration has that model's names.
 
     sample_size: side of the images it was made for; others will do, of even sides. block_out_channels: of the two
     levels, multiples of norm_num_groups; the coarse one of attention_head_dim, the number of heads, too.
@@ -76,9 +79,10 @@ class SmallUNet(StrictPart, ConfigMixin):  # type: ignore[misc]
         self.fine_in = Block(fine, time, groups)
         self.down = nn.Conv2d(fine, coarse, 3, stride=2, padding=1)
         self.condition = nn.Linear(cross_attention_dim, coarse)
-        self.coarse = nn.ModuleList(Block(coarse, time, groups) for _ in range(layers_per_block))
+        self.coarse = nn.ModuleList(Block(coarse, time, groups, coarse) for _ in range(layers_per_block))
         self.attention = Attention(coarse, attention_head_dim, groups)
         self.up = nn.Conv2d(coarse, 4 * fine, 1)
+        self.condition_up = nn.Conv2d(coarse, 4 * fine, 1)
         self.fine_out = Block(fine, time, groups)
         self.norm_out = nn.GroupNorm(groups, fine)
         self.conv_out = nn.Conv2d(fine, 4 * out_channels, 3, padding=1)
@@ -104,13 +108,14 @@ class SmallUNet(StrictPart, ConfigMixin):  # type: ignore[misc]
         time = self.time_embedding(get_timestep_embedding(timestep, WAVES).to(sample.dtype))
         fine = self.fine_in(self.conv_in(F.pixel_unshuffle(sample, 2)), time)
         x = self.down(fine)
-        x = x + on_grid(self.condition(encoder_hidden_states), x.shape[-2], x.shape[-1])
+        condition = on_grid(self.condition(encoder_hidden_states), x.shape[-2], x.shape[-1])
+        x = x + condition
         for number, block in enumerate(self.coarse):
-            x = block(x, time)
+            x = block(x, time, condition)
             if number == 0:
                 x = self.attention(x)
-        up = F.pixel_shuffle(self.up(x), 2)[..., : fine.shape[-2], : fine.shape[-1]]
-        x = self.fine_out(up + fine, time)
+        up = F.pixel_shuffle(self.up(x) + self.condition_up(F.silu(condition)), 2)
+        x = self.fine_out(up[..., : fine.shape[-2], : fine.shape[-1]] + fine, time)
         out = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), 2)
         return UNet2DConditionOutput(sample=out) if return_dict else (out,)
 
@@ -125,20 +130,28 @@ def on_grid(rows: Tensor, height: int, width: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """A residual block whose second norm is scaled and shifted by the time."""
+    """A residual block whose second norm is scaled and shifted by the time and, where it has one, by a condition.
 
-    def __init__(self, channels: int, time: int, groups: int) -> None:
+    condition: channels of what each place is scaled and shifted by; 0: nothing.
+    """
+
+    def __init__(self, channels: int, time: int, groups: int, condition: int = 0) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.time = nn.Linear(time, 2 * channels)
         self.norm2 = nn.GroupNorm(groups, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.condition = nn.Conv2d(condition, 2 * channels, 1) if condition else None
         nn.init.zeros_(self.conv2.weight)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W); time (B, T); condition (B, condition, H, W) of a block that has one."""
         h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
+        both = self.time(time)[:, :, None, None]
+        if self.condition is not None:
+            both = both + self.condition(condition)
+        scale, shift = both.chunk(2, dim=1)
         return x + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
 
 

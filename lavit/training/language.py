@@ -31,10 +31,8 @@ from lavit.training import distributed, runs
 from lavit.training.checkpoint import Checkpoints, generator_state, set_generator_state
 from lavit.training.language_data import ImageStore, folder_data, open_folder, shapes_data
 from lavit.training.language_recipe import LanguageTrainingConfig, language_recipe_file
-from lavit.training.loop import Run, train
-from lavit.training.metrics import MetricsWriter
+from lavit.training.loop import Run
 from lavit.training.recipe import SHAPES
-from lavit.training.schedule import learning_rate
 
 __all__ = ["ImageStore", "LanguageTrainingConfig", "LanguageTrainingResult", "main", "train_language"]
 
@@ -145,24 +143,9 @@ def _train(
     if saved is not None:
         run.load(saved)
 
-    writer = None
-    if output is not None and distributed.rank() == 0:
-        writer = MetricsWriter(output, resume_at=run.step if saved else None, tensorboard=config.tensorboard)
-    history: list[dict[str, Any]] = writer.rows if writer is not None else []
-
-    try:
-        stop = train(
-            run,
-            lambda step, row, _: step(row),
-            config.loop,
-            learning_rate=lambda step: learning_rate(step, config.loop.steps, config.schedule),
-            checkpoints=checkpoints,
-            writer=writer,
-            progress=runs.keeper(history, writer, progress),
-        )
-    finally:
-        if writer is not None:
-            writer.close()
+    stop, history = runs.drive(
+        run, lambda step, row, _: step(row), config, checkpoints, progress, resumed=saved is not None
+    )
     model.eval()
     path = output if run.step >= config.loop.steps and output is not None else None
     if path is not None and distributed.rank() == 0:

@@ -24,8 +24,7 @@ from lavit.pixels.unet import small_unet
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.training import distributed, runs
 from lavit.training.checkpoint import Checkpoints, generator_state, set_generator_state
-from lavit.training.loop import Run, train
-from lavit.training.metrics import MetricsWriter
+from lavit.training.loop import Run
 from lavit.training.pixels_data import (
     Batches,
     Features,
@@ -38,7 +37,6 @@ from lavit.training.pixels_data import (
 )
 from lavit.training.pixels_objective import Step, Trained
 from lavit.training.pixels_recipe import PixelsTrainingConfig, pixels_recipe_file
-from lavit.training.schedule import learning_rate
 
 __all__ = ["PixelsTrainingConfig", "PixelsTrainingResult", "main", "train_pixels"]
 
@@ -146,29 +144,14 @@ def _train(
     if saved is not None:
         run.load(saved)
 
-    writer = None
-    if output is not None and distributed.rank() == 0:
-        writer = MetricsWriter(output, resume_at=run.step if saved else None, tensorboard=config.tensorboard)
-    history: list[dict[str, Any]] = writer.rows if writer is not None else []
-
     def step(model: nn.Module, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
         pixels = batch["images"].to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1
         ids = batch["time_ids"].to(device, non_blocking=True) if pipeline.kind == "highres" else None
         return model(pixels, data.of(batch), ids)
 
     try:
-        stop = train(
-            run,
-            step,
-            config.loop,
-            learning_rate=lambda step: learning_rate(step, config.loop.steps, config.schedule),
-            checkpoints=checkpoints,
-            writer=writer,
-            progress=runs.keeper(history, writer, progress),
-        )
+        stop, history = runs.drive(run, step, config, checkpoints, progress, resumed=saved is not None)
     finally:
-        if writer is not None:
-            writer.close()
         stream.close()
     result = LaVITPixelPipeline(
         **pipeline.components | dict(trained.average.items()),

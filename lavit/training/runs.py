@@ -18,8 +18,9 @@ from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.training import config as configuration
 from lavit.training import distributed
 from lavit.training.checkpoint import Checkpoints
-from lavit.training.loop import TrainingDiverged
+from lavit.training.loop import Run, StepFunction, StopRequest, TrainingDiverged, train
 from lavit.training.metrics import MetricsWriter, progress_line
+from lavit.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,41 @@ def read_words(
     return configuration.load(cls, base, given), flags
 
 
-def keeper(history: list[dict[str, Any]], writer: MetricsWriter | None, progress: Progress | None) -> Progress:
+def drive(
+    run: Run,
+    step: StepFunction,
+    config: Any,
+    checkpoints: Checkpoints | None,
+    progress: Progress | None,
+    *,
+    resumed: bool,
+    before_step: Callable[[Run], None] | None = None,
+) -> tuple[StopRequest, list[dict[str, Any]]]:
+    """The loop of a stage, with its metrics in the output folder, if there is one. Returns how it stopped, and the rows
+    of metrics, those of before a resumption too."""
+    writer = None
+    if checkpoints is not None and distributed.rank() == 0:
+        resume_at = run.step if resumed else None
+        writer = MetricsWriter(Path(config.output), resume_at=resume_at, tensorboard=config.tensorboard)
+    history: list[dict[str, Any]] = writer.rows if writer is not None else []
+    try:
+        stop = train(
+            run,
+            step,
+            config.loop,
+            learning_rate=lambda number: learning_rate(number, config.loop.steps, config.schedule),
+            before_step=before_step,
+            checkpoints=checkpoints,
+            writer=writer,
+            progress=_keeper(history, writer, progress),
+        )
+    finally:
+        if writer is not None:
+            writer.close()
+    return stop, history
+
+
+def _keeper(history: list[dict[str, Any]], writer: MetricsWriter | None, progress: Progress | None) -> Progress:
     """What the loop gives every row of metrics to: into the history, where no writer keeps it, and to the caller."""
 
     def keep(row: dict[str, Any]) -> None:
@@ -134,12 +169,12 @@ def command(
     cls: type[Config],
     usage: str,
     recipe_file: Callable[[str], Path],
-    train: Callable[..., Result],
+    train_stage: Callable[..., Result],
     tell: Callable[[Config, Result], None],
 ) -> int:
     """``lavit train NAME``; returns the exit code. ValueError and OSError for wrong use or input.
 
-    train: gets the configuration, progress, resume and overwrite. tell: says how it ended, on the first process.
+    train_stage: gets the configuration, progress, resume and overwrite. tell: says how it ended, on the first process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
@@ -148,7 +183,7 @@ def command(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config, flags = read_words(cls, words, f"runs/{name}", recipe_file)
     try:
-        result = train(config, progress=_print, resume="resume" in flags, overwrite="overwrite" in flags)
+        result = train_stage(config, progress=_print, resume="resume" in flags, overwrite="overwrite" in flags)
     except TrainingDiverged as problem:
         print(f"lavit train {name}: {problem}", file=sys.stderr)
         return 1

@@ -23,10 +23,10 @@ from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerC
 from lavit.training import distributed, runs, stage1
 from lavit.training.checkpoint import Checkpoints, generator_state, set_generator_state
 from lavit.training.features import encoder_tensors, open_or_build
-from lavit.training.loop import Run, train
-from lavit.training.metrics import MetricsWriter, progress_line
+from lavit.training.loop import Run
+from lavit.training.metrics import progress_line
 from lavit.training.recipe import SHAPES, TokenizerTrainingConfig, recipe_file
-from lavit.training.schedule import Anneal, learning_rate, phase_at, phases
+from lavit.training.schedule import Anneal, phase_at, phases
 
 __all__ = ["TokenizerTrainingConfig", "TrainingResult", "main", "save_model", "train_tokenizer"]
 
@@ -126,26 +126,12 @@ def _train(
     if saved is not None:
         run.load(saved)
 
-    writer = None
-    if output is not None and distributed.rank() == 0:
-        writer = MetricsWriter(output, resume_at=run.step if saved else None, tensorboard=config.tensorboard)
-    history = writer.rows if writer is not None else []
-
-    stage = _Stage(config, device)
+    stage, resumed = _Stage(config, device), saved is not None
     try:
-        stop = train(
-            run,
-            stage.step,
-            config.loop,
-            learning_rate=lambda step: learning_rate(step, config.loop.steps, config.schedule),
-            before_step=stage.enter_phase,
-            checkpoints=checkpoints,
-            writer=writer,
-            progress=runs.keeper(history, writer, progress),
+        stop, history = runs.drive(
+            run, stage.step, config, checkpoints, progress, resumed=resumed, before_step=stage.enter_phase
         )
     finally:
-        if writer is not None:
-            writer.close()
         if opened is not None:
             opened.close()
     tokenizer.eval()

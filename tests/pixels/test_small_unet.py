@@ -17,7 +17,7 @@ def trained(**sizes: object) -> torch.nn.Module:
 
 
 def test_size_of_the_preset() -> None:
-    assert 250_000 < sum(p.numel() for p in small_unet().parameters()) < 400_000
+    assert 350_000 < sum(p.numel() for p in small_unet().parameters()) < 450_000
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (18, 10)])
@@ -47,6 +47,30 @@ def test_a_row_of_the_condition_is_laid_where_its_patch_is() -> None:
     unet(x, 3, other)
     differs = (seen[0] != seen[1]).any(dim=1)[0]
     assert differs.nonzero().tolist() == [[1, 2]]
+
+
+@torch.no_grad()
+def test_every_coarse_block_and_the_way_out_see_the_condition_at_its_place() -> None:
+    unet = trained()
+    c = torch.randn(1, 8, 4, 4).double()
+    other = c.clone()
+    other[0, :, 1, 2] += 1
+    x, time = torch.randn(1, 8, 4, 4).double(), torch.randn(1, 64).double()
+    for block in unet.coarse:
+        differs = (block(x, time, c) != block(x, time, other)).any(dim=1)[0]
+        assert differs.nonzero().tolist() == [[row, column] for row in (0, 1, 2) for column in (1, 2, 3)]
+
+    torch.nn.init.zeros_(unet.up.weight)  # nothing else comes from the coarse level
+    seen: list[torch.Tensor] = []
+    unet.fine_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    rows = torch.randn(1, 16, 6).double()
+    changed = rows.clone()
+    changed[0, 6] += 1  # row 1, column 2 of 4 x 4
+    image = torch.randn(1, 3, 16, 16).double()
+    unet(image, 3, rows)
+    unet(image, 3, changed)
+    differs = (seen[0] != seen[1]).any(dim=1)[0]
+    assert differs.nonzero().tolist() == [[2, 4], [2, 5], [3, 4], [3, 5]]
 
 
 @torch.no_grad()
