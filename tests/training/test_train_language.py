@@ -36,7 +36,8 @@ def tokenizer() -> LaVITTokenizer:
 
 def settings(**changes) -> LanguageTrainingConfig:
     short = {"loop.steps": 6, "loop.log_every": 1, "scenes": 24, "token_budget": 160, "window": 16, "device": "cpu"}
-    words = {**short, "text_config": LLAMA, "tensorboard": False, "schedule.warmup": 2, "mixture.edit": 0.0}
+    words = {**short, "text_config": LLAMA, "tensorboard": False, "schedule.warmup": 2}
+    words |= {"mixture.edit": 0.0, "mixture.unprompted": 0.0}
     return LanguageTrainingConfig.recipe("small", words | changes)
 
 
@@ -46,7 +47,7 @@ def without_time(history):
 
 def test_recipes_fit_their_presets():
     small = LanguageTrainingConfig.recipe("small")
-    assert small.mixture.image == 2.5 and small.sampling["guidance"] == 1.7
+    assert small.mixture.edit == 2.0 and small.sampling["guidance"] == 2.2
     paper = LanguageTrainingConfig.recipe("lavit-g")
     shares = paper.mixture
     assert shares.text == 2 * (shares.caption + shares.image + shares.question)  # known: 2 : 1
