@@ -47,7 +47,7 @@ def without_time(history):
 
 def test_recipes_fit_their_presets():
     small = LanguageTrainingConfig.recipe("small")
-    assert small.mixture.edit == 2.0 and small.sampling["guidance"] == 2.2
+    assert small.mixture.edit == 3.0 and small.sampling["guidance"] == 2.2
     paper = LanguageTrainingConfig.recipe("lavit-g")
     shares = paper.mixture
     assert shares.text == 2 * (shares.caption + shares.image + shares.question)  # known: 2 : 1
