@@ -257,15 +257,15 @@ def _draw_language(canvas: _Canvas, result: LanguageResult, top: float) -> None:
         (result.images.get("recall"), "objects asked for are there"),
     ):
         if rate is not None:
-            lines.append((percent(rate.model), f"{note} ({_beside(rate)})"))
+            lines.append((percent(rate.model), f"{note} ({_beside(rate, 'true tokens')})"))
     if "drawn" in result.tokens:
         note = f"tokens an image drawn (true images {decimal(result.tokens['true'], 1)})"
         lines.append((decimal(result.tokens["drawn"], 1), note))
     _draw_lines(canvas, lines, _MARGIN + _LEFT + 42, top)
 
 
-def _beside(rate: Rate) -> str:
-    most = "" if math.isnan(rate.ceiling) else f"at most {percent(rate.ceiling)}, "
+def _beside(rate: Rate, ceiling: str) -> str:
+    most = "" if math.isnan(rate.ceiling) else f"{ceiling} {percent(rate.ceiling)}, "
     return f"{most}chance {percent(rate.chance)}"
 
 
@@ -303,10 +303,10 @@ def _draw_pixels(canvas: _Canvas, result: PixelsResult, top: float) -> None:
         _draw_painting(canvas, painting, _MARGIN + i * (width + 3 * _GAP), top + 27, width)
     if not result.paintings:
         canvas.text(_MARGIN, top + 26, "This run painted no held-out scene.", 12, _SOFT)
+    found = {way: rates["recall"] for way, rates in result.ways.items() if "recall" in rates}
     lines = [
-        (percent(rates["recall"].model), f"objects there, {_named(way)[1]} ({_beside(rates['recall'])})")
-        for way, rates in result.ways.items()
-        if "recall" in rates
+        (percent(rate.model), f"objects there, {_named(way)[1]} ({_beside(rate, 'painted again')})")
+        for way, rate in found.items()
     ]
     _draw_lines(canvas, lines, _MARGIN + _LEFT + 42, top)
 

@@ -92,7 +92,9 @@ def test_numbers_of_the_language_stage_are_whole(run):
         for asked in (numbers["images"], numbers["edits"]):
             assert all(0 <= share <= 1 for share in (asked[name], asked["chance"][name], asked["ceiling"][name]))
     # What is not changed is right already.
-    assert numbers["edits"]["chance"]["cell"] == 0.75 and numbers["edits"]["chance"]["scene"] < 0.1
+    changed = edits(ShapesWorld(3, "test"), count)
+    guessed = (changed.wordless[1] == changed.after.cells).all(1).mean()
+    assert numbers["edits"]["chance"]["cell"] == 0.75 and numbers["edits"]["chance"]["scene"] >= guessed
     assert numbers["steps"] == numbers["last"]["step"] == QuickstartConfig.fast().language_recipe["loop.steps"]
     assert all(parameters > 0 for parameters in numbers["parameters"].values())
     assert [len(one.answers) for one in result.language.spoken] == [4] * len(result.language.spoken)
@@ -111,7 +113,7 @@ def test_the_saved_pipeline_paints_what_is_reported(run):
     assert list(numbers["ways"]) == ["image", "text", "image and text"] and numbers["scenes"] == len(scenes)
     for shares in numbers["ways"].values():
         assert all(0 <= share <= 1 for share in (*shares.pop("chance").values(), *shares.values()))
-    changed = edits(ShapesWorld(3, "test"), scenes)
+    changed = edits(ShapesWorld(3, "test"), len(scenes))
     for one, words, wanted in zip(result.pixels.paintings, changed.texts, changed.after.captions, strict=True):
         assert one.words == {"image and text": words} and one.true("image and text") == wanted
         assert one.true("text") == one.caption
@@ -119,9 +121,9 @@ def test_the_saved_pipeline_paints_what_is_reported(run):
 
 
 def test_what_the_program_reads_is_put_into_words():
-    assert pixels.words(np.array([1, 0, -1, 0])) == "a red circle top left and 1 unclear place"
-    assert pixels.words(np.array([-1, 0, -1, 0])) == "2 unclear places"
-    assert pixels.words(np.array([0, 0, 0, 0])) == "an empty picture"
+    assert pixels.in_words(np.array([1, 0, -1, 0])) == "a red circle top left and 1 unclear place"
+    assert pixels.in_words(np.array([-1, 0, -1, 0])) == "2 unclear places"
+    assert pixels.in_words(np.array([0, 0, 0, 0])) == "an empty picture"
 
 
 def test_every_stage_is_announced_with_an_estimate_and_ends_with_its_time(run):
@@ -139,7 +141,7 @@ def test_every_stage_is_announced_with_an_estimate_and_ends_with_its_time(run):
         "pixels",
         "painting",
     ]
-    words = edits(ShapesWorld(3, "test"), ShapesWorld(3, "test").scenes(1)).texts[0]
+    words = edits(ShapesWorld(3, "test"), 1).texts[0]
     assert any(f'scene.png "{words}" --model' in line for line in lines)
     plan = next(k for k, line in enumerate(lines) if "in all:" in line)
     for name in names:
@@ -189,6 +191,28 @@ def test_without_photographs_and_language_it_says_so_and_ends(tmp_path, monkeypa
     model = LaVITTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert model.config.length == result.length == "fixed"
     assert {n for group in result.content.values() for n in group} == {model.config.fixed_length}
+
+
+def test_what_the_language_stage_did_not_learn_is_not_asked_of_it(tmp_path):
+    fast = QuickstartConfig.fast()
+    sizes = {"encoder_steps": 1, "train_scenes": 32, "test_scenes": 8, "probe_scenes": 8, "language_scenes": 2}
+    config = QuickstartConfig.fast(
+        output=tmp_path,
+        device="cpu",
+        recipe={**fast.recipe, "loop.steps": 2},
+        language_recipe={**fast.language_recipe, "mixture.edit": 0, "loop.steps": 1},
+        pixels_recipe={"loop.steps": 1, "loop.batch_size": 2},
+        pixels_scenes=2,
+        **sizes,
+    )
+    lines: list[str] = []
+    result = run_quickstart(config, say=lines.append)
+    assert result.language.edits == {} and result.language.changes == []
+    assert list(result.pixels.ways) == ["image", "text"]
+    assert not any("chang" in line for line in lines)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "What it changes" not in page and "(image and text)" not in page
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["language"]["edits"] is None
 
 
 def test_a_recipe_that_draws_no_tokens_is_refused_before_anything_is_written(tmp_path):

@@ -73,7 +73,7 @@ def ready(folder: str, device: torch.device, options: argparse.Namespace) -> LaV
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     if options.scheduler is not None:
         pipeline.scheduler = _scheduler(pipeline.scheduler, options.scheduler, options.steps)
-    # Channels last is faster on CPUs too (by 2 to 10 %).
+    # Channels last is made for GPUs, and no slower on CPUs.
     return pipeline.accelerate(compile=options.compile, channels_last=True)
 
 

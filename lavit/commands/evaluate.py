@@ -27,14 +27,15 @@ DESCRIPTION = """Judge a model that `lavit train language` left: its captions, i
 
 --data shapes: scenes of the built-in world that no training has seen. Captions by what they say is where, answers by
 kind of question, images drawn for captions (generate) and for a scene with words that ask for one change of it (edit)
-by the objects that a probe reads from their decoded tokens; all beside what guessing scores.
+by the objects that a probe reads from their decoded tokens; all beside what guessing scores, of an edit guessing that
+looks at the scene and does not read the words.
 --data FOLDER: images/ and captions.json (COCO captions or Karpathy's split), and for vqa questions.json and
 answers.json (VQAv2's). Captions by the metrics of COCO captions as far as pycocoevalcap is installed, answers by the
 standard accuracy; without answers.json they are only written. For images drawn there is nothing to judge by."""
 
 EPILOG = """--output: "tasks", for each "score", "settings", "results" (an entry for each item, in the form of COCO's
-and VQAv2's result files) and "skipped" (name and reason of each item left out); and "left_out", what the folder's
-files have that cannot be used.
+and VQAv2's result files) and "skipped" (name and reason of each item left out); and "left_out", tasks that the model
+cannot do, and what the folder's files have that cannot be used.
 Under torchrun all processes share the work: torchrun --nproc-per-node 8 -m lavit.cli evaluate --model DIR --data FOLDER
 An item that cannot be used is named and left out. Exit code 0; 1 if some were left out; 2 on an error, or if all were.
 """
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     device = distributed.pick_device(options.device)
     folder = None
     if options.data != SHAPES:
-        folder = read_folder(options.data, split=options.split, texts=False)
+        folder = read_folder(options.data, split=options.split, texts=False, edits=False)
     tasks = _tasks(options.task, folder, options.data)
     model, processor = load_lavit(options.model, device)
     left_out = list(folder.bad) if folder is not None else []
@@ -97,8 +98,8 @@ def lines(name: str, report: TaskReport) -> Iterator[str]:
         found = score["objects"]
         for figure in ("exact", "recall", "precision"):
             of_true = score["true_tokens"]["score"][figure] if "true_tokens" in score else None
-            guesses = [found["constant"], *([score["unchanged"]["score"]] if "unchanged" in score else [])]
-            yield _figure(figure, found["score"][figure], max(guess[figure] for guess in guesses), of_true)
+            guessed = score["wordless"][figure] if "wordless" in score else found["constant"][figure]
+            yield _figure(figure, found["score"][figure], guessed, of_true)
         if "tokens" in score:
             yield f"  tokens     {score['tokens']['drawn']:.1f} an image (true images: {score['tokens']['true']:.1f})"
         if "readable" in score:
@@ -132,7 +133,7 @@ def _scenes(
         else:
             assert probe is not None
             draw: Any = language.generate_scenes if task == "generate" else language.edit_scenes
-            asked = scenes if task == "generate" else edits(world, scenes)
+            asked = scenes if task == "generate" else edits(world, len(scenes))
             yield task, draw(model, processor, asked, probe, seed=options.seed, **shared, **chosen)
 
 
@@ -213,7 +214,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="G",
         help="of images drawn; else the model's own, or the release's: 4, and 5 with an image",
     )
-    add("--top-k", type=int, metavar="K", help="likeliest codes to draw from; else the release's, 50")
+    add("--top-k", type=int, metavar="K", help="likeliest codes; else the model's own, or the release's: 50")
     add(
         "--probe-scenes",
         type=int,

@@ -101,11 +101,12 @@ def read_folder(
     split: str | None = None,
     text: str | os.PathLike[str] | None = None,
     texts: bool = True,
+    edits: bool = True,
 ) -> CaptionedFolder:
     """What a folder of the form above holds. Its images are not opened.
 
     split: of Karpathy's file "train", "restval", "val" or "test"; None: all. text: a file of texts instead of the
-    folder's. texts: False leaves the texts unread.
+    folder's. texts, edits: False leaves these unread. Of a split, edits are those between its images.
     Raises FileNotFoundError or NotADirectoryError where there is no folder, AnnotationError for a file that is missing
     or cannot be used at all.
     """
@@ -126,9 +127,11 @@ def read_folder(
         vqa = read_vqa(questions, answers if answers.exists() else None, images, files=files)
         asked, bad = vqa.items, bad + vqa.bad
     changes: list[EditItem] = []
-    if (root / EDITS).exists():
+    if edits and (root / EDITS).exists():
         pairs = read_edits(root / EDITS, images)
-        changes, bad = pairs.items, bad + pairs.bad
+        own = {item.image for item in captions.items}
+        changes = [item for item in pairs.items if split is None or {item.image, item.result} <= own]
+        bad += pairs.bad
     told: list[str] = []
     source = Path(text) if text is not None else next((root / name for name in TEXTS if (root / name).exists()), None)
     if texts and source is not None:
@@ -219,8 +222,8 @@ class CaptionedSource:
 
 def captioned_sources(folder: CaptionedFolder, images: Mapping[Path, int], sequencing: Sequencing) -> dict[str, Source]:
     """All kinds of samples of a folder, by name: a caption and a request for each caption of an image, the questions
-    with their usual answer and the edits (*derived*: the paper trains on neither), the texts. A kind that the folder
-    has not is empty.
+    with their usual answer and the edits (*derived*: the paper trains on neither), each captioned image alone, the
+    texts. A kind that the folder has not is empty.
 
     images: the number of each image file; what is about another one is left out.
     """

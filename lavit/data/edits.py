@@ -38,27 +38,29 @@ class Edits:
         return _texts(self.before, self.after)
 
     @property
+    def wordless(self) -> tuple[np.ndarray, np.ndarray]:
+        """What can be guessed from ``before`` without the words, cells (n, 4) each: that nothing changes, of which most
+        cells are right, and what is likeliest, of which most scenes are: of several objects the first goes."""
+        cells = self.before.cells
+        return cells, np.array([_likeliest(row) for row in cells.tolist()], dtype=np.int64).reshape(-1, CELLS)
+
+    @property
     def undoing(self) -> list[str]:
         """What turns each ``after`` into its ``before``."""
         return _texts(self.after, self.before)
 
 
-def edits(world: ShapesWorld, scenes: Scenes, start: int = 0) -> Edits:
-    """One change of each of the world's scenes ``start`` to ``start + n - 1``.
-
-    Raises ValueError for a negative start, and for a scene without an object.
-    """
-    if start < 0:
-        raise ValueError(f"start: expected no negative number, got {start}")
-    if len(scenes) and not scenes.objects.all():
-        raise ValueError("scenes: expected an object in every one")
+def edits(world: ShapesWorld, count: int, start: int = 0) -> Edits:
+    """One change of each of the world's scenes ``start`` to ``start + count - 1``. Raises ValueError for a negative
+    number."""
+    scenes = world.scenes(count, start)
     stream = np.random.Philox(key=np.array([world.seed, _KEY + SPLITS.index(world.split)], dtype=np.uint64))
     stream.advance(start * (_WORDS // 4))
-    words = stream.random_raw(len(scenes) * _WORDS).reshape(-1, _WORDS)
+    words = stream.random_raw(count * _WORDS).reshape(-1, _WORDS)
     uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
     cells = [_change(row, u) for row, u in zip(scenes.cells.tolist(), uniform.tolist(), strict=True)]
     changed = np.array(cells, dtype=np.int64).reshape(-1, CELLS)
-    return Edits(scenes, world.scenes(len(scenes), start, cells=changed))
+    return Edits(scenes, world.scenes(count, start, cells=changed))
 
 
 def _change(cells: list[int], uniform: list[float]) -> list[int]:
@@ -68,6 +70,14 @@ def _change(cells: list[int], uniform: list[float]) -> list[int]:
     kinds = [kind for kind in range(1, NUM_CLASSES) if kind != cells[place]]
     goes = place in filled and len(filled) > 1 and uniform[1] < _REMOVED
     kind = EMPTY if goes else kinds[int(uniform[2] * len(kinds))]
+    return [*cells[:place], kind, *cells[place + 1 :]]
+
+
+def _likeliest(cells: list[int]) -> list[int]:
+    """An object that is alone becomes another: no change of it is likelier than that."""
+    filled = [place for place, kind in enumerate(cells) if kind != EMPTY]
+    place = filled[0]
+    kind = EMPTY if len(filled) > 1 else cells[place] % (NUM_CLASSES - 1) + 1
     return [*cells[:place], kind, *cells[place + 1 :]]
 
 

@@ -60,7 +60,7 @@ class PackedRow:
 
     text: token ids (Tt,), ragged over pieces of text. segments: kinds (S,), ragged over samples. loss: (S,) flags.
     images: (n,) int64 numbers of the images, in the order in which the segments use them. tokens: rows in all.
-    sources: (samples,) int64, which source each sample is from, by its place in the mixture.
+    sources: (samples,) int64, which source each sample is from, by its place in the mixture's ``names``.
     """
 
     text: Ragged
@@ -101,7 +101,8 @@ class Mixture:
     other, drawn from (seed, its name, epoch); process ``rank`` of ``world_size`` takes every ``world_size``-th.
 
     sources: by name; empty ones are refused, as is a weight that is negative, missing or not for a source, and weights
-    that are all zero (ValueError). A source of weight 0 is not read. `state_dict` is the place: a mixture made with the
+    that are all zero (ValueError). A source of weight 0 is none: it is not read, and a
+    state does not know of it. `state_dict` is the place: a mixture made with the
     same arguments goes on from there.
     """
 
@@ -125,8 +126,8 @@ class Mixture:
             raise ValueError("weights: expected one above 0, got none")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: expected 0 <= rank < world_size = {world_size}, got {rank}")
-        self.names = tuple(sources)
-        self.sources = tuple(sources.values())
+        self.names = tuple(name for name in sources if weights[name] > 0)
+        self.sources = tuple(sources[name] for name in self.names)
         self.shares = np.array([weights[name] for name in self.names], dtype=np.float64)
         self.shares /= self.shares.sum()
         self.seed, self.rank, self.world_size = seed, rank, world_size
@@ -139,7 +140,7 @@ class Mixture:
     def __next__(self) -> tuple[int, Sample]:
         """Which source, and its next sample."""
         behind = self.shares * (self.drawn.sum() + 1) - self.drawn
-        which = int(np.where(self.shares > 0, behind, -np.inf).argmax())
+        which = int(behind.argmax())
         sample = self.sources[which][self._index(which, int(self.drawn[which]))]
         self.drawn[which] += 1
         return which, sample

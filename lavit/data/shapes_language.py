@@ -62,7 +62,8 @@ class Sequencing:
         return Sample(order, texts, (image,), (self._shown, *(Loss.NONE, Loss.CONTENT) * len(asked)))
 
     def edit(self, before: int, text: str, after: int) -> Sample:
-        """An image, the words that ask for a change, and the image that they ask for, of which the codes carry loss."""
+        """An image, the words that ask for a change, and the image that they ask for. Its codes carry loss, and the
+        words with ``predict_prompts``."""
         order = (Segment.FEATURES, Segment.TEXT, Segment.CODES)
         return Sample(order, (self.encode(text),), (before, after), (self._shown, self._asked_for, Loss.ALL))
 

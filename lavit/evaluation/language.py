@@ -215,7 +215,8 @@ def generate_scenes(
     In the score ``objects`` is of the images drawn, beside chance; ``true_tokens`` of the scenes' own tokens, decoded:
     what the tokenizer loses and the probe mistakes; ``tokens`` their mean numbers.
     """
-    return _draw(model, processor, scenes.captions, scenes, probe, own, seed, batch_size, progress, settings)
+    shared: tuple[Any, ...] = (probe, own, seed, batch_size, progress, settings)
+    return _draw(model, processor, scenes.captions, scenes.captions, scenes, *shared)
 
 
 def edit_scenes(
@@ -232,13 +233,18 @@ def edit_scenes(
 ) -> TaskReport:
     """Images drawn for an image and the words that ask for one change of it, as `generate_scenes` judges them.
 
-    own: of the changed images. In the score ``unchanged`` is beside it: what the image that was shown scores.
+    own: of the changed images. In the score ``wordless`` is the most, figure by figure, that guesses score which look
+    at the image but do not read the words.
     """
     prompts = [[image, text] for image, text in zip(pairs.before.images, pairs.texts, strict=True)]
-    report = _draw(model, processor, prompts, pairs.after, probe, own, seed, batch_size, progress, settings)
+    shared: tuple[Any, ...] = (probe, own, seed, batch_size, progress, settings)
+    report = _draw(model, processor, prompts, pairs.texts, pairs.after, *shared)
     if report.score is not None:
         found = [one["scene"] for one in report.results]
-        report.score["unchanged"] = score_scenes(pairs.before.cells[found], pairs.after.cells[found]).as_dict()
+        truth = pairs.after.cells[found]
+        guesses = [score_scenes(cells[found], truth).score.as_dict() for cells in pairs.wordless]
+        guesses.append(report.score["objects"]["constant"])
+        report.score["wordless"] = {figure: max(guess[figure] for guess in guesses) for figure in guesses[0]}
     return report
 
 
@@ -246,6 +252,7 @@ def _draw(
     model: Model,
     processor: Any,
     prompts: Sequence[Any],
+    texts: Sequence[str],
     scenes: Scenes,
     probe: CellProbe,
     own: TokenStatistics | None,
@@ -254,7 +261,7 @@ def _draw(
     progress: Progress | None,
     settings: Mapping[str, Any],
 ) -> TaskReport:
-    """prompts: texts, or lists that end with one. scenes: what each asks for."""
+    """texts: the words of each prompt. scenes: what each asks for."""
     chosen = {**SMALL, **settings}
     device = next(probe.parameters()).device
 
@@ -281,9 +288,7 @@ def _draw(
         },
     }
     results = [
-        {"scene": i, "prompt": words, "cells": read, "tokens": count}
-        for i, (read, count) in done.results.items()
-        for words in (prompts[i] if isinstance(prompts[i], str) else prompts[i][-1],)
+        {"scene": i, "prompt": texts[i], "cells": read, "tokens": count} for i, (read, count) in done.results.items()
     ]
     return TaskReport(_of_first(score), results, done.skipped, chosen)
 

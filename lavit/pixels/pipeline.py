@@ -373,6 +373,9 @@ class LaVITPixelPipeline(DiffusionPipeline):
         if output_type == "pt":
             return images.contiguous(), flags
         array = images.permute(0, 2, 3, 1).cpu().numpy()
+        if not np.isfinite(array).all():
+            name = type(self.scheduler).__name__
+            raise ValueError(f"images: not finite; {name} may need another number of steps, or the U-Net float32")
         return (array if output_type == "np" else self.numpy_to_pil(array)), flags
 
     def _decode(self, latents: Tensor) -> Tensor:

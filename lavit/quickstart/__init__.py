@@ -2,8 +2,8 @@
 
 It draws the shapes world, trains a small encoder and a small tokenizer on it, tokenizes held-out scenes and real
 photographs, and asks what the tokens still know. Then a small language model learns to caption the scenes, to answer
-questions about them, and to write the tokens of scenes that it is asked for or asked to change; and a small U-Net learns to paint
-what tokens say. No data, network or GPU is needed.
+questions about them, and to write the tokens of scenes that it is asked for or asked to change; and a small U-Net
+learns to paint what tokens say. No data, network or GPU is needed.
 """
 
 from lavit.quickstart.command import main

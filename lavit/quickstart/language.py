@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavit.data.edits import Edits, edits
+from lavit.data.edits import Edits
 from lavit.data.shapes import Scenes, ShapesWorld, caption
 from lavit.evaluation import (
     CellProbe,
@@ -65,7 +65,8 @@ def recipe_of(config: QuickstartConfig, device: torch.device) -> LanguageTrainin
     if recipe.objective != "classify":
         raise ValueError(f"language_recipe: expected the objective classify, got {recipe.objective!r}: it has no codes")
     recipe.seed, recipe.device, recipe.output = config.seed, str(device), None
-    recipe.scenes, recipe.edited = config.train_scenes, min(recipe.edited, config.train_scenes)  # for the estimates
+    recipe.scenes = config.train_scenes
+    recipe.edited = min(recipe.edited, recipe.scenes) if recipe.mixture.edit > 0 else 0
     return recipe
 
 
@@ -89,10 +90,10 @@ def judge(
     seed: int,
     shown: int,
     say: Callable[[str], None],
-    edited: bool = True,
+    pairs: Edits | None = None,
 ) -> LanguageResult:
-    """Captions, answers, images asked for and, if ``edited``, changes of images, each beside chance. ``say`` gets a
-    line after each."""
+    """Captions, answers and images asked for of the held-out scenes, and those changes of scenes, each beside chance.
+    ``say`` gets a line after each."""
     scenes, processor = held_out.scenes, trained.processor
     model: Any = trained.model  # whose methods are functions of other files: mypy does not see that they fit
     shared: dict[str, Any] = {"batch_size": AT_ONCE}
@@ -109,16 +110,17 @@ def judge(
     say(f"answers to {len(answers.results)} questions: {right['mean'].model:.3f} right")
 
     drawn = generate_scenes(model, processor, scenes, held_out.probe, own=held_out.own, seed=seed, **shared)
-    images = _image_rates(drawn, held_out, scenes, held_out.own)
+    images = _image_rates(drawn, held_out, scenes.cells, held_out.own)
     say(f"images asked for: {images['recall'].model:.3f} of the objects are there")
 
-    pairs = edits(held_out.world, scenes)
-    changes, changed = {}, None
-    if edited:
+    changed: dict[str, Any] = {}
+    if pairs is not None:
         own = tokenize_and_decode(model.visual_tokenizer, encode_images(model, processor, pairs.after.images))
-        changed = edit_scenes(model, processor, pairs, held_out.probe, own=own, seed=seed, **shared)
-        changes = _image_rates(changed, held_out, pairs.after, own, unchanged=scenes)
-        say(f"scenes changed as asked: {changes['scene'].model:.3f} with every cell right")
+        report = edit_scenes(model, processor, pairs, held_out.probe, own=own, seed=seed, **shared)
+        changed["edits"] = _image_rates(report, held_out, pairs.after.cells, own, pairs.wordless)
+        changed["changes"] = _changes(report, pairs, shown)
+        changed["edited_tokens"] = _score(report)["tokens"]
+        say(f"scenes changed as asked: {changed['edits']['scene'].model:.3f} with every cell right")
 
     return LanguageResult(
         scenes=len(scenes),
@@ -127,7 +129,6 @@ def judge(
         readable=_score(captions)["readable"],
         answers=right,
         images=images,
-        edits=changes,
         tokens=_score(drawn)["tokens"],
         parameters=_parameters(model),
         steps=trained.history[-1]["step"],
@@ -139,13 +140,14 @@ def judge(
         },
         spoken=_spoken(scenes, captions, answers, shown),
         requests=[Request(one["prompt"], caption(one["cells"]), one["tokens"]) for one in drawn.results[:shown]],
-        changes=[] if changed is None else _changes(changed, pairs, shown),
+        **changed,
     )
 
 
 def training_settings(recipe: LanguageTrainingConfig) -> dict[str, Any]:
     return {
         "scenes": recipe.scenes,
+        "edited": recipe.edited,
         "mixture": asdict(recipe.mixture),
         "token_budget": recipe.token_budget,
         "lr": recipe.schedule.lr,
@@ -162,8 +164,9 @@ def estimates(
 ) -> dict[str, float]:
     """Seconds of the two stages, from a few steps and a batch of each task on a throw-away tokenizer, which becomes a
     part of a throw-away model. scenes, features: a few scenes and what the tokenizer's encoder makes of them."""
-    both = torch.cat([features, features])  # of scenes, and of as many that would be changed
-    few = replace(recipe, scenes=len(scenes), edited=len(scenes), loop=replace(recipe.loop, steps=8, log_every=1))
+    both = torch.cat([features, features]) if recipe.edited else features  # those of changed scenes take as long
+    changed = len(scenes) if recipe.edited else 0
+    few = replace(recipe, scenes=len(scenes), edited=changed, loop=replace(recipe.loop, steps=8, log_every=1))
     tokenized = call_seconds(lambda: ImageStore(tokenizer, features), 1) / len(features)
     trained: list[LanguageTrainingResult] = []
     step = step_seconds(lambda tick: trained.append(learn(few, tokenizer, processor, both, tick)))
@@ -187,7 +190,8 @@ def estimates(
         settings = {"batch_size": batch, "min_tokens": length, "max_tokens": length}
         used.generate_tokens(scenes.captions[:1] * batch, own, **settings)
 
-    one = call_seconds(captions, 1) + 4 * call_seconds(answers, 1) + 2 * call_seconds(drawn, 1)
+    one = call_seconds(captions, 1) + 4 * call_seconds(answers, 1)
+    one += (2 if recipe.edited else 1) * call_seconds(drawn, 1)
     return {
         "language": (recipe.scenes + recipe.edited) * tokenized + recipe.loop.steps * step,
         "reading and writing": config.language_scenes / batch * one,
@@ -200,25 +204,27 @@ def _score(report: TaskReport) -> dict[str, Any]:
 
 
 def _image_rates(
-    drawn: TaskReport, held_out: HeldOut, asked: Scenes, own: TokenStatistics, unchanged: Scenes | None = None
+    drawn: TaskReport, held_out: HeldOut, truth: np.ndarray, own: TokenStatistics, guesses: Sequence[np.ndarray] = ()
 ) -> dict[str, Rate]:
-    """own: of the scenes asked for. unchanged: the scenes that were shown, which are a guess as well."""
-    found, true = _score(drawn)["objects"], _score(drawn)["true_tokens"]["score"]
-    guesses = [found["constant"]] if unchanged is None else [found["constant"], _score(drawn)["unchanged"]["score"]]
-    cells, truth = np.array([one["cells"] for one in drawn.results]), asked.cells
-    guessed = [chance(held_out.known, truth).cell, *([] if unchanged is None else [score(unchanged.cells, truth).cell])]
-    rates = {"cell": Rate(score(cells, truth).cell, max(guessed), held_out.probe.score(own.decoded, truth).cell)}
+    """truth: cells of the scenes asked for. own: of these scenes. guesses: cells that count as chance, too."""
+    reported = _score(drawn)
+    found, true = reported["objects"], reported["true_tokens"]["score"]
+    guessed = reported.get("wordless", found["constant"])
+    cells = np.array([one["cells"] for one in drawn.results])
+    by_chance = max(chance(held_out.known, truth).cell, *(score(guess, truth).cell for guess in guesses), 0.0)
+    rates = {"cell": Rate(score(cells, truth).cell, by_chance, held_out.probe.score(own.decoded, truth).cell)}
     for name, figure in (("scene", "exact"), ("recall", "recall"), ("precision", "precision")):
-        rates[name] = Rate(found["score"][figure], max(guess[figure] for guess in guesses), true[figure])
+        rates[name] = Rate(found["score"][figure], guessed[figure], true[figure])
     return rates
 
 
 def _changes(changed: TaskReport, pairs: Edits, shown: int) -> list[Request]:
-    wanted = pairs.after.captions
+    images, wanted = pairs.before.images, pairs.after.captions
     return [
-        Request(one["prompt"], caption(one["cells"]), one["tokens"], pairs.before.images[scene], wanted[scene])
+        Request(
+            one["prompt"], caption(one["cells"]), one["tokens"], image=images[one["scene"]], wanted=wanted[one["scene"]]
+        )
         for one in changed.results[:shown]
-        for scene in (one["scene"],)
     ]
 
 

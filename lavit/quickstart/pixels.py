@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,39 +64,51 @@ def learn(
 def judge(
     trained: PixelsTrainingResult,
     spoken: LanguageTrainingResult | None,
-    pairs: Edits,
+    scenes: Scenes,
     *,
     seed: int,
     shown: int,
     say: Callable[[str], None],
-    edited: bool = True,
+    pairs: Edits | None = None,
 ) -> PixelsResult:
     """Images made in every way, read by a program that knows the world's shapes. ``say`` gets a line after each way.
 
-    spoken: the language stage; without it images are made from images alone. pairs: held-out scenes, and what they are
-    to be changed to. edited: the language stage has learned that.
+    spoken: the language stage; without it images are made from images alone. pairs: the scenes and what they are to be
+    changed to, where the language stage has learned that.
     """
-    pipeline, reader, scenes = trained.pipeline, SceneReader(), pairs.before
+    pipeline, reader = trained.pipeline, SceneReader()
     seeds = [seed_of(seed, i) for i in range(len(scenes))]
     pictures: dict[str, np.ndarray] = {}
     read: dict[str, np.ndarray] = {}
     scores: dict[str, Drawn] = {}
-    ways = [IMAGE, *([TEXT] if spoken is not None else []), *([BOTH] if spoken is not None and edited else [])]
-    for way in ways:
-        pictures[way] = np.concatenate(
-            [_paint(pipeline, codes, seeds[rows]) for rows, codes in _codes(way, pipeline, spoken, pairs, seeds)]
-        )
+    rates: dict[str, dict[str, Rate]] = {}
+
+    def paint(codes: Iterator[tuple[slice, Ragged]]) -> np.ndarray:
+        return np.concatenate([_paint(pipeline, part, seeds[rows]) for rows, part in codes])
+
+    def judged(way: str, codes: Iterator[tuple[slice, Ragged]], truth: np.ndarray) -> Drawn:
+        pictures[way] = paint(codes)
         read[way] = reader.read(pictures[way])
-        scores[way] = found = score_cells(read[way], pairs.after.cells if way == BOTH else scenes.cells)
+        scores[way] = found = score_cells(read[way], truth)
         say(f"images from {way}: {found.object_recall:.3f} of the objects are there, {found.scene:.3f} all right")
-    unchanged = score_cells(scenes.cells, pairs.after.cells).rates
-    texts, wanted = pairs.texts, pairs.after.captions
+        return found
+
+    again = judged(IMAGE, _own_codes(pipeline, scenes), scenes.cells)
+    rates[IMAGE] = _rates(again, None)
+    words: dict[str, list[str]] = {}
+    wanted: dict[str, list[str]] = {}
+    if spoken is not None:
+        rates[TEXT] = _rates(judged(TEXT, _written(spoken, scenes.captions, seeds), scenes.cells), again)
+    if spoken is not None and pairs is not None:
+        after = pairs.after
+        words[BOTH], wanted[BOTH] = pairs.texts, after.captions
+        prompts = [[image, text] for image, text in zip(scenes.images, pairs.texts, strict=True)]
+        most = reader.score(paint(_own_codes(pipeline, after)), after.cells)
+        guesses = [score_cells(guess, after.cells).rates for guess in pairs.wordless]
+        rates[BOTH] = _rates(judged(BOTH, _written(spoken, prompts, seeds), after.cells), most, guesses)
     return PixelsResult(
         scenes=len(scenes),
-        ways={
-            way: _rates(score, None if way == IMAGE else scores[IMAGE], [unchanged] if way == BOTH else [])
-            for way, score in scores.items()
-        },
+        ways=rates,
         unclear={way: score.unclear for way, score in scores.items()},
         parameters=_parameters(pipeline),
         steps=trained.history[-1]["step"],
@@ -107,16 +119,16 @@ def judge(
                 scenes.images[i],
                 scenes.captions[i],
                 {way: pictures[way][i] for way in pictures},
-                {way: words(read[way][i]) for way in pictures},
-                {BOTH: texts[i]} if BOTH in pictures else {},
-                {BOTH: wanted[i]} if BOTH in pictures else {},
+                {way: in_words(read[way][i]) for way in pictures},
+                {way: texts[i] for way, texts in words.items()},
+                {way: captions[i] for way, captions in wanted.items()},
             )
             for i in range(min(shown, len(scenes)))
         ],
     )
 
 
-def words(cells: np.ndarray) -> str:
+def in_words(cells: np.ndarray) -> str:
     """What the program sees, in the world's words, and where it cannot tell."""
     unclear = int((cells == UNCLEAR).sum())
     said = caption(np.where(cells == UNCLEAR, 0, cells).tolist())
@@ -133,8 +145,10 @@ def estimates(
     processor: LaVITImageProcessor,
     scenes: Scenes,
     features: Tensor,
+    times: int,
 ) -> dict[str, float]:
-    """Seconds of the two stages, from a few steps and a few images of a throw-away tokenizer."""
+    """Seconds of the two stages, from a few steps and a few images of a throw-away tokenizer. times: that each scene is
+    painted."""
     few = replace(recipe, scenes=len(scenes), loop=replace(recipe.loop, steps=6, log_every=1))
     trained: list[PixelsTrainingResult] = []
     step = step_seconds(lambda tick: trained.append(learn(few, tokenizer, processor, scenes.images, features, tick)))
@@ -142,31 +156,30 @@ def estimates(
     pipeline = trained[0].pipeline
     settings: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
     painted = call_seconds(lambda: pipeline(images=scenes.images[:batch], seeds=range(batch), **settings), 1)
-    ways = 3 if config.language else 1
-    images = ways * config.pixels_scenes / batch * painted * (recipe.draw_steps or STEPS["lowres"]) / steps
+    images = times * config.pixels_scenes / batch * painted * (recipe.draw_steps or STEPS["lowres"]) / steps
     return {"pixels": recipe.loop.steps * step, "painting": images}
 
 
-def _codes(
-    way: str, pipeline: LaVITPixelPipeline, spoken: LanguageTrainingResult | None, pairs: Edits, seeds: list[int]
-) -> Iterator[tuple[slice, Ragged]]:
-    """A batch of scenes at a time, and the codes that their images are made from."""
-    scenes = pairs.before
-    prompts: list[Any] = list(scenes.captions)
-    if way == BOTH:
-        prompts = [[image, text] for image, text in zip(scenes.images, pairs.texts, strict=True)]
-    for begin in range(0, len(scenes), AT_ONCE):
-        rows = slice(begin, min(begin + AT_ONCE, len(scenes)))
-        if way == IMAGE:
-            tokenizer, processor = pipeline.tokenizer, pipeline.image_processor
-            assert processor is not None
-            pixels = processor(scenes.images[rows]).to(tokenizer.quantize.embedding.weight.device)
-            yield rows, tokenizer.encode(pixels, deterministic=True).ragged()
-            continue
-        assert spoken is not None
-        model: Any = spoken.model
+def _own_codes(pipeline: LaVITPixelPipeline, scenes: Scenes) -> Iterator[tuple[slice, Ragged]]:
+    """A batch of scenes at a time, and the tokens of their images."""
+    tokenizer, processor = pipeline.tokenizer, pipeline.image_processor
+    assert processor is not None
+    for rows in _batches(len(scenes)):
+        pixels = processor(scenes.images[rows]).to(tokenizer.quantize.embedding.weight.device)
+        yield rows, tokenizer.encode(pixels, deterministic=True).ragged()
+
+
+def _written(spoken: LanguageTrainingResult, prompts: list[Any], seeds: list[int]) -> Iterator[tuple[slice, Ragged]]:
+    """A batch of prompts at a time, and the tokens that the language model writes for them."""
+    model: Any = spoken.model
+    for rows in _batches(len(prompts)):
         settings = {**SMALL, "seeds": seeds[rows], "batch_size": AT_ONCE}
         yield rows, model.generate_tokens(prompts[rows], spoken.processor, **settings).codes
+
+
+def _batches(count: int) -> Iterator[slice]:
+    for begin in range(0, count, AT_ONCE):
+        yield slice(begin, min(begin + AT_ONCE, count))
 
 
 def _paint(pipeline: LaVITPixelPipeline, codes: Ragged, seeds: list[int]) -> np.ndarray:
@@ -175,7 +188,7 @@ def _paint(pipeline: LaVITPixelPipeline, codes: Ragged, seeds: list[int]) -> np.
     return np.rint(painted.images * 255).astype(np.uint8)
 
 
-def _rates(score: Drawn, most: Drawn | None, guesses: list[Rates]) -> dict[str, Rate]:
+def _rates(score: Drawn, most: Drawn | None, guesses: Sequence[Rates] = ()) -> dict[str, Rate]:
     """Beside the best of what guessing has, these guesses among it, and what images made again reach."""
     rates = {}
     for ours, theirs in (("scene", "scene"), ("recall", "object_recall"), ("cell", "cell")):

@@ -118,8 +118,7 @@ class _Quickstart:
             held_out = self._encode(model, test.images)
             changed = features[:0]
             if self._edits:
-                pairs = edited_scenes(self.language_recipe, train[: config.train_scenes])
-                changed = self._encode(model, pairs.after.images)
+                changed = self._encode(model, edited_scenes(self.language_recipe).after.images)
             note("the frozen encoder's features of all scenes, computed once")
 
         with self._stage("tokenizer") as note:
@@ -269,7 +268,7 @@ class _Quickstart:
                 seed=config.seed,
                 shown=config.shown_scenes,
                 say=lambda line: self.say(f"  {line}"),
-                edited=self._edits,
+                pairs=edits(world, count) if self._edits else None,
             )
             asked = "captions, answers, images and changes asked for" if self._edits else "captions, answers and images"
             note(f"{asked}, of {count} held-out scenes")
@@ -299,8 +298,8 @@ class _Quickstart:
             result = pixels.judge(
                 trained,
                 learned,
-                edits(ShapesWorld(config.seed, "test"), test[:count]),
-                edited=self._edits,
+                test[:count],
+                pairs=edits(ShapesWorld(config.seed, "test"), count) if self._edits else None,
                 seed=config.seed,
                 shown=config.shown_scenes,
                 say=lambda line: self.say(f"  {line}"),
@@ -329,7 +328,7 @@ class _Quickstart:
         encoded = call_seconds(lambda: self._encode(model, scenes.images)) / len(scenes)
         tokenized = call_seconds(lambda: tokenize_and_decode(model, features)) / len(scenes)
         to_encode = max(config.train_scenes, config.probe_scenes) + config.test_scenes
-        to_encode += min(MEASURED, config.train_scenes) + self._edits * self.language_recipe.edited
+        to_encode += min(MEASURED, config.train_scenes) + (self.language_recipe.edited if config.language else 0)
         self.estimates = {
             "scenes": 1e-4 * to_encode,
             "encoder": config.encoder_steps * encoder,
@@ -344,7 +343,13 @@ class _Quickstart:
             )
         if config.pixels:
             self.estimates |= pixels.estimates(
-                config, self.pixels_recipe, self._new_model().eval(), self.processor, scenes, features
+                config,
+                self.pixels_recipe,
+                self._new_model().eval(),
+                self.processor,
+                scenes,
+                features,
+                times=4 if self._edits else 2 if config.language else 1,
             )
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.estimates.items())
         self.say(f"about {duration(sum(self.estimates.values()))} in all: {parts}")
@@ -389,8 +394,9 @@ class _Quickstart:
             words = '"a red square top left and a blue circle bottom right"'
             self.say(f"And:     lavit generate {words} --model {self._folder(MODEL)} --out drawn.png")
             if self._edits:
-                words = f'{self._folder(SCENE)} "{result.pixels.paintings[0].words[pixels.BOTH]}"'
-                self.say(f"And:     lavit generate {words} --model {self._folder(MODEL)} --out changed.png")
+                words = edits(ShapesWorld(result.seed, "test"), 1).texts[0]
+                asked = f'{self._folder(SCENE)} "{words}"'
+                self.say(f"And:     lavit generate {asked} --model {self._folder(MODEL)} --out changed.png")
 
     @property
     def _edits(self) -> bool:

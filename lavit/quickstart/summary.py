@@ -69,6 +69,7 @@ def _language(result: LanguageResult) -> dict[str, Any]:
             **_values(result.edits),
             "chance": _chances(result.edits),
             "ceiling": {name: rate.ceiling for name, rate in result.edits.items()},
+            "tokens": result.edited_tokens,
         }
         if result.edits
         else None,

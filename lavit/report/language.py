@@ -110,7 +110,7 @@ def _changes(result: LanguageResult) -> list[str]:
         return []
     lead = (
         "The model is shown a held-out scene, as continuous features, and words that ask for one change; it writes the "
-        "tokens of the whole new image. Below each is what the classifier reads from them."
+        "tokens of the whole new image. Beside each is what the classifier reads from them."
     )
     cards = "".join(map(_change, result.changes))
     return [section("changes", "What it changes", lead, f'<div class="cards">{cards}</div>')]
@@ -130,9 +130,10 @@ def _rates(result: LanguageResult) -> str:
     lead = (
         f"On {integer(result.scenes)} held-out scenes with {integer(result.questions)} questions. Chance is the best "
         "answer that can be given without looking. For images asked for there is a ceiling, too: what the same "
-        "classifier reads from the true images' own tokens. For changes, chance is at least what the "
-        "unchanged scene has."
+        "classifier reads from the true images' own tokens."
     )
+    if result.edits:
+        lead += " For changes, chance is the best guess that looks at the scene but does not read the words."
     rows: list[tuple[str, Rate | None]] = [
         ("Captions word for word right", result.captions.get("exact")),
         ("Objects named in captions", result.captions.get("recall")),

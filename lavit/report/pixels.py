@@ -41,11 +41,14 @@ def learning(result: PixelsResult) -> str:
 
 
 def _paintings(result: PixelsResult) -> str:
+    told = {
+        "image": "from the scene's own tokens (image)",
+        "text": "from tokens that the language model writes for the caption (text)",
+        "image and text": "from those that it writes for the scene and words for one change of it (image and text)",
+    }
     lead = (
-        "Held-out scenes painted by the U-Net: from the scene's own tokens (image), from tokens that the language "
-        "model writes for the caption (text), and from those that it writes for the scene and words that ask for one "
-        "change (image and text). Below each is what a program reads from the pixels by comparing every cell with all "
-        "that the world can draw."
+        f"Held-out scenes painted by the U-Net: {', '.join(told.get(way, way) for way in result.ways)}. Below each is "
+        "what a program reads from the pixels by comparing every cell with all that the world can draw."
     )
     title = "What it paints"
     if not result.paintings:
@@ -73,8 +76,8 @@ def _picture(name: str, image: np.ndarray, alt: str, words: str) -> str:
 def _rates(result: PixelsResult) -> str:
     lead = (
         f"On {integer(result.scenes)} held-out scenes, read from the pixels by the program. Images painted again from "
-        "their own tokens are the most that the others can be expected to reach; chance is the best of what can be "
-        "painted without looking. A cell that is like nothing of the world counts as wrong"
+        "the true images' own tokens show about what the others can reach; chance is the best of what can be painted "
+        "without reading the words. A cell that is like nothing of the world counts as wrong"
     )
     unclear = [f"{percent(share)} from {escape(way)}" for way, share in result.unclear.items()]
     lead += f" ({', '.join(unclear)})." if unclear else "."

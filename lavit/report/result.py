@@ -119,9 +119,10 @@ class LanguageResult:
     readable: share of captions that say something in the world's words. answers: "mean", and each kind of question.
     images: what is read from the tokens drawn for captions: "scene" (every cell right), "cell", "recall" and
     "precision" of objects, with the true images' own tokens as the ceiling. edits: the same of tokens drawn for a scene
-    and the words for one change of it; chance is then at least what the unchanged scene has. tokens: mean number
-    "drawn" for an image, and "true", of the scene's own. parameters: part -> number. history: rows with step, loss,
-    text_loss, image_loss, tokens_per_second, lr. seconds: of "training" and "judging". settings: of both.
+    and the words for one change of it; chance is then what a guess has that looks at the scene and does not read the
+    words. tokens, edited_tokens: mean number "drawn" for an image, and "true", of the scene's own. parameters: part ->
+    number. history: rows with step, loss, text_loss, image_loss, tokens_per_second, lr. seconds: of "training" and
+    "judging". settings: of both.
     """
 
     scenes: int
@@ -132,6 +133,7 @@ class LanguageResult:
     images: dict[str, Rate]
     tokens: dict[str, float]
     edits: dict[str, Rate] = field(default_factory=dict)
+    edited_tokens: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     steps: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -170,7 +172,8 @@ class PixelsResult:
 
     ways: "image" (from the scene's own tokens) and, where there is a language model, "text" (from the caption) and
     "image and text" (from the scene and the words for one change of it), each with "scene" (every cell right), "recall"
-    of objects and "cell"; the first is the ceiling of the others.
+    of objects and "cell". What is asked for, painted from its true image's own tokens, is the ceiling of the others: it
+    differs by chance from what they can reach.
     unclear: way -> share of cells that are like nothing of the world. parameters: part -> number. history: rows with
     step, loss, images_per_second, lr. seconds: of "training" and "judging". settings: of both.
     """

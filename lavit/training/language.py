@@ -123,7 +123,10 @@ def _train(
         saved = runs.open_output(config, output, checkpoints, resume, overwrite)
 
     runs.seed_everything(config.seed)
-    words = [*sentences(), *instructions()] if folder is None else list(folder.sentences())
+    if folder is not None:
+        words = list(folder.sentences())
+    else:
+        words = [*sentences(), *(instructions() if config.mixture.edit > 0 else [])]
     model, both = _build(config, tokenizer, processor, words)
     nn.Module.to(model, device).train()
     distributed.share(model.state_dict().values())
@@ -229,17 +232,18 @@ USAGE = """usage: lavit train language --tokenizer FOLDER [--preset small|lavit-
                             [--key value ...] [--resume | --overwrite]
 
 Stage 2: trains the language model, and the merger and projector through which it reads images, on captions, questions,
-requests for images and text, packed without padding. The settings come from the preset's recipe or, instead, from
---config, then from --key value; the section may be left out where one only has the name (--steps for --loop.steps).
---resume goes on from the newest checkpoint in the output folder, with the settings saved there.
+requests for images, edits of images, images alone and text, packed without padding. The settings come from the preset's
+recipe or, instead, from --config, then from --key value; the section may be left out where one only has the name
+(--steps for --loop.steps). --resume goes on from the newest checkpoint in the output folder, with the settings saved
+there.
 
 --data FOLDER holds images/ and captions.json (COCO captions or Karpathy's split); optional are questions.json and
 answers.json (VQAv2's questions and annotations), edits.jsonl ({"image": FILE, "text": ..., "result": FILE} a line: an
 image, what is asked for with it, and the image that shows it) and text.jsonl ({"text": ...} a line) or text.txt.
-Of what is not there, the share of the mixture must be 0: --mixture.question 0. Images that cannot be read are named and
-left out. The features of all images are kept in the output folder, memory-mapped: N x C x 4 bytes an image, 1.4 MB for
-EVA-CLIP's 256 patches of 1408 channels, 140 GB for 100 000 images; without an output folder they are in memory, as are
-the tokens in every process.
+Of what is not there, the share of the mixture must be 0: --mixture.question 0 --mixture.edit 0. Images that cannot be
+read are named and left out; so are, without a word, edits between images that are not of the split. The features of all
+images are kept in the output folder, memory-mapped: N x C x 4 bytes an image, 1.4 MB for EVA-CLIP's 256 patches of 1408
+channels, 140 GB for 100 000 images; without an output folder they are in memory, as are the tokens in every process.
 
 Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
 

@@ -15,7 +15,7 @@ from lavit.data import DataStream
 from lavit.data.captioned import CaptionedFolder, ImageFiles, captioned_sources, read_folder
 from lavit.data.edits import Edits, edits, edits_source
 from lavit.data.mixture import Source
-from lavit.data.shapes import Scenes, ShapesWorld
+from lavit.data.shapes import ShapesWorld
 from lavit.data.shapes_language import Sequencing, encoder_of, shapes_sources
 from lavit.language.processing import LaVITProcessor
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
@@ -107,9 +107,10 @@ def sequencing(config: LanguageTrainingConfig, processor: LaVITProcessor) -> Seq
     return Sequencing(encoder_of(text), text.eos_token_id, config.predict_codes, config.predict_prompts)
 
 
-def edited_scenes(config: LanguageTrainingConfig, scenes: Scenes) -> Edits:
+def edited_scenes(config: LanguageTrainingConfig) -> Edits:
     """The first of the world's scenes, as many as the mixture needs, beside what they are changed to."""
-    return edits(ShapesWorld(config.seed), scenes[: config.edited if config.mixture.edit > 0 else 0])
+    count = min(config.edited, config.scenes) if config.mixture.edit > 0 else 0
+    return edits(ShapesWorld(config.seed), count)
 
 
 def shapes_data(
@@ -118,14 +119,16 @@ def shapes_data(
     """The shapes world's samples and images. store: its first scenes and then the changed ones, already tokenized."""
     world = ShapesWorld(config.seed)
     scenes = world.scenes(config.scenes)
-    pairs = edited_scenes(config, scenes)
+    pairs = edited_scenes(config)
     images = len(scenes) + len(pairs)
     if store is None:
         logger.info("encoding and tokenizing %d scenes", images)
         shown = np.concatenate([scenes.images, pairs.after.images])
         store = ImageStore.of(tokenizer, processor.image_processor, shown)
-    if len(store) < images:
-        raise ValueError(f"store: expected the images of {images} scenes, got {len(store)}")
+    if len(store) < images or (len(pairs) and len(store) > images):
+        raise ValueError(
+            f"store: expected the images of {len(scenes)} scenes and {len(pairs)} changed ones, got {len(store)}"
+        )
     order = sequencing(config, processor)
     return {**shapes_sources(world, scenes, order), "edit": edits_source(pairs, len(scenes), order)}, store
 
@@ -135,7 +138,8 @@ def open_folder(config: LanguageTrainingConfig) -> CaptionedFolder:
     a kind that the mixture asks for."""
     if not Path(config.data).is_dir():
         raise ValueError(f"data: expected shapes or a folder of captioned images, got {config.data!r}")
-    folder = read_folder(config.data, split=config.split, text=config.text)
+    # What no sample is made of is not read: its images would be encoded for nothing.
+    folder = read_folder(config.data, split=config.split, text=config.text, edits=config.mixture.edit > 0)
     captions = (bool(folder.captions), "captions")
     there = {
         "caption": captions,
@@ -145,12 +149,14 @@ def open_folder(config: LanguageTrainingConfig) -> CaptionedFolder:
         "edit": (bool(folder.edits), "edits.jsonl"),
         "text": (bool(folder.texts), "text.jsonl, and there is no --text FILE"),
     }
-    for name, share in asdict(config.mixture).items():
-        if share > 0 and not there[name][0]:
-            left_out = f"; {len(folder.bad)} entries cannot be used, {': '.join(folder.bad[0])}" if folder.bad else ""
-            raise ValueError(
-                f"mixture.{name}: expected 0, got {share}: {config.data} has no {there[name][1]}{left_out}"
-            )
+    shares = asdict(config.mixture)
+    lacking = [name for name, share in shares.items() if share > 0 and not there[name][0]]
+    if lacking:
+        left_out = f"; {len(folder.bad)} entries cannot be used, {': '.join(folder.bad[0])}" if folder.bad else ""
+        wanted = "; ".join(
+            f"mixture.{name}: expected 0, got {shares[name]}: {config.data} has no {there[name][1]}" for name in lacking
+        )
+        raise ValueError(wanted + left_out)
     return folder
 
 

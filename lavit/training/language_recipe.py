@@ -39,7 +39,7 @@ class MixtureConfig:
     question: float = setting(1.0, "[image, question, answer]: the answer is learned (derived)")
     image: float = setting(2.0, "[text, image]: the text, then the image's codes are learned")
     unprompted: float = setting(0.0, "the codes alone, which is what guidance leads away from (derived)")
-    edit: float = setting(0.0, "[image, text, image]: the last one's codes are learned (derived)")
+    edit: float = setting(0.0, "[image, text, image]: the text, then the last one's codes are learned (derived)")
     text: float = setting(0.0, "text alone; the paper: twice as much as vision-language")
 
 
@@ -54,7 +54,7 @@ class LanguageTrainingConfig:
     text_config: dict[str, Any] = setting(dict, "changes to the preset's language model: text_config.hidden_size=64")
     text_vocabulary: int = setting(400, "most ids of the text tokenizer that is trained for a new language model")
     objective: Literal["classify", "regress"] = setting("classify", "codes, or their visual embeddings (the ablation)")
-    predict_prompts: bool = setting(True, "predict the text before an image too (the paper: every position)")
+    predict_prompts: bool = setting(True, "predict the text before an image, of edits too (the paper: every position)")
     predict_codes: bool = setting(False, "predict the codes of images that are shown, too (not known of the original)")
     data: str = setting(SHAPES, "shapes: the built-in world; or a folder of captioned images")
     scenes: int = setting(8192, "number of different scenes of the shapes world")
@@ -83,8 +83,8 @@ class LanguageTrainingConfig:
             )
         if self.model is not None and (self.tokenizer is not None or self.language_model is not None):
             raise ValueError("model: expected no tokenizer and no language_model beside it")
-        if self.edited < 0:
-            raise ValueError(f"edited: expected no negative number, got {self.edited}")
+        if self.data == SHAPES and self.mixture.edit > 0 and self.edited < 1:
+            raise ValueError(f"edited: expected at least 1 where mixture.edit is above 0, got {self.edited}")
         for name in ("split", "text"):
             if self.data == SHAPES and getattr(self, name) is not None:
                 raise ValueError(f"{name}: expected none with --data shapes, got {getattr(self, name)}")

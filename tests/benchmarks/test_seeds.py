@@ -28,9 +28,17 @@ def run(cosine: float, length: str = "dynamic", captions: float | None = None) -
             "captions": {"exact": captions, "chance": {"exact": 0.0625}},
             "vqa": {"mean": 0.75, "by_kind": {"count": 1.0}, "chance": {"mean": 0.25, "count": 0.375}},
             "images": {**rates, "chance": rates, "ceiling": rates},
+            "edits": {"scene": 0.625, "recall": 0.75, "chance": rates, "ceiling": rates},
         }
         found["pixels"] = {"ways": {"text": {**rates, "chance": rates}}}
     return found
+
+
+def test_the_published_runs_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    published = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("quickstart-*.json"))
+    assert published and main(list(map(str, published))) == 0
+    printed = capsys.readouterr().out
+    assert "tokens of a change asked for, every cell right" in printed and "pixels from image and text" in printed
 
 
 def test_medians_of_each_length_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,4 +55,5 @@ def test_medians_of_each_length_stand_side_by_side(tmp_path: Path, capsys: pytes
     assert rows["cells (probe)"] == ["0.375", "0.125", "0.125"]
     assert rows["captions word for word right"] == ["0.875", "", "0.062"]
     assert rows["answers right: count"] == ["1.000", "", "0.375"]
+    assert rows["tokens of a change asked for, every cell right"] == ["0.625", "", "0.500"]
     assert rows["pixels from text, every cell right"] == ["0.500", "", "0.500"]

@@ -83,6 +83,26 @@ def test_edits_are_an_image_words_and_the_image_that_they_ask_for(folder):
     named = ("empty", "result", "image", "leads out", "no image file", "JSON")
     assert all(words in reason for (_, reason), words in zip(read.bad, named, strict=True))
     assert sources(read, {read.paths[0]: 0})["edit"].entries == []  # the other image cannot be read
+    (folder / "edits.jsonl").unlink()
+    (folder / "edits.jsonl").mkdir()
+    with pytest.raises(AnnotationError, match="cannot read .*edits.jsonl: Is a directory"):
+        read_folder(folder)
+    without = read_folder(folder, edits=False)
+    assert without.edits == [] and without.bad == []
+
+
+def test_edits_between_images_of_other_splits_are_left_out(folder):
+    images = [
+        {"cocoid": i, "filename": name, "split": split, "sentences": [{"raw": "x"}]}
+        for i, (name, split) in enumerate((("a.png", "train"), ("000000000007.jpg", "train"), ("below/b.png", "test")))
+    ]
+    (folder / "captions.json").write_text(json.dumps({"images": images}))
+    pairs = [("a.png", "below/b.png"), ("below/b.png", "below/b.png"), ("a.png", "000000000007.jpg")]
+    lines = [json.dumps({"image": image, "text": "x", "result": result}) for image, result in pairs]
+    (folder / "edits.jsonl").write_text("\n".join(lines))
+    assert len(read_folder(folder).edits) == 3
+    (edit,) = read_folder(folder, split="train").edits
+    assert edit.result.name == "000000000007.jpg"
 
 
 def test_everything_of_the_files_becomes_a_sample(folder):

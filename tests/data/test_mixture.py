@@ -46,10 +46,19 @@ def of_image(number: int) -> int:
 def test_every_source_has_its_share_of_any_beginning(weights, n):
     names = [f"s{i}" for i in range(len(weights))]
     mixture = Mixture({k: Captions(3) for k in names}, dict(zip(names, weights, strict=True)))
-    counts = Counter(which for which, _ in islice(mixture, n))
-    for i, weight in enumerate(weights):
-        assert abs(counts[i] - n * weight / sum(weights)) < len(weights)
-        assert weight > 0 or counts[i] == 0
+    counts = Counter(mixture.names[which] for which, _ in islice(mixture, n))
+    for name, weight in zip(names, weights, strict=True):
+        assert abs(counts[name] - n * weight / sum(weights)) < len(weights)
+        assert weight > 0 or counts[name] == 0
+
+
+def test_a_source_of_weight_0_changes_nothing_of_a_run_or_its_state():
+    sources, weights = {"captions": Captions(7), "text": Captions(5, None)}, {"captions": 1, "text": 2}
+    old = Mixture(sources, weights, seed=3)
+    new = Mixture({"edit": Captions(0), **sources}, {"edit": 0, **weights}, seed=3)
+    list(islice(old, 11))
+    new.load_state_dict(old.state_dict())
+    assert list(islice(new, 20)) == list(islice(old, 20))
 
 
 def test_epochs_are_different_permutations_and_processes_share_them():

@@ -142,6 +142,13 @@ def test_bad_settings_are_refused(pipe: LaVITPixelPipeline, settings: dict[str, 
         pipe(**{"tokens": tiny_codes(3, 9), **settings})
 
 
+def test_an_image_that_is_no_number_is_not_handed_out() -> None:
+    pipe = tiny_pipeline()
+    torch.nn.init.constant_(pipe.unet.conv_out.bias, float("nan"))
+    with pytest.raises(ValueError, match="images: not finite; DDIMScheduler may need another number of steps"):
+        pipe(tiny_codes(2, 3), **{**SETTINGS, "output_type": "np"})
+
+
 def test_another_type_of_tokens_is_refused(pipe: LaVITPixelPipeline) -> None:
     with pytest.raises(TypeError, match="tokens: expected VisualTokens or Ragged, got list"):
         pipe([[1, 2]])
