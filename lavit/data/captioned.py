@@ -33,11 +33,10 @@ from lavit.data.annotations import (
     read_edits,
     read_vqa,
 )
-from lavit.data.edits import EditsSource
 from lavit.data.images import load_image
-from lavit.data.mixture import Sample, Source
+from lavit.data.mixture import Source
 from lavit.data.questions import PROMPT
-from lavit.data.shapes_language import KINDS, Sequencing
+from lavit.data.shapes_language import EDIT, KINDS, ListedSource, Sequencing
 
 EDITS = "edits.jsonl"
 TEXTS = ("text.jsonl", "text.txt")
@@ -192,34 +191,6 @@ def usual_answer(answers: Sequence[str]) -> str:
     return said.most_common(1)[0][0] if said else ""
 
 
-@dataclass
-class CaptionedSource:
-    """Samples of one kind, in the form that `lavit.data.shapes_language.ShapesSource` gives them.
-
-    kind: one of its ``KINDS``. entries: (number of the image, text, answer) of each; the text is the caption, the
-    question, the prompt or the text alone; what a kind has not is 0 or "".
-    """
-
-    kind: str
-    entries: Sequence[tuple[int, str, str]]
-    sequencing: Sequencing
-    fingerprint: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
-        digest = hashlib.blake2b(f"{self.kind} {self.sequencing.fingerprint}".encode(), digest_size=8)
-        for entry in self.entries:
-            digest.update(repr(entry).encode())
-        self.fingerprint = digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.sequencing.sample(self.kind, *self.entries[index])
-
-
 def captioned_sources(folder: CaptionedFolder, images: Mapping[Path, int], sequencing: Sequencing) -> dict[str, Source]:
     """All kinds of samples of a folder, by name: a caption and a request for each caption of an image, the questions
     with their usual answer and the edits (*derived*: the paper trains on neither), each captioned image alone, the
@@ -241,5 +212,5 @@ def captioned_sources(folder: CaptionedFolder, images: Mapping[Path, int], seque
         for item in folder.edits
         if item.image in images and item.result in images
     ]
-    sources: dict[str, Source] = {kind: CaptionedSource(kind, entries[kind], sequencing) for kind in KINDS}
-    return {**sources, "edit": EditsSource(changes, sequencing)}
+    sources: dict[str, Source] = {kind: ListedSource(kind, entries[kind], sequencing) for kind in KINDS}
+    return {**sources, EDIT: ListedSource(EDIT, changes, sequencing)}

@@ -7,15 +7,13 @@ backwards a change is one as well, so every pair of images gives two samples.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from lavit.data.mixture import Sample
 from lavit.data.shapes import CELLS, EMPTY, MAX_OBJECTS, NUM_CLASSES, PLACES, SPLITS, Scenes, ShapesWorld, name
-from lavit.data.shapes_language import Sequencing
+from lavit.data.shapes_language import EDIT, ListedSource, Sequencing
 
 _KEY = 2 * len(SPLITS)  # the generator's keys below this one draw the scenes and the questions
 _WORDS = 4  # one of Philox' counters for a scene
@@ -105,33 +103,9 @@ def _texts(before: Scenes, after: Scenes) -> list[str]:
     return [instruction(a, b) for a, b in zip(before.cells.tolist(), after.cells.tolist(), strict=True)]
 
 
-@dataclass
-class EditsSource:
-    """[image, text, image] samples (*derived*: the paper trains on none; the release draws images for such prompts).
-
-    entries: (number of the image that is shown, words that ask for a change, number of the image that shows it).
-    """
-
-    entries: Sequence[tuple[int, str, int]]
-    sequencing: Sequencing
-    fingerprint: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        digest = hashlib.blake2b(f"edit {self.sequencing.fingerprint}".encode(), digest_size=8)
-        for entry in self.entries:
-            digest.update(repr(entry).encode())
-        self.fingerprint = digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.sequencing.edit(*self.entries[index])
-
-
-def edits_source(pairs: Edits, first: int, sequencing: Sequencing) -> EditsSource:
+def edits_source(pairs: Edits, first: int, sequencing: Sequencing) -> ListedSource:
     """Two samples of each pair. Image i is scene i, image ``first + i`` what it was changed to."""
     entries = []
     for scene, (text, undoing) in enumerate(zip(pairs.texts, pairs.undoing, strict=True)):
         entries += [(scene, text, first + scene), (first + scene, undoing, scene)]
-    return EditsSource(entries, sequencing)
+    return ListedSource(EDIT, entries, sequencing)

@@ -19,6 +19,9 @@ from lavit.kernels import Loss, Segment
 Encode = Callable[[str], list[int]]
 
 KINDS = ("caption", "question", "image", "unprompted", "text")
+EDIT = "edit"
+"""[image, text, image], a kind of its own: it has two images (*derived*: the paper trains on none, the release draws
+images for such prompts)."""
 ORDERS = tuple(permutations(range(len(QUESTION_KINDS))))
 """In which a scene's questions are asked, one order after the other."""
 
@@ -83,6 +86,38 @@ class Sequencing:
 def encoder_of(tokenizer: Any) -> Encode:
     """A transformers text tokenizer as a function of text to ids, with nothing added."""
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@dataclass
+class ListedSource:
+    """Samples of one kind, from a list.
+
+    kind: one of ``KINDS`` or ``EDIT``. entries: (number of the image, text, answer) of each, as ``Sequencing.sample``
+    takes them, what a kind has not being 0 or ""; of ``EDIT`` (number of the image that is shown, text, number of the
+    image that it asks for).
+    """
+
+    kind: str
+    entries: Sequence[tuple[Any, ...]]
+    sequencing: Sequencing
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        kinds = (*KINDS, EDIT)
+        if self.kind not in kinds:
+            raise ValueError(f"kind: expected one of {', '.join(kinds)}, got {self.kind!r}")
+        digest = hashlib.blake2b(f"{self.kind} {self.sequencing.fingerprint}".encode(), digest_size=8)
+        for entry in self.entries:
+            digest.update(repr(entry).encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        if self.kind == EDIT:
+            return self.sequencing.edit(*self.entries[index])
+        return self.sequencing.sample(self.kind, *self.entries[index])
 
 
 @dataclass
