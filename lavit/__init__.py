@@ -1,27 +1,19 @@
 """LaVIT: images as a variable number of discrete tokens, for one language model that reads and writes both.
 
-The public names are loaded on first use, so that ``import lavit`` is quick.
+The public names are loaded on first use, so that ``import lavit`` is quick; they stand in __init__.pyi.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import Any
+
+import lazy_loader
+
+from lavit.compatibility import install
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "LaVIT": "lavit.language.model",
-    "LaVITConfig": "lavit.language.configuration",
-    "LaVITProcessor": "lavit.language.processing",
-    "LaVITTokenizerConfig": "lavit.tokenizer.configuration",
-    "LaVITTokenizer": "lavit.tokenizer.model",
-    "LaVITImageProcessor": "lavit.tokenizer.processing",
-    "LaVITPixelPipeline": "lavit.pixels.pipeline",
-    "NegativeEmbeds": "lavit.pixels.conditioner",
-    "PixelConditioner": "lavit.pixels.conditioner",
-    "SmallUNet": "lavit.pixels.unet",
-}
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["__version__"]
 
 # A saved pipeline names its parts as ["lavit", class], and diffusers looks here for the classes by whose methods it
 # loads them.
@@ -31,45 +23,8 @@ _BASES = {
     "PreTrainedModel": "transformers",
 }
 
-__all__ = [
-    "LaVIT",
-    "LaVITConfig",
-    "LaVITImageProcessor",
-    "LaVITPixelPipeline",
-    "LaVITProcessor",
-    "LaVITTokenizer",
-    "LaVITTokenizerConfig",
-    "NegativeEmbeds",
-    "PixelConditioner",
-    "SmallUNet",
-    "__version__",
-    "kernels",
-]
-
-if TYPE_CHECKING:
-    from lavit import kernels as kernels
-    from lavit.language.configuration import LaVITConfig as LaVITConfig
-    from lavit.language.model import LaVIT as LaVIT
-    from lavit.language.processing import LaVITProcessor as LaVITProcessor
-    from lavit.pixels.conditioner import NegativeEmbeds as NegativeEmbeds
-    from lavit.pixels.conditioner import PixelConditioner as PixelConditioner
-    from lavit.pixels.pipeline import LaVITPixelPipeline as LaVITPixelPipeline
-    from lavit.pixels.unet import SmallUNet as SmallUNet
-    from lavit.tokenizer.configuration import LaVITTokenizerConfig as LaVITTokenizerConfig
-    from lavit.tokenizer.model import LaVITTokenizer as LaVITTokenizer
-    from lavit.tokenizer.processing import LaVITImageProcessor as LaVITImageProcessor
+install()
 
 
-def __getattr__(name: str):
-    if name == "kernels":
-        return import_module("lavit.kernels")
-    home = _HOME.get(name) or _BASES.get(name)
-    if home is not None:
-        value = getattr(import_module(home), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'lavit' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+def __getattr__(name: str) -> Any:
+    return getattr(import_module(_BASES[name]), name) if name in _BASES else _load(name)

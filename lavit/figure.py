@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from lavit import charts
-from lavit.files import atomic_write
+from lavit.data.atomic_write import atomic_write
 from lavit.page import decimal, duration, integer, percent
 from lavit.report import (
     LanguageResult,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from lavit.data.shapes import ShapesWorld
 from lavit.page import integer, percent
 from lavit.report import Painting, PixelsResult, QuickstartResult, Rate, render_report
 from lavit.report import pixels as page
+from lavit.shapes.world import ShapesWorld
 
 WAYS = {
     "image": {"scene": Rate(0.731, 0.007), "recall": Rate(0.862, 0.0625), "cell": Rate(0.911, 0.5)},

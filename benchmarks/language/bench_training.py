@@ -31,7 +31,7 @@ from lavit.data.mixture import PackedRow, Sample
 from lavit.kernels import Loss, Segment
 from lavit.language import LaVIT, LaVITConfig, attention
 from lavit.language.configuration import PRESETS
-from lavit.language.understanding import image_rows
+from lavit.language.continuous_features import image_rows
 from lavit.language.vocabulary import Vocabulary
 from lavit.tokenizer import LaVITTokenizerConfig, VisualTokens
 

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.timing import measure
-from lavit.data.questions import sentences
-from lavit.data.shapes import ShapesWorld
 from lavit.kernels import Ragged
 from lavit.language.model import LaVIT
 from lavit.language.processing import LaVITProcessor
-from lavit.language.text import train_text_tokenizer
+from lavit.language.text_tokenizer import train_text_tokenizer
 from lavit.pixels import LaVITPixelPipeline, PixelConditioner, small_unet
+from lavit.shapes.questions import sentences
+from lavit.shapes.world import ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 
 TOKENS, GUIDANCE = 24, 5.0

@@ -9,15 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavit.commands.folders import load_lavit
-from lavit.data.captioned import CaptionedFolder, read_folder
-from lavit.data.edits import edits
-from lavit.data.shapes import ShapesWorld
-from lavit.evaluation import language
-from lavit.evaluation.language import Model, TaskReport
-from lavit.files import atomic_write
-from lavit.training import distributed
-from lavit.training.recipe import SHAPES
+from lavit.commands.model_folders import load_lavit
+from lavit.data.atomic_write import atomic_write
+from lavit.data.captioned_folder import CaptionedFolder, read_folder
+from lavit.evaluation import tasks as language
+from lavit.evaluation.tasks import Model, TaskReport
+from lavit.shapes.edits import edits
+from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
+from lavit.training.engine import distributed
 
 TASKS = ("caption", "vqa", "generate", "edit")
 DRAWN = ("generate", "edit")
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     _check_output(options.output)
     device = distributed.pick_device(options.device)
     folder = None
-    if options.data != SHAPES:
+    if options.data != SHAPES_WORLD:
         folder = read_folder(options.data, split=options.split, texts=False, edits=False)
     tasks = _tasks(options.task, folder, options.data)
     model, processor = load_lavit(options.model, device)
@@ -232,7 +231,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
-    if options.data == SHAPES and options.split is not None:
+    if options.data == SHAPES_WORLD and options.split is not None:
         raise ValueError(f"--split: the shapes world has none, got {options.split}")
     return options
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lavit.commands import drawing
-from lavit.commands.folders import check_same_codes, load_lavit, pixels_folder
-from lavit.commands.inputs import Unread, check_file, pick_device, skip
+from lavit.commands import pixel_options as drawing
+from lavit.commands.image_inputs import Unread, check_file, pick_device, skip
+from lavit.commands.model_folders import check_same_codes, load_lavit, pixels_folder
+from lavit.data.atomic_write import atomic_write
 from lavit.data.images import load_image
-from lavit.evaluation.language import seed_of
-from lavit.files import atomic_write
+from lavit.evaluation.tasks import seed_of
 from lavit.kernels import Ragged
 
 RELEASED_PATCHES = 256

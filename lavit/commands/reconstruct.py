@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from lavit.commands import drawing
-from lavit.commands.folders import pixels_folder
-from lavit.commands.inputs import Unread, image_files, image_seed, pick_device, read_images
+from lavit.commands import pixel_options as drawing
+from lavit.commands.image_inputs import Unread, image_files, image_seed, pick_device, read_images
+from lavit.commands.model_folders import pixels_folder
 
 DESCRIPTION = """Turn images into tokens, and draw them again from these. Files of any usual format, and folders (all
 images below them).

@@ -16,9 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lavit.commands.folders import load_tokenizer
-from lavit.commands.inputs import Unread, check_file, image_files, image_seed, pick_device, picture_format, read_images
-from lavit.files import atomic_write
+from lavit.commands.image_inputs import (
+    Unread,
+    check_file,
+    image_files,
+    image_seed,
+    pick_device,
+    picture_format,
+    read_images,
+)
+from lavit.commands.model_folders import load_tokenizer
+from lavit.data.atomic_write import atomic_write
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.tokenmap import LARGEST, draw_sheet, draw_token_map, shrink
 

@@ -1,19 +1,6 @@
 """Images from files, what is written about them, and batches from images."""
 
-from lavit.data.annotations import AnnotationError, Annotations, CaptionItem, VQAItem, read_captions, read_vqa
-from lavit.data.folder import ImageFolder
-from lavit.data.images import ImageError, load_image
-from lavit.data.stream import DataStream
+import lazy_loader
 
-__all__ = [
-    "AnnotationError",
-    "Annotations",
-    "CaptionItem",
-    "DataStream",
-    "ImageError",
-    "ImageFolder",
-    "VQAItem",
-    "load_image",
-    "read_captions",
-    "read_vqa",
-]
+# Loaded on first use; what there is stands in __init__.pyi, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,8 @@
 """How good tokens, captions, answers and images are: probes, statistics, the usual metrics, and chance beside each."""
 
 from lavit.evaluation.captioning import CaptionScores, SceneCaptionReport, score_captions, score_scene_captions
-from lavit.evaluation.drawn import Drawn, SceneReader
-from lavit.evaluation.language import (
+from lavit.evaluation.runner import Evaluated, Skipped, evaluate_items
+from lavit.evaluation.tasks import (
     TaskReport,
     answer_folder,
     answer_scenes,
@@ -13,12 +13,12 @@ from lavit.evaluation.language import (
     encode_images,
     generate_scenes,
 )
-from lavit.evaluation.probe import CellProbe, ProbeScore, chance, train_probe
-from lavit.evaluation.runner import Evaluated, Skipped, evaluate_items
-from lavit.evaluation.scenes import SceneReport, SceneScore, score_scenes
-from lavit.evaluation.statistics import TokenStatistics, tokenize_and_decode, tokens_by_objects
 from lavit.evaluation.text_to_image import ClipScorer, frechet_distance, rerank, score_generated_scenes
+from lavit.evaluation.token_statistics import TokenStatistics, tokenize_and_decode, tokens_by_objects
 from lavit.evaluation.vqa import SceneAnswerReport, VQAScore, evaluate_vqa, score_scene_answers, vqa_accuracy
+from lavit.shapes.judge import Drawn, SceneReader
+from lavit.shapes.probe import CellProbe, ProbeScore, chance, train_probe
+from lavit.shapes.scores import SceneReport, SceneScore, score_scenes
 
 __all__ = [
     "CaptionScores",

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from lavit.data.questions import read_caption
-from lavit.data.shapes import CELLS, EMPTY
-from lavit.evaluation.scenes import SceneReport, score_scenes
-from lavit.language.cutting import cut_caption as cut_caption
+from lavit.language.postprocessing import cut_caption as cut_caption
+from lavit.shapes.questions import read_caption
+from lavit.shapes.scores import SceneReport, score_scenes
+from lavit.shapes.world import CELLS, EMPTY
 
 INSTALL = "pip install 'lavit[evaluation]'"
 

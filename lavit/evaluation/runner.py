@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch.distributed as dist
 
-from lavit.training.distributed import is_distributed, rank, world_size
+from lavit.training.engine.distributed import is_distributed, rank, world_size
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
-from lavit.data.questions import Question, chance
-from lavit.language.cutting import cut_answer as cut_answer
+from lavit.language.postprocessing import cut_answer as cut_answer
+from lavit.shapes.questions import Question, chance
 
 FULL = 3
 """So many people with the same answer make it entirely right."""

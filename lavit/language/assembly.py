@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lavit.kernels import Loss, Ragged, Segment, Sequences, assemble_sequences
 from lavit.kernels.assemble_sequences.types import DEFAULT_LOSS
 from lavit.kernels.dispatch import debugging
-from lavit.language.understanding import ImageRows, Understanding, image_rows
+from lavit.language.continuous_features import ImageRows, Understanding, image_rows
 from lavit.language.vocabulary import Vocabulary
 from lavit.tokenizer import LaVITTokenizer
 

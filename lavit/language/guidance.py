@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from lavit.kernels.checks import check_int64, check_rank
 from lavit.kernels.gumbel_select.reference import MASK, philox4x32
-
-from .vocabulary import Vocabulary
+from lavit.language.vocabulary import Vocabulary
 
 MULTIMODAL_GUIDANCE = 5.0  # the release's, for prompts that hold images
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavit.data.questions import PROMPT as QUESTION
+from lavit.data.sequences import PROMPT as QUESTION
 from lavit.kernels import Ragged
 from lavit.kernels.gumbel_select import SEED_RANGE
-from lavit.language.cutting import cut_answer, cut_caption
 from lavit.language.guidance import MULTIMODAL_GUIDANCE, SamplingSettings
+from lavit.language.postprocessing import cut_answer, cut_caption
 from lavit.language.processing import LaVITProcessor
-from lavit.language.reading import Model, PromptReader, Skipped
+from lavit.language.prompt_embedding import Model, PromptReader, Skipped
 from lavit.language.sampling import sample_image_tokens
 from lavit.language.text_generation import generate_text
 

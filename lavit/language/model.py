@@ -18,11 +18,11 @@ from lavit.kernels.types import compute_dtype
 from lavit.language import attention, inference
 from lavit.language.assembly import PackedBatch, SegmentLoss, assemble
 from lavit.language.configuration import LaVITConfig
+from lavit.language.continuous_features import Understanding
 from lavit.language.loss import linear_cross_entropy
-from lavit.language.understanding import Understanding
 from lavit.language.vocabulary import Vocabulary, grow_vocabulary
 from lavit.tokenizer import LaVITTokenizer, VisualTokens
-from lavit.tokenizer.strict import StrictModel
+from lavit.tokenizer.pretrained import StrictModel
 
 IGNORED = -100
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import cached_file
 
+from lavit.data.atomic_write import atomic_write
 from lavit.data.images import load_image
-from lavit.files import atomic_write
 from lavit.kernels import Ragged, Segment, segment_order
 from lavit.language.configuration import LaVITConfig
 from lavit.tokenizer.processing import FILE_NAME as IMAGE_FILE

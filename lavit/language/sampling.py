@@ -13,11 +13,10 @@ from lavit.kernels import Ragged, pad, unpad
 from lavit.kernels.checks import check_int64, check_shape
 from lavit.kernels.gumbel_select import SEED_RANGE
 from lavit.kernels.types import compute_dtype
-
-from .cache import KeyValueCache
-from .guidance import SamplingSettings, draw, guided_scores, image_head, uniforms
-from .prompts import embed_prompts
-from .vocabulary import Vocabulary
+from lavit.language.cache import KeyValueCache
+from lavit.language.generation_inputs import embed_prompts
+from lavit.language.guidance import SamplingSettings, draw, guided_scores, image_head, uniforms
+from lavit.language.vocabulary import Vocabulary
 
 # Recording costs about two passes: not worth it for fewer.
 FEWEST_RECORDED = 8

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from lavit.kernels import Ragged, pad, unpad
-
-from .prompts import embed_prompts
-from .vocabulary import Vocabulary
+from lavit.language.generation_inputs import embed_prompts
+from lavit.language.vocabulary import Vocabulary
 
 
 class TextOnly(LogitsProcessor):

@@ -9,10 +9,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavit.pixels.pretrained import StrictPart
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.decoder import AttentionPool, TokenDecoder
-
-from .strict import StrictPart
 
 KINDS = ("lowres", "highres")
 

@@ -21,13 +21,12 @@ from diffusers.utils import BaseOutput, is_accelerate_available
 from torch import Generator, Tensor, nn
 
 from lavit.kernels import Ragged
+from lavit.pixels.conditioner import Condition, NegativeEmbeds, PixelConditioner, both_streams, zero_condition
+from lavit.pixels.inputs import check_features, check_size, decoded_features, read_codes, read_images
+from lavit.pixels.noise import image_generators, initial_noise
+from lavit.pixels.unet import SmallUNet
+from lavit.pixels.validation import check_folder, check_parts
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
-
-from .conditioner import Condition, NegativeEmbeds, PixelConditioner, both_streams, zero_condition
-from .fitting import check_folder, check_parts
-from .noise import image_generators, initial_noise
-from .reading import check_features, check_size, decoded_features, read_codes, read_images
-from .unet import SmallUNet
 
 if TYPE_CHECKING:
     from lavit.language import LaVITProcessor, SamplingSettings

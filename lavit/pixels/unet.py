@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .strict import StrictPart
+from lavit.pixels.pretrained import StrictPart
 
 WAVES = 64  # numbers that tell the time
 

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavit.data.edits import Edits
-from lavit.data.shapes import Scenes, ShapesWorld, caption
 from lavit.evaluation import (
     CellProbe,
     TaskReport,
@@ -24,19 +22,18 @@ from lavit.evaluation import (
     generate_scenes,
     tokenize_and_decode,
 )
-from lavit.evaluation.probe import score
 from lavit.evaluation.vqa import normalize_answer
 from lavit.language.model import LaVIT
 from lavit.quickstart.config import QuickstartConfig
 from lavit.quickstart.timing import call_seconds, step_seconds
 from lavit.report import Answer, LanguageResult, Rate, Request, Spoken
+from lavit.shapes.edits import Edits
+from lavit.shapes.probe import score
+from lavit.shapes.world import Scenes, ShapesWorld, caption
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
-from lavit.training.language import (
-    ImageStore,
-    LanguageTrainingConfig,
-    LanguageTrainingResult,
-    train_language,
-)
+from lavit.training.language.data import ImageStore
+from lavit.training.language.recipe import LanguageTrainingConfig
+from lavit.training.language.train import LanguageTrainingResult, train_language
 
 AT_ONCE = 100  # scenes: the time of a token hardly depends on their number
 WORDS: dict[str, Any] = {"num_beams": 1}

@@ -10,19 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavit.data.edits import Edits
-from lavit.data.shapes import Scenes, caption
-from lavit.evaluation.drawn import UNCLEAR, Drawn, Rates, SceneReader, score_cells
-from lavit.evaluation.language import SMALL, seed_of
+from lavit.evaluation.tasks import SMALL, seed_of
 from lavit.kernels import Ragged
 from lavit.pixels import LaVITPixelPipeline
 from lavit.pixels.pipeline import STEPS
 from lavit.quickstart.config import QuickstartConfig
 from lavit.quickstart.timing import call_seconds, step_seconds
 from lavit.report import Painting, PixelsResult, Rate
+from lavit.shapes.edits import Edits
+from lavit.shapes.judge import UNCLEAR, Drawn, Rates, SceneReader, score_cells
+from lavit.shapes.world import Scenes, caption
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
-from lavit.training.language import LanguageTrainingResult
-from lavit.training.pixels import PixelsTrainingConfig, PixelsTrainingResult, train_pixels
+from lavit.training.language.train import LanguageTrainingResult
+from lavit.training.pixels.recipe import PixelsTrainingConfig
+from lavit.training.pixels.train import PixelsTrainingResult, train_pixels
 
 AT_ONCE = 50
 

@@ -20,28 +20,29 @@ from torch.nn import functional as F
 
 import lavit
 from lavit.data import load_image
-from lavit.data.edits import edits
-from lavit.data.shapes import Scenes, ShapesWorld, caption
+from lavit.data.atomic_write import atomic_write
+from lavit.data.photographs import find_photographs
 from lavit.evaluation import CellProbe, TokenStatistics, chance, tokenize_and_decode, tokens_by_objects, train_probe
 from lavit.figure import write_figure
-from lavit.files import atomic_write
 from lavit.kernels import dispatch
-from lavit.photographs import find_photographs
 from lavit.quickstart import language, pixels
 from lavit.quickstart.config import QuickstartConfig
 from lavit.quickstart.summary import summary, summary_lines
 from lavit.quickstart.timing import call_seconds, step_seconds
 from lavit.report import LanguageResult, Photo, PixelsResult, ProbeRow, QuickstartResult, Scene, Stage, write_report
+from lavit.shapes.edits import edits
+from lavit.shapes.world import Scenes, ShapesWorld, caption
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenmap import shrink
-from lavit.training import runs
-from lavit.training.distributed import pick_device
-from lavit.training.encoder import pretrain_encoder
-from lavit.training.language import LanguageTrainingResult
-from lavit.training.language_data import edited_scenes
-from lavit.training.metrics import duration
-from lavit.training.stage1 import measure_features
-from lavit.training.tokenizer import TokenizerTrainingConfig, save_model, train_tokenizer
+from lavit.training.engine import stage as runs
+from lavit.training.engine.distributed import pick_device
+from lavit.training.engine.metrics import duration
+from lavit.training.language.data import edited_scenes
+from lavit.training.language.train import LanguageTrainingResult
+from lavit.training.tokenizer.initialization import measure_features
+from lavit.training.tokenizer.pretrain_encoder import pretrain_encoder
+from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
+from lavit.training.tokenizer.train import save_model, train_tokenizer
 
 REPORT, FIGURE, RESULTS, SCENE = "report.html", "figure.png", "results.json", "scene.png"
 TOKENIZER, MODEL, PIXELS = "tokenizer", "model", "pixels"

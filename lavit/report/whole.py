@@ -8,7 +8,7 @@ from html import escape
 from statistics import fmean
 from typing import Any
 
-from lavit.files import atomic_write
+from lavit.data.atomic_write import atomic_write
 from lavit.page import decimal, document, duration, integer, percent, section, table
 from lavit.report import language, pixels, tokenizer
 from lavit.report.parts import empty

@@ -1,13 +1,6 @@
 """The dynamic visual tokenizer: encoder, selector, merger, quantizer, decoder."""
 
-from .configuration import LaVITTokenizerConfig
-from .model import LaVITTokenizer, LaVITTokenizerOutput, VisualTokens
-from .processing import LaVITImageProcessor
+import lazy_loader
 
-__all__ = [
-    "LaVITImageProcessor",
-    "LaVITTokenizer",
-    "LaVITTokenizerConfig",
-    "LaVITTokenizerOutput",
-    "VisualTokens",
-]
+# Loaded on first use; what there is stands in __init__.pyi, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,10 +8,9 @@ from torch.nn import functional as F
 
 from lavit.kernels import Ragged, varlen_attention
 from lavit.kernels.dispatch import debugging
-
-from .configuration import LaVITTokenizerConfig
-from .encoder import Mlp
-from .norm import LayerNorm
+from lavit.tokenizer.configuration import LaVITTokenizerConfig
+from lavit.tokenizer.encoder import Mlp
+from lavit.tokenizer.layers import LayerNorm
 
 
 class SelfAttention(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .configuration import LaVITTokenizerConfig
-from .norm import LayerNorm
+from lavit.tokenizer.configuration import LaVITTokenizerConfig
+from lavit.tokenizer.layers import LayerNorm
 
 
 class Mlp(nn.Module):

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lavit.kernels import Ragged, Selection, pack, policy_attention, varlen_attention
-
-from .configuration import LaVITTokenizerConfig
-from .encoder import Mlp
-from .norm import LayerNorm
+from lavit.tokenizer.configuration import LaVITTokenizerConfig
+from lavit.tokenizer.encoder import Mlp
+from lavit.tokenizer.layers import LayerNorm
 
 
 @dataclass(frozen=True)

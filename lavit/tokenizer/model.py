@@ -16,15 +16,14 @@ from transformers.utils import ModelOutput
 from lavit.kernels import Ragged, Selection, gumbel_select
 from lavit.kernels.dispatch import debugging
 from lavit.kernels.types import compute_dtype
-
-from .configuration import LaVITTokenizerConfig
-from .decoder import AttentionPool, TokenDecoder
-from .encoder import EvaAttention, EvaEncoder
-from .merger import Layout, Merger
-from .position import plane_waves
-from .quantizer import Codebook, Quantizer, in_full_precision
-from .selector import Selector, in_precision, select_fixed
-from .strict import StrictModel
+from lavit.tokenizer.configuration import LaVITTokenizerConfig
+from lavit.tokenizer.decoder import AttentionPool, TokenDecoder
+from lavit.tokenizer.encoder import EvaAttention, EvaEncoder
+from lavit.tokenizer.merger import Layout, Merger
+from lavit.tokenizer.position_init import plane_waves
+from lavit.tokenizer.pretrained import StrictModel
+from lavit.tokenizer.quantizer import Codebook, Quantizer, in_full_precision
+from lavit.tokenizer.selector import Selector, in_precision, select_fixed
 
 # Deviations of new embeddings where the configuration leaves them open; that of a standardised feature is 1.
 EMBEDDING_STD = 0.1

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
-from lavit.files import atomic_write
+from lavit.data.atomic_write import atomic_write
+
+if TYPE_CHECKING:
+    from lavit.tokenizer.model import LaVITTokenizer
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -114,6 +117,22 @@ class LaVITImageProcessor(ImageProcessingMixin):
     def from_pretrained(cls, folder: str | PathLike[str]) -> LaVITImageProcessor:  # type: ignore[override]
         """Read it back. Raises FileNotFoundError naming the file when there is none."""
         return cls(**json.loads((Path(folder) / FILE_NAME).read_text(encoding="utf-8")))
+
+
+def processor_for(image_size: int, folder: str | PathLike[str] | None = None) -> LaVITImageProcessor:
+    """The image processor beside the model in a folder, where there is one, else CLIP's with the model's size."""
+    if folder is not None and (Path(folder) / FILE_NAME).is_file():
+        return LaVITImageProcessor.from_pretrained(folder)
+    return LaVITImageProcessor(size=image_size)
+
+
+def encoder_tensors(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor) -> list[tuple[str, Tensor]]:
+    """What the features of images depend on: encoder, standardisation, and the processor's settings."""
+    found = dict(tokenizer.encoder.state_dict())
+    if tokenizer.config.standardize_features:
+        found |= {"mean": tokenizer.feature_mean, "std": tokenizer.feature_std}
+    found["pixels"] = torch.tensor([processor.size, *processor.mean, *processor.std])
+    return sorted(found.items())
 
 
 def from_array(picture: np.ndarray) -> Image.Image:

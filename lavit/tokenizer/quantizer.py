@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from lavit.kernels import code_statistics, nearest_code
 from lavit.kernels.types import compute_dtype
-
-from .configuration import LaVITTokenizerConfig
+from lavit.tokenizer.configuration import LaVITTokenizerConfig
 
 
 class Quantized(NamedTuple):

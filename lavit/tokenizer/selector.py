@@ -10,8 +10,7 @@ from lavit.kernels import Selection, gumbel_select
 from lavit.kernels.gumbel_select import SEED_RANGE
 from lavit.kernels.gumbel_select.reference import logistic_noise
 from lavit.kernels.types import compute_dtype
-
-from .configuration import LaVITTokenizerConfig
+from lavit.tokenizer.configuration import LaVITTokenizerConfig
 
 
 class Selector(nn.Module):

@@ -15,13 +15,13 @@ from tiny_models import save_language_model, tokenizer
 
 from lavit.cli import main
 from lavit.commands import evaluate
-from lavit.data.edits import edits
-from lavit.data.questions import questions as scene_questions
-from lavit.data.shapes import ShapesWorld
-from lavit.evaluation import language
+from lavit.evaluation import tasks as language
 from lavit.evaluation.captioning import METRICS
-from lavit.evaluation.language import seed_of
-from lavit.evaluation.scenes import score_scenes
+from lavit.evaluation.tasks import seed_of
+from lavit.shapes.edits import edits
+from lavit.shapes.questions import questions as scene_questions
+from lavit.shapes.scores import score_scenes
+from lavit.shapes.world import ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor
 
 SCENES = 7

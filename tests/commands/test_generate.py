@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_models import CODES, pixel_pipeline, save_whole, tokenizer
 
 from lavit.cli import main
-from lavit.evaluation.language import seed_of
+from lavit.evaluation.tasks import seed_of
 from lavit.kernels import Ragged
 from lavit.language.model import LaVIT
 from lavit.language.processing import LaVITProcessor

@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_models import SIDE, pixel_pipeline, save_whole, tokenizer
 
 from lavit.cli import main
-from lavit.commands.inputs import image_seed
+from lavit.commands.image_inputs import image_seed
 from lavit.pixels import LaVITPixelPipeline
 
 FEW = ("--steps", 2)

@@ -9,11 +9,11 @@ from PIL import Image
 
 from lavit.data.annotations import read_captions, read_vqa
 from lavit.data.images import load_image
-from lavit.data.questions import KINDS, questions
-from lavit.data.shapes import CELLS, ShapesWorld
 from lavit.evaluation.captioning import score_scene_captions
 from lavit.evaluation.runner import evaluate_items
 from lavit.evaluation.vqa import evaluate_vqa
+from lavit.shapes.questions import KINDS, questions
+from lavit.shapes.world import CELLS, ShapesWorld
 
 
 class Loaded:

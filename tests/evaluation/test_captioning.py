@@ -6,11 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from lavit.data.questions import possible_scenes
-from lavit.data.shapes import caption
 from lavit.evaluation import captioning
 from lavit.evaluation.captioning import METRICS, cut_caption, score_captions, score_scene_captions
-from lavit.evaluation.scenes import SceneScore
+from lavit.shapes.questions import possible_scenes
+from lavit.shapes.scores import SceneScore
+from lavit.shapes.world import caption
 
 REFERENCES = {7: ["a red circle top left", "the circle"], 8: ["a dog"], 9: ["a cat"]}
 

@@ -8,10 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lavit.data.shapes import NUM_CLASSES, ShapesWorld
 from lavit.evaluation import text_to_image
-from lavit.evaluation.probe import CellProbe
-from lavit.evaluation.scenes import SceneScore, scene_chance
 from lavit.evaluation.text_to_image import (
     ClipScorer,
     Figure,
@@ -20,6 +17,9 @@ from lavit.evaluation.text_to_image import (
     rerank,
     score_generated_scenes,
 )
+from lavit.shapes.probe import CellProbe
+from lavit.shapes.scores import SceneScore, scene_chance
+from lavit.shapes.world import NUM_CLASSES, ShapesWorld
 
 # ----------------------------------------------------------------------------------------------------------- re-ranking
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lavit.data.questions import Question, chance, possible_scenes, questions
-from lavit.data.shapes import ShapesWorld
 from lavit.evaluation.vqa import (
     GuessedShare,
     Share,
@@ -16,6 +14,8 @@ from lavit.evaluation.vqa import (
     score_scene_answers,
     vqa_accuracy,
 )
+from lavit.shapes.questions import Question, chance, possible_scenes, questions
+from lavit.shapes.world import ShapesWorld
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from PIL import Image
 from tiny_lavit import NUM_CODES, SIDE, llama, tokenizer
 from torch import Tensor
 
-from lavit.data.questions import PROMPT
+from lavit.data.sequences import PROMPT
 from lavit.kernels import Loss, Ragged, Segment
 from lavit.language import LaVIT, LaVITProcessor, inference
 from lavit.language.guidance import SamplingSettings
 from lavit.language.sampling import sample_image_tokens
-from lavit.language.text import train_text_tokenizer
 from lavit.language.text_generation import generate_text
+from lavit.language.text_tokenizer import train_text_tokenizer
 from lavit.tokenizer import LaVITImageProcessor
 
 CAPTIONS = ["a red circle", "a blue square and a green triangle", "nothing"]

@@ -18,8 +18,8 @@ from transformers import AutoModel, LlamaConfig
 from lavit.kernels import Loss, Ragged, Segment, segment_order
 from lavit.language.attention import NAME
 from lavit.language.configuration import LaVITConfig
+from lavit.language.continuous_features import image_rows
 from lavit.language.model import LaVIT, LaVITOutput
-from lavit.language.understanding import image_rows
 from lavit.language.vocabulary import grow_vocabulary
 
 BEGIN, END, CODE = TEXT_SIZE, TEXT_SIZE + 1, TEXT_SIZE + 2

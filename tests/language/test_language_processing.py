@@ -15,7 +15,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from lavit.kernels import Ragged, Segment
 from lavit.language import LaVIT, LaVITProcessor
-from lavit.language.text import train_text_tokenizer
+from lavit.language.text_tokenizer import train_text_tokenizer
 from lavit.tokenizer import LaVITImageProcessor
 
 

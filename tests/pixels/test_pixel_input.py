@@ -26,9 +26,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lavit.kernels import Ragged
 from lavit.language import LaVIT, LaVITProcessor, SamplingSettings
-from lavit.language.text import train_text_tokenizer
+from lavit.language.text_tokenizer import train_text_tokenizer
 from lavit.pixels import ASPECT_RATIOS, LaVITPixelPipeline, PixelConditioner, nearest_size
-from lavit.pixels.reading import read_codes
+from lavit.pixels.inputs import read_codes
 from lavit.tokenizer import LaVITImageProcessor, VisualTokens
 
 SETTINGS: dict[str, Any] = {"seeds": [1, 2], "num_inference_steps": 2, "output_type": "pt"}

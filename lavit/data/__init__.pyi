@@ -1,0 +1,10 @@
+from .annotations import AnnotationError as AnnotationError
+from .annotations import Annotations as Annotations
+from .annotations import CaptionItem as CaptionItem
+from .annotations import VQAItem as VQAItem
+from .annotations import read_captions as read_captions
+from .annotations import read_vqa as read_vqa
+from .image_folder import ImageFolder as ImageFolder
+from .images import ImageError as ImageError
+from .images import load_image as load_image
+from .stream import DataStream as DataStream

@@ -1,0 +1,215 @@
+"""A folder of captioned images as training sequences: captioned, asked about, asked for, and text alone.
+
+    FOLDER/images/         the image files
+    FOLDER/captions.json   COCO's captions, or Karpathy's split of them
+    FOLDER/questions.json  optional: VQAv2's questions
+    FOLDER/answers.json    optional: VQAv2's annotations, the answers to them
+    FOLDER/edits.jsonl     optional: {"image": FILE, "text": ..., "result": FILE} a line, images asked for with an image
+    FOLDER/text.jsonl      optional: a text a line, as {"text": ...} or as a JSON text; or text.txt, a plain text a line
+
+A question is about the image of captions.json with its ``image_id``, or else about the file that VQAv2 gives that id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lavit.data.annotations import (
+    AnnotationError,
+    Annotations,
+    CaptionItem,
+    EditItem,
+    VQAItem,
+    read_captions,
+    read_edits,
+    read_vqa,
+)
+from lavit.data.images import load_image
+from lavit.data.mixture import Source
+from lavit.data.sequences import EDIT, KINDS, PROMPT, ListedSource, Sequencing
+
+EDITS = "edits.jsonl"
+TEXTS = ("text.jsonl", "text.txt")
+
+
+@dataclass(frozen=True)
+class CaptionedFolder:
+    """What a folder holds. answered: there are answers to the questions. bad: (name, reason) of each entry left out."""
+
+    root: Path
+    captions: list[CaptionItem]
+    questions: list[VQAItem] = field(default_factory=list)
+    answered: bool = False
+    edits: list[EditItem] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The image files, each once."""
+        told, asked = ([item.image for item in items] for items in (self.captions, self.questions))
+        changed = [path for item in self.edits for path in (item.image, item.result)]
+        return list(dict.fromkeys([*told, *asked, *changed]))
+
+    def sentences(self) -> Iterator[str]:
+        """Every text of it, to train a tokenizer on."""
+        for item in self.captions:
+            yield from item.captions
+        for asked in self.questions:
+            yield f"{PROMPT.format(asked.question)} {usual_answer(asked.answers)}"
+        for edit in self.edits:
+            yield edit.text
+        yield from self.texts
+
+
+class ImageFiles:
+    """Image files as a data set: RGB, or ImageError. ``name(i)``, ``paths`` and ``fingerprint`` as `ImageFolder`'s."""
+
+    def __init__(self, root: str | os.PathLike[str], paths: Sequence[Path]) -> None:
+        self.root, self.paths = Path(root), list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return load_image(self.paths[index])
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the paths below the folder, in their order."""
+        names = "\0".join(path.relative_to(self.root).as_posix() for path in self.paths)
+        return hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def read_folder(
+    root: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    text: str | os.PathLike[str] | None = None,
+    texts: bool = True,
+    edits: bool = True,
+) -> CaptionedFolder:
+    """What a folder of the form above holds. Its images are not opened.
+
+    split: of Karpathy's file "train", "restval", "val" or "test"; None: all. text: a file of texts instead of the
+    folder's. texts, edits: False leaves these unread. Of a split, edits are those between its images.
+    Raises FileNotFoundError or NotADirectoryError where there is no folder, AnnotationError for a file that is missing
+    or cannot be used at all.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise FileNotFoundError(f"data: there is no folder {root}")
+    if not root.is_dir():
+        raise NotADirectoryError(f"data: expected a folder, got the file {root}")
+    images = root / "images"
+    captions = read_captions(root / "captions.json", images, split=split)
+    bad = list(captions.bad)
+    asked: list[VQAItem] = []
+    questions, answers = root / "questions.json", root / "answers.json"
+    if answers.exists() and not questions.exists():
+        raise AnnotationError(f"{answers}: expected {questions.name} beside it, the questions that it answers")
+    if questions.exists():
+        files = {item.image_id: item.image for item in captions.items}
+        vqa = read_vqa(questions, answers if answers.exists() else None, images, files=files)
+        asked, bad = vqa.items, bad + vqa.bad
+    changes: list[EditItem] = []
+    if edits and (root / EDITS).exists():
+        pairs = read_edits(root / EDITS, images)
+        own = {item.image for item in captions.items}
+        changes = [item for item in pairs.items if split is None or {item.image, item.result} <= own]
+        bad += pairs.bad
+    told: list[str] = []
+    source = Path(text) if text is not None else next((root / name for name in TEXTS if (root / name).exists()), None)
+    if texts and source is not None:
+        read = read_texts(source)
+        told, bad = read.items, bad + read.bad
+    return CaptionedFolder(root, captions.items, asked, answers.exists(), changes, told, bad)
+
+
+def read_texts(path: str | os.PathLike[str]) -> Annotations[str]:
+    """The texts of a file: of .txt one a line, of .jsonl one a line as ``{"text": ...}`` or as a JSON text.
+
+    Empty lines are passed over; what is no such text is left out and named. Raises AnnotationError for a file that
+    cannot be read, of another ending, or without any text.
+    """
+    path = Path(path)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise AnnotationError(f"text: expected a file that ends in .txt or .jsonl, got {path}")
+    items: list[str] = []
+    bad: list[tuple[str, str]] = []
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    items.append(_text(line, path.suffix == ".jsonl"))
+                except (ValueError, RecursionError) as error:
+                    bad.append((f"{path.name}: line {number}", _reason(error)))
+    except OSError as error:
+        raise AnnotationError(f"text: cannot read {path}: {error.strerror or error}") from None
+    if not items:
+        raise AnnotationError(f"text: there is no text in {path} ({len(bad)} lines cannot be used)")
+    return Annotations(items, bad)
+
+
+def _text(line: bytes, is_json: bool) -> str:
+    text: Any = line.decode("utf-8").strip()
+    if is_json:
+        text = json.loads(text)
+        text = text.get("text") if isinstance(text, dict) else text
+        if not isinstance(text, str):
+            raise ValueError('expected a text or an object with a text "text"')
+        text.encode()  # JSON can spell half of a surrogate pair
+        if not text.strip():
+            raise ValueError('"text" is empty')
+    return text
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeError):
+        return "is not text in UTF-8"
+    return f"is not JSON ({error})" if isinstance(error, (json.JSONDecodeError, RecursionError)) else str(error)
+
+
+def usual_answer(answers: Sequence[str]) -> str:
+    """What most people answered, the first of those equal; "" where nobody said anything."""
+    said = Counter(text for answer in answers if (text := answer.strip()))
+    return said.most_common(1)[0][0] if said else ""
+
+
+def captioned_sources(folder: CaptionedFolder, images: Mapping[Path, int], sequencing: Sequencing) -> dict[str, Source]:
+    """All kinds of samples of a folder, by name: a caption and a request for each caption of an image, the questions
+    with their usual answer and the edits (*derived*: the paper trains on neither), each captioned image alone, the
+    texts. A kind that the folder has not is empty.
+
+    images: the number of each image file; what is about another one is left out.
+    """
+    seen = [item for item in folder.captions if item.image in images]
+    told = [(images[item.image], text, "") for item in seen for text in item.captions]
+    asked = [
+        (images[item.image], item.question, answer)
+        for item in folder.questions
+        if item.image in images and (answer := usual_answer(item.answers))
+    ]
+    entries = {"caption": told, "question": asked, "image": told, "text": [(0, text, "") for text in folder.texts]}
+    entries["unprompted"] = [(image, "", "") for image in dict.fromkeys(image for image, _, _ in told)]
+    changes = [
+        (images[item.image], item.text, images[item.result])
+        for item in folder.edits
+        if item.image in images and item.result in images
+    ]
+    sources: dict[str, Source] = {kind: ListedSource(kind, entries[kind], sequencing) for kind in KINDS}
+    return {**sources, EDIT: ListedSource(EDIT, changes, sequencing)}

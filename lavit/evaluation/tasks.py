@@ -1,0 +1,336 @@
+"""What a whole model can do: captions, answers and drawn images, of a folder or of the shapes world, judged.
+
+Every function works on all processes that torchrun started, and gives each of them the report; a score is computed by
+the first process alone, the others have None. Items that cannot be used are named and left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lavit.data.annotations import CaptionItem, VQAItem
+from lavit.data.images import ImageError, load_image
+from lavit.evaluation.captioning import score_captions, score_scene_captions
+from lavit.evaluation.runner import Evaluated, Skipped, evaluate_items
+from lavit.evaluation.text_to_image import score_generated_scenes
+from lavit.evaluation.token_statistics import TokenStatistics, tokenize_and_decode
+from lavit.evaluation.vqa import evaluate_vqa, score_scene_answers
+from lavit.shapes.edits import Edits
+from lavit.shapes.probe import CellProbe, train_probe
+from lavit.shapes.questions import questions
+from lavit.shapes.scores import score_scenes
+from lavit.shapes.world import Scenes, ShapesWorld
+from lavit.training.engine import distributed
+
+Progress = Callable[[int, int], None]
+Item = TypeVar("Item", CaptionItem, VQAItem)
+R = TypeVar("R")
+
+AT_ONCE = 256  # images that are encoded together
+
+SHORT: dict[str, Any] = {"min_new": 1}
+"""Captions and answers of the shapes world may be shorter than the release allows."""
+SMALL: dict[str, Any] = {"min_tokens": 1}
+"""So may its images."""
+
+
+class Model(Protocol):
+    """What a `lavit.LaVIT` can do."""
+
+    config: Any
+    visual_tokenizer: Any
+
+    def caption(self, images: Any, processor: Any, **settings: Any) -> Sequence[str]: ...
+    def answer(self, images: Any, questions: Sequence[str], processor: Any, **settings: Any) -> Sequence[str]: ...
+    def generate_tokens(self, prompts: Sequence[Any], processor: Any, **settings: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """score: as the scorers' ``as_dict`` have it; None on other processes than the first, and where nothing is known
+    to judge by. results: an entry for each item, captions and answers in the form of COCO's and VQAv2's result files.
+    skipped: items without one. settings: what was asked of the model, beyond its defaults."""
+
+    score: dict[str, Any] | None
+    results: list[dict[str, Any]]
+    skipped: list[Skipped] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "score": self.score,
+            "evaluated": len(self.results),
+            "skipped": [item.as_dict() for item in self.skipped],
+            "settings": self.settings,
+            "results": self.results,
+        }
+
+
+class _Pictures(Generic[Item]):
+    """Items with their images, read when they are taken."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items: Sequence[Item] = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Item, Image.Image]:
+        item = self.items[index]
+        try:
+            return item, load_image(item.image)
+        except ImageError as error:  # the name says which image
+            raise ImageError(str(error).removeprefix(f"{item.image}: ")) from error
+
+    def name(self, index: int) -> str:
+        item = self.items[index]
+        return f"question {item.question_id} on {item.image}" if isinstance(item, VQAItem) else str(item.image)
+
+
+def caption_folder(
+    model: Model,
+    processor: Any,
+    items: Sequence[CaptionItem],
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TaskReport:
+    """Captions of image files, judged as `lavit.evaluation.score_captions` does. settings: of ``LaVIT.caption``.
+
+    Raises ValueError where not a single image could be captioned.
+    """
+
+    def run(batch: list[tuple[CaptionItem, Image.Image]]) -> list[str]:
+        return list(model.caption([image for _, image in batch], processor, batch_size=len(batch), **settings))
+
+    done = _all(_Pictures(items), run, batch_size, progress)
+    captions = {items[index].image_id: text for index, text in done.results.items()}
+    score = None
+    if distributed.rank() == 0:
+        score = score_captions(captions, {items[index].image_id: items[index].captions for index in done.results})
+    results = [{"image_id": key, "caption": text} for key, text in captions.items()]
+    return TaskReport(score.as_dict() if score is not None else None, results, done.skipped, settings)
+
+
+def answer_folder(
+    model: Model,
+    processor: Any,
+    items: Sequence[VQAItem],
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TaskReport:
+    """Answers to questions about image files, judged by the standard accuracy where people's answers are known.
+    settings: of ``LaVIT.answer``. Raises ValueError where not a single question could be answered."""
+
+    def run(batch: list[tuple[VQAItem, Image.Image]]) -> list[str]:
+        images, asked = [image for _, image in batch], [item.question for item, _ in batch]
+        return list(model.answer(images, asked, processor, batch_size=len(batch), **settings))
+
+    done = _all(_Pictures(items), run, batch_size, progress)
+    answers: dict[Hashable, str] = {items[index].question_id: text for index, text in done.results.items()}
+    score = None
+    if distributed.rank() == 0 and all(item.answers for item in items):
+        score = evaluate_vqa((items[index] for index in done.results), answers).as_dict()
+    results = [{"question_id": key, "answer": text} for key, text in answers.items()]
+    return TaskReport(score, results, done.skipped, settings)
+
+
+def caption_scenes(
+    model: Model,
+    processor: Any,
+    scenes: Scenes,
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TaskReport:
+    """Captions of the shapes world's scenes, by what they say is where, beside chance."""
+    asked = {**SHORT, **settings}
+
+    def run(batch: list[int]) -> list[str]:
+        return list(model.caption([scenes.images[i] for i in batch], processor, batch_size=len(batch), **asked))
+
+    done = _all(range(len(scenes)), run, batch_size, progress, "scene {}")
+    found = list(done.results)
+    score = score_scene_captions(list(done.results.values()), scenes.cells[found]).as_dict()
+    true = scenes.captions
+    results = [{"scene": index, "caption": text, "true": true[index]} for index, text in done.results.items()]
+    return TaskReport(_of_first(score), results, done.skipped, asked)
+
+
+def answer_scenes(
+    model: Model,
+    processor: Any,
+    world: ShapesWorld,
+    scenes: Scenes,
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TaskReport:
+    """Answers to the four questions on each of the world's first scenes, by kind, beside chance."""
+    chosen = {**SHORT, **settings}
+    asked = [(scene, one) for scene, each in enumerate(questions(world, scenes.cells)) for one in each]
+
+    def run(batch: list[int]) -> list[str]:
+        images, texts = [scenes.images[asked[i][0]] for i in batch], [asked[i][1].text for i in batch]
+        return list(model.answer(images, texts, processor, batch_size=len(batch), **chosen))
+
+    done = _all(range(len(asked)), run, batch_size, progress, "question {}")
+    score = score_scene_answers([asked[i][1] for i in done.results], list(done.results.values())).as_dict()
+    results = [
+        {"scene": asked[i][0], **asked[i][1].as_dict(), "true": asked[i][1].answer, "answer": text}
+        for i, text in done.results.items()
+    ]
+    return TaskReport(_of_first(score), results, done.skipped, chosen)
+
+
+def generate_scenes(
+    model: Model,
+    processor: Any,
+    scenes: Scenes,
+    probe: CellProbe,
+    *,
+    own: TokenStatistics | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TaskReport:
+    """Images drawn for the captions of scenes, by the objects that a probe reads from their decoded features.
+
+    probe: of `decoded_probe`. own: of the scenes' images, as `tokenize_and_decode` gives them, if that is done already.
+    seed: of the images; scene i has its own, whatever the batch and the number of processes.
+    In the score ``objects`` is of the images drawn, beside chance; ``true_tokens`` of the scenes' own tokens, decoded:
+    what the tokenizer loses and the probe mistakes; ``tokens`` their mean numbers.
+    """
+    shared: tuple[Any, ...] = (probe, own, seed, batch_size, progress, settings)
+    return _draw(model, processor, scenes.captions, scenes.captions, scenes, *shared)
+
+
+def edit_scenes(
+    model: Model,
+    processor: Any,
+    pairs: Edits,
+    probe: CellProbe,
+    *,
+    own: TokenStatistics | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TaskReport:
+    """Images drawn for an image and the words that ask for one change of it, as `generate_scenes` judges them.
+
+    own: of the changed images. In the score ``wordless`` is the most, figure by figure, that guesses score which look
+    at the image but do not read the words.
+    """
+    prompts = [[image, text] for image, text in zip(pairs.before.images, pairs.texts, strict=True)]
+    shared: tuple[Any, ...] = (probe, own, seed, batch_size, progress, settings)
+    report = _draw(model, processor, prompts, pairs.texts, pairs.after, *shared)
+    if report.score is not None:
+        found = [one["scene"] for one in report.results]
+        truth = pairs.after.cells[found]
+        guesses = [score_scenes(cells[found], truth).score.as_dict() for cells in pairs.wordless]
+        guesses.append(report.score["objects"]["constant"])
+        report.score["wordless"] = {figure: max(guess[figure] for guess in guesses) for figure in guesses[0]}
+    return report
+
+
+def _draw(
+    model: Model,
+    processor: Any,
+    prompts: Sequence[Any],
+    texts: Sequence[str],
+    scenes: Scenes,
+    probe: CellProbe,
+    own: TokenStatistics | None,
+    seed: int,
+    batch_size: int,
+    progress: Progress | None,
+    settings: Mapping[str, Any],
+) -> TaskReport:
+    """texts: the words of each prompt. scenes: what each asks for."""
+    chosen = {**SMALL, **settings}
+    device = next(probe.parameters()).device
+
+    def run(batch: list[int]) -> list[tuple[list[int], int]]:
+        seeds = [seed_of(seed, i) for i in batch]
+        drawn = model.generate_tokens(
+            [prompts[i] for i in batch], processor, seeds=seeds, batch_size=len(batch), **chosen
+        ).codes
+        with torch.no_grad():
+            read = probe.read(model.visual_tokenizer.decode(drawn).float().to(device)).tolist()
+        return list(zip(read, drawn.cu_seqlens.diff().tolist(), strict=True))
+
+    done = _all(range(len(scenes)), run, batch_size, progress, "scene {}")
+    found = list(done.results)
+    cells = np.array([read for read, _ in done.results.values()], dtype=np.int64)
+    if own is None:
+        own = tokenize_and_decode(model.visual_tokenizer, encode_images(model, processor, scenes.images))
+    score = {
+        "objects": score_scenes(cells, scenes.cells[found]).as_dict(),
+        "true_tokens": score_generated_scenes(probe, own.decoded[found].float(), scenes.cells[found]).as_dict(),
+        "tokens": {
+            "drawn": float(np.mean([count for _, count in done.results.values()])),
+            "true": float(own.tokens[found].mean()),
+        },
+    }
+    results = [
+        {"scene": i, "prompt": texts[i], "cells": read, "tokens": count} for i, (read, count) in done.results.items()
+    ]
+    return TaskReport(_of_first(score), results, done.skipped, chosen)
+
+
+def decoded_probe(model: Model, processor: Any, scenes: Scenes, *, steps: int = 400, seed: int = 0) -> CellProbe:
+    """A probe that has learned to read scenes from what their tokens decode to; the same on all processes."""
+    decoded = tokenize_and_decode(model.visual_tokenizer, encode_images(model, processor, scenes.images)).decoded
+    probe = train_probe(decoded.float(), scenes.cells, steps=steps, seed=seed)
+    distributed.share(probe.state_dict().values())
+    return probe
+
+
+@torch.no_grad()
+def encode_images(model: Model, processor: Any, images: np.ndarray) -> Tensor:
+    """Images (n, H, W, 3) uint8 -> features (n, N, C) of the frozen encoder. Raises ValueError for none."""
+    tokenizer = model.visual_tokenizer
+    device = tokenizer.quantize.embedding.weight.device
+    if len(images) == 0:
+        raise ValueError("images: expected at least one, got none")
+    parts = (images[begin : begin + AT_ONCE] for begin in range(0, len(images), AT_ONCE))
+    return torch.cat([tokenizer.encode_features(processor.image_processor(part).to(device)) for part in parts])
+
+
+def seed_of(seed: int, item: int) -> int:
+    """The item's own seed, from its number alone."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{item}".encode(), digest_size=7).digest(), "little")
+
+
+def _all(
+    items: Any,
+    function: Callable[[list[Any]], Sequence[R]],
+    batch_size: int,
+    progress: Progress | None,
+    name: str | None = None,
+) -> Evaluated[R]:
+    naming = None if name is None else name.format
+    done = evaluate_items(items, function, batch_size=batch_size, name=naming, progress=progress)
+    if not done.results:
+        first = f"; {done.skipped[0].name}: {done.skipped[0].reason}" if done.skipped else ""
+        raise ValueError(f"items: none of {len(items)} could be used{first}")
+    return done
+
+
+def _of_first(score: Mapping[str, Any]) -> dict[str, Any] | None:
+    return dict(score) if distributed.rank() == 0 else None

@@ -1,0 +1,73 @@
+"""What every way of generating asks of its prompts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from lavit.kernels import Ragged
+from lavit.kernels.checks import check_offsets, check_same_device
+from lavit.language.vocabulary import Vocabulary
+
+
+def embed_prompts(
+    language_model: LlamaForCausalLM, vocabulary: Vocabulary, prompts: Ragged, new_tokens: int, *, image: bool
+) -> tuple[Ragged, list[int]]:
+    """Checked prompts as embeddings in the model's dtype, without unused rows, and their lengths on the host.
+
+    prompts: embeddings (T, H) or int64 ids (T,). new_tokens: how many are going to be generated; the last one is not
+    read again. image: the prompts are to be continued with an image, so those given as ids end with [IMG].
+    One host synchronisation, two where the prompts are ids.
+    Raises ValueError naming the prompt that is empty, does not fit the model's positions, holds an id outside the
+    vocabulary or, with ``image``, does not end with [IMG]; TypeError for values that are neither.
+    """
+    values, cu_seqlens = prompts.values, prompts.cu_seqlens
+    check_offsets("prompts.cu_seqlens", cu_seqlens, values.device)
+    bounds = cu_seqlens.tolist()
+    lengths = [end - start for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    if not lengths:
+        raise ValueError("prompts: expected at least one prompt, got none")
+    positions = language_model.config.max_position_embeddings
+    for b, length in enumerate(lengths):
+        if length < 1:
+            raise ValueError(f"prompt {b}: expected at least one token, got an empty prompt")
+        if length > positions:
+            raise ValueError(f"prompt {b}: expected at most {positions} tokens, the model's context, got {length}")
+        if length + new_tokens - 1 > positions:
+            raise ValueError(
+                f"prompt {b}: {length} tokens and up to {new_tokens} generated ones need a cache of "
+                f"{length + new_tokens - 1} positions, but max_position_embeddings is {positions}"
+            )
+    values = values[: bounds[-1]]
+    embedding = language_model.model.embed_tokens
+    check_same_device("prompts", values, "language_model", embedding.weight)
+    width = embedding.weight.shape[1]
+    if values.is_floating_point():
+        if values.dim() != 2 or values.shape[1] != width:
+            raise ValueError(f"prompts: expected embeddings of shape (T, {width}), got {tuple(values.shape)}")
+        values = values.to(embedding.weight.dtype)
+    elif values.dtype == torch.int64:
+        if values.dim() != 1:
+            raise ValueError(f"prompts: expected ids of shape (T,), got {tuple(values.shape)}")
+        _check_ids(values, cu_seqlens, lengths, vocabulary, image)
+        values = embedding(values)
+    else:
+        raise TypeError(f"prompts: expected embeddings or int64 ids, got {values.dtype}")
+    return Ragged(values, cu_seqlens, max(lengths)), lengths
+
+
+def _check_ids(ids: Tensor, cu_seqlens: Tensor, lengths: list[int], vocabulary: Vocabulary, image: bool) -> None:
+    outside = ((ids < 0) | (ids >= vocabulary.size)).int()
+    first = outside.argmax()
+    last = ids[cu_seqlens[1:].long() - 1]
+    wrong, place, found, *ends = torch.cat((torch.stack((outside.max(), first, ids[first])), last)).tolist()
+    if wrong:
+        prompt = 0
+        while place >= lengths[prompt]:
+            place -= lengths[prompt]
+            prompt += 1
+        raise ValueError(f"prompt {prompt}: expected ids 0 to {vocabulary.size - 1}, got {found} as token {place}")
+    for b, end in enumerate(ends):
+        if image and end != vocabulary.begin_id:
+            raise ValueError(f"prompt {b}: expected [IMG] ({vocabulary.begin_id}) as the last id, got {end}")

@@ -1,0 +1,9 @@
+from .conditioner import Condition as Condition
+from .conditioner import NegativeEmbeds as NegativeEmbeds
+from .conditioner import PixelConditioner as PixelConditioner
+from .image_sizes import ASPECT_RATIOS as ASPECT_RATIOS
+from .image_sizes import nearest_size as nearest_size
+from .pipeline import LaVITPixelOutput as LaVITPixelOutput
+from .pipeline import LaVITPixelPipeline as LaVITPixelPipeline
+from .unet import SmallUNet as SmallUNet
+from .unet import small_unet as small_unet

@@ -1,0 +1,33 @@
+"""Loading as diffusers does it, but strict: what every model of the pixel stage has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+from diffusers.models.modeling_utils import ModelMixin
+
+from lavit.tokenizer.pretrained import describe_tensors
+
+
+class StrictPart(ModelMixin):
+    """A diffusers model whose weights must fit."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | None, **kwargs: Any) -> Any:
+        """diffusers' method, but strict: weights that lack or add tensors, or have one of another shape, are refused
+        with a ValueError that names all of them."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = load_strictly(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+        return (model, info) if wants_info else model
+
+
+def load_strictly(load: Callable[..., Any], source: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """The model and the account of a diffusers model's ``from_pretrained``. ValueError where tensors do not fit."""
+    model, info = load(source, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True)
+    wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
+    message = describe_tensors(info["missing_keys"], info["unexpected_keys"], wrong_shape)
+    if message:
+        raise ValueError(f"{source}: the tensors do not fit the model: {message}")
+    return model, info

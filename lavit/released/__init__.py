@@ -1,0 +1,1 @@
+"""Released checkpoints: from the release's folders to this library's models."""

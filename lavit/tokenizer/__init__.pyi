@@ -1,0 +1,5 @@
+from .configuration import LaVITTokenizerConfig as LaVITTokenizerConfig
+from .model import LaVITTokenizer as LaVITTokenizer
+from .model import LaVITTokenizerOutput as LaVITTokenizerOutput
+from .model import VisualTokens as VisualTokens
+from .processing import LaVITImageProcessor as LaVITImageProcessor

@@ -1,0 +1,110 @@
+"""The few things a run needs to know of its sibling processes. Everything is a no-op in a run of one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def launched_rank() -> int:
+    """This process's number among those that torchrun started; known outside the group, too."""
+    return rank() if is_distributed() else int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the group that torchrun set up in the environment, and leaves it at the end.
+
+    NCCL for CUDA, gloo for the CPU. Without torchrun's variables, or inside a group that exists already, nothing
+    happens.
+    """
+    if is_distributed() or not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto": this process's CUDA device if there is one, else the CPU; ValueError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device: {name} was asked for, but torch finds no CUDA device")
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    return device
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+def reduce_sum(value: Tensor) -> Tensor:
+    """`value` summed over the processes, in place."""
+    if is_distributed():
+        dist.all_reduce(value)
+    return value
+
+
+def any_of(flags: Tensor) -> Tensor:
+    """Flags (0 or 1) that are set on any process, in place."""
+    if is_distributed():
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return flags
+
+
+def first_says(answer: bool) -> bool:
+    """The first process's answer, on all."""
+    if not is_distributed():
+        return answer
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor(int(answer), device=device)
+    dist.broadcast(flag, 0)
+    return bool(flag.item())
+
+
+def replicate(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module itself, or, in a run of several processes, a wrapper that averages its gradients over them.
+
+    Buffers are not sent: those that training moves are kept alike by what moves them.
+    """
+    if not is_distributed():
+        return module
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+
+def share(tensors: Iterable[Tensor], source: int = 0) -> None:
+    """Overwrites the tensors of every process by those of `source`."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), source)

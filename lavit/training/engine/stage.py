@@ -1,0 +1,241 @@
+"""What a run of any stage is made of, around the loop: its processes and generators, its output folder, the model that
+is saved at its end, and the words of its command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from lavit.training.engine import config as configuration
+from lavit.training.engine import distributed
+from lavit.training.engine.checkpoint import Checkpoints, generator_state, set_generator_state
+from lavit.training.engine.loop import Run, StepFunction, StopRequest, TrainingDiverged, train
+from lavit.training.engine.metrics import MetricsWriter, progress_line
+from lavit.training.engine.recipe import CacheConfig, Recipe
+from lavit.training.engine.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "training.yaml"
+
+INDEX = ("config.json", "model_index.json")
+"""Without the one a model does not load, without the other a pipeline."""
+
+Progress = Callable[[dict[str, Any]], None]
+Skipped = Sequence[tuple[str, str]]
+"""(name, reason) of items that could not be used."""
+
+
+class Finished(Protocol):
+    """The result of a run. path: folder of the saved model, None if nothing was written or the run was stopped.
+    stopped_by: the signal that stopped it, or None."""
+
+    path: Path | None
+    stopped_by: int | None
+
+
+Config = TypeVar("Config", bound=Recipe)
+Result = TypeVar("Result", bound=Finished)
+
+
+class Saved(Protocol):
+    """A model, a processor, a text tokenizer."""
+
+    def save_pretrained(self, folder: Any, /) -> Any: ...
+
+
+@contextmanager
+def session(device: str) -> Iterator[torch.device]:
+    """The device of a run, inside the group of its processes. The caller's random generators are left as they were."""
+    picked = distributed.pick_device(device)
+    generators = generator_state()
+    try:
+        with distributed.process_group(picked):
+            yield picked
+    finally:
+        set_generator_state(generators)
+
+
+def open_output(
+    config: Any, resume: bool, overwrite: bool, constant: Sequence[str] = ()
+) -> tuple[Checkpoints | None, dict[str, Any] | None]:
+    """Makes the output folder ready: its checkpoints, and the one to go on from. None for what there is not.
+
+    constant: prefixes of the model's tensors that never change.
+    Raises FileExistsError for a folder that holds a run already, unless that goes on or is replaced.
+    """
+    if config.output is None:
+        return None, None
+    output = Path(config.output)
+    checkpoints = Checkpoints(output / "checkpoints", keep=config.loop.keep_checkpoints, constant=constant)
+    latest = checkpoints.latest() if resume else None
+    occupied = not resume and not overwrite and (
+        bool(checkpoints.all()) or any((output / name).exists() for name in INDEX)
+    )
+    if occupied:
+        raise FileExistsError(f"output: {output} holds a run; --resume goes on with it, --overwrite replaces it")
+    distributed.barrier()  # all have looked before the first one writes
+    saved = None if latest is None else checkpoints.load(latest)
+    if resume and latest is None:
+        logger.warning("%s: no checkpoint to resume from, starting from the beginning", output)
+    if latest is None:
+        checkpoints.clear()
+    if distributed.rank() == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        configuration.save(config, output / CONFIG_FILE)
+    return checkpoints, saved
+
+
+def cache_folder(cache: CacheConfig, output: str | None) -> Path | None:
+    """Where features are kept, None where they are not. Raises ValueError where there is no place for them."""
+    if not cache.enabled:
+        return None
+    if cache.folder is None and output is None:
+        raise ValueError("cache.folder: expected a folder for the features, since the run has no output folder")
+    return Path(cache.folder or Path(output or ".") / "features")
+
+
+def run_stage(
+    run: Run,
+    step: StepFunction,
+    config: Any,
+    checkpoints: Checkpoints | None,
+    progress: Progress | None,
+    *,
+    resumed: bool,
+    before_step: Callable[[Run], None] | None = None,
+) -> tuple[StopRequest, list[dict[str, Any]]]:
+    """The loop of a stage, with its metrics in the output folder, if there is one. Returns how it stopped, and the rows
+    of metrics, those of before a resumption too."""
+    writer = None
+    if checkpoints is not None and distributed.rank() == 0:
+        resume_at = run.step if resumed else None
+        writer = MetricsWriter(Path(config.output), resume_at=resume_at, tensorboard=config.tensorboard)
+    history: list[dict[str, Any]] = writer.rows if writer is not None else []
+
+    def keep(row: dict[str, Any]) -> None:
+        if writer is None:
+            history.append({k: v for k, v in row.items() if k not in ("eta_seconds", "steps")})
+        if progress is not None:
+            progress(row)
+
+    try:
+        stop = train(
+            run,
+            step,
+            config.loop,
+            learning_rate=lambda number: learning_rate(number, config.loop.steps, config.schedule),
+            before_step=before_step,
+            checkpoints=checkpoints,
+            writer=writer,
+            progress=keep,
+        )
+    finally:
+        if writer is not None:
+            writer.close()
+    return stop, history
+
+
+def finish(run: Run, config: Any, *parts: Saved) -> Path | None:
+    """Saves the model and what belongs to it into the output folder, if there is one and the run reached its end;
+    returns where."""
+    path = Path(config.output) if config.output is not None and run.step >= config.loop.steps else None
+    if path is not None and distributed.rank() == 0:
+        save_model(path, *parts)
+    distributed.barrier()
+    return path
+
+
+def save_model(folder: Path, *parts: Saved) -> None:
+    """Saves a model and what belongs to it, or a pipeline, into a folder. The file without which nothing loads comes
+    last (`INDEX`): what was not written to its end cannot be taken for a model."""
+    hidden = folder / ".model.tmp"
+    shutil.rmtree(hidden, ignore_errors=True)
+    for part in parts:
+        part.save_pretrained(hidden)
+    for name in INDEX:
+        (folder / name).unlink(missing_ok=True)
+    for entry in sorted(hidden.iterdir(), key=lambda path: path.name in INDEX):
+        for file in [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]:
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        if entry.is_dir():
+            shutil.rmtree(folder / entry.name, ignore_errors=True)
+        os.replace(entry, folder / entry.name)
+    hidden.rmdir()
+
+
+def seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+# ------------------------------------------------------------------------------------------------------------- command
+
+
+def command(
+    name: str,
+    argv: Sequence[str] | None,
+    cls: type[Config],
+    usage: str,
+    train_stage: Callable[..., Result],
+    tell: Callable[[Config, Result], tuple[Skipped, str, str]],
+) -> int:
+    """``lavit train NAME``; returns the exit code. ValueError and OSError for wrong use or input.
+
+    train_stage: gets the configuration, progress, resume and overwrite. tell: of the two, the items that could not be
+    used, what they are ("images could not be read"), and the words that end a run.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in words or "-h" in words:
+        print(usage + configuration.describe(cls))
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config, flags = read_words(cls, words, f"runs/{name}")
+    try:
+        result = train_stage(config, progress=_print, resume="resume" in flags, overwrite="overwrite" in flags)
+    except TrainingDiverged as problem:
+        print(f"lavit train {name}: {problem}", file=sys.stderr)
+        return 1
+    if distributed.launched_rank() == 0:
+        _print_end(config, result, *tell(config, result))
+    return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def read_words(cls: type[Config], words: Sequence[str], output: str) -> tuple[Config, set[str]]:
+    """The configuration and the flags of a training command: the resumed run's own file, else the recipe of the preset,
+    else --config; then the words. output: the folder where none is given."""
+    given, flags = configuration.words(cls, words, flags=("resume", "overwrite"))
+    if flags >= {"resume", "overwrite"}:
+        raise configuration.ConfigError("--resume, --overwrite: expected at most one of the two")
+    given.setdefault("output", output)
+    own = Path(given["output"]) / CONFIG_FILE
+    base: str | Path = own if "resume" in flags and own.is_file() else cls.recipe_file(given.get("preset", "small"))
+    base = given.pop("config", base)
+    return configuration.load(cls, base, given), flags
+
+
+def _print(row: dict[str, Any]) -> None:
+    print(progress_line(row, row["steps"]), flush=True)
+
+
+def _print_end(config: Any, result: Finished, skipped: Skipped, what: str, ending: str) -> None:
+    if skipped:
+        print(f"{len(skipped)} {what}:")
+        for name, reason in skipped[:20]:
+            print(f"  {name}: {reason}")
+    if result.stopped_by is not None and result.path is None:
+        print(f"stopped by signal {result.stopped_by}; go on with --resume --output {config.output}")
+    else:
+        print(ending)

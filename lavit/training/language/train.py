@@ -1,0 +1,202 @@
+"""Stage 2: the language model learns to read and write images. ``lavit train language``.
+
+`train_language` is the whole of it; the loop is `lavit.training.engine.loop.train`, the samples are in `data`, mixed
+and packed by `lavit.data.mixture`, and `lavit.LaVIT` makes packed rows of them and computes the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from lavit.data.captioned_folder import CaptionedFolder
+from lavit.data.mixture import Mixture, PackedStream, Source
+from lavit.language.configuration import PRESETS
+from lavit.language.model import LaVIT
+from lavit.language.processing import LaVITProcessor
+from lavit.language.text_tokenizer import train_text_tokenizer
+from lavit.shapes.edits import instructions
+from lavit.shapes.questions import sentences
+from lavit.shapes.world import SHAPES_WORLD
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
+from lavit.tokenizer.processing import processor_for
+from lavit.training.engine import distributed, stage
+from lavit.training.engine.loop import Run
+from lavit.training.language.data import ImageStore, folder_data, open_folder, shapes_data
+from lavit.training.language.objective import Step, parameter_groups, scale_rows
+from lavit.training.language.recipe import LanguageTrainingConfig
+
+__all__ = ["ImageStore", "LanguageTrainingConfig", "LanguageTrainingResult", "main", "train_language"]
+
+@dataclass
+class LanguageTrainingResult:
+    """What a run leaves behind.
+
+    history: rows with step, loss, text_loss, image_loss, tokens (of a row), fill_rate, lr, grad_norm, skipped,
+        tokens_per_second. path: folder of the saved model, None if nothing was written or the run was stopped.
+    stopped_by: the signal that stopped the run, or None. skipped_items: (name, reason) of what could not be used of a
+    folder: entries of its files, and images that cannot be read.
+    """
+
+    model: LaVIT
+    processor: LaVITProcessor
+    history: list[dict[str, Any]]
+    path: Path | None
+    stopped_by: int | None = None
+    skipped_items: list[tuple[str, str]] = field(default_factory=list)
+
+
+def train_language(
+    config: LanguageTrainingConfig,
+    *,
+    tokenizer: LaVITTokenizer | None = None,
+    processor: LaVITImageProcessor | None = None,
+    store: ImageStore | None = None,
+    progress: stage.Progress | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> LanguageTrainingResult:
+    """Trains a LaVIT as `config` says.
+
+    tokenizer, processor: a visual tokenizer with its image processor, instead of the folder that `config` names; it
+    becomes a part of the model. store: what `shapes_data` shows, already tokenized. progress: gets every row of
+    metrics. resume, overwrite: as in `train_tokenizer`.
+    Raises TrainingDiverged when the loss stays NaN or Inf. The caller's random generators are left as they were.
+    """
+    with stage.session(config.device) as device:
+        folder = _check_start(config, tokenizer, store)
+        checkpoints, saved = stage.open_output(config, resume, overwrite, constant=("visual_tokenizer.",))
+
+        stage.seed_everything(config.seed)
+        if folder is not None:
+            words = list(folder.sentences())
+        else:
+            words = [*sentences(), *(instructions() if config.mixture.edit > 0 else [])]
+        model, both = _build(config, tokenizer, processor, words)
+        nn.Module.to(model, device).train()
+        distributed.share(model.state_dict().values())
+        bad: list[tuple[str, str]] = []
+        if folder is None:
+            sources, store = shapes_data(config, model.visual_tokenizer, both, store)
+        else:
+            sources, store, bad = folder_data(config, folder, model.visual_tokenizer, both)
+        stream = _stream(config, sources, store)
+
+        groups = parameter_groups(model, weight_decay=config.optimizer.weight_decay, **asdict(config.rates))
+        optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
+        scale_rows(optimizer)
+        run = Run(model, optimizer, stream)
+        run.replica = distributed.replicate(Step(model, store), device)
+        if saved is not None:
+            run.load(saved)
+
+        stop, history = stage.run_stage(
+            run, lambda step, row, _: step(row), config, checkpoints, progress, resumed=saved is not None
+        )
+        model.eval()
+        return LanguageTrainingResult(
+            model, both, history, stage.finish(run, config, model, both), stop.signal, bad
+        )
+
+
+def _stream(config: LanguageTrainingConfig, sources: Mapping[str, Source], store: ImageStore) -> PackedStream:
+    mixture = Mixture(
+        sources,
+        asdict(config.mixture),
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    return PackedStream(mixture, config.token_budget, store.length, window=config.window)
+
+
+def _check_start(
+    config: LanguageTrainingConfig, tokenizer: LaVITTokenizer | None, store: ImageStore | None
+) -> CaptionedFolder | None:
+    """What can be wrong with the words is found before anything is written, or an older run overwritten. Returns what
+    a folder of images holds, None for the shapes world."""
+    if config.preset not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {config.preset!r}")
+    if config.model is None and config.tokenizer is None and tokenizer is None:
+        raise ValueError("tokenizer: expected the folder that stage 1 left (lavit train tokenizer), got none")
+    if config.preset != "small" and config.model is None and config.language_model is None:
+        raise ValueError(f"language_model: the preset {config.preset} starts from a LLaMA: --language-model FOLDER")
+    for name in ("model", "tokenizer", "language_model"):
+        folder = getattr(config, name)
+        if folder is not None and not Path(folder).is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {folder}")
+    if config.data == SHAPES_WORLD:
+        return None
+    if store is not None:
+        raise ValueError("store: expected none with a folder of images, whose features have a cache of their own")
+    return open_folder(config)
+
+
+def _build(
+    config: LanguageTrainingConfig,
+    tokenizer: LaVITTokenizer | None,
+    processor: LaVITImageProcessor | None,
+    words: Sequence[str],
+) -> tuple[LaVIT, LaVITProcessor]:
+    """The model with its text tokenizer and image processor. words: texts to train a new text tokenizer on."""
+    if config.model is not None:
+        model = LaVIT.from_pretrained(config.model)
+        model.config.image_sampling |= config.sampling
+        return model, LaVITProcessor.from_pretrained(config.model)
+    if tokenizer is None:
+        tokenizer = LaVITTokenizer.from_pretrained(config.tokenizer)
+    if processor is None:
+        processor = processor_for(tokenizer.config.image_size, config.tokenizer)
+    if config.language_model is not None:
+        text = AutoTokenizer.from_pretrained(config.language_model)
+        language = LlamaForCausalLM.from_pretrained(config.language_model)
+    else:
+        text = train_text_tokenizer(words, config.text_vocabulary)
+        sizes = {**PRESETS[config.preset], **config.text_config, "vocab_size": len(text)}
+        special = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
+        language = LlamaForCausalLM(LlamaConfig(**sizes, **special, pad_token_id=text.pad_token_id))
+    settings: dict[str, Any] = {"image_objective": config.objective, "image_sampling": config.sampling}
+    model = LaVIT.from_parts(language, tokenizer, text_size=len(text), **settings)
+    return model, LaVITProcessor(processor, text, len(text))
+
+
+# ----------------------------------------------------------------------------------------------------------- command
+
+USAGE = """usage: lavit train language --tokenizer FOLDER [--preset small|lavit-g] [--language-model FOLDER]
+                            [--data shapes|FOLDER] [--text FILE] [--output FOLDER] [--config FILE]
+                            [--key value ...] [--resume | --overwrite]
+
+Stage 2: trains the language model, and the merger and projector through which it reads images, on captions, questions,
+requests for images, edits of images, images alone and text, packed without padding. The settings come from the preset's
+recipe or, instead, from --config, then from --key value; the section may be left out where one only has the name
+(--steps for --loop.steps). --resume goes on from the newest checkpoint in the output folder, with the settings saved
+there.
+
+--data FOLDER holds images/ and captions.json (COCO captions or Karpathy's split); optional are questions.json and
+answers.json (VQAv2's questions and annotations), edits.jsonl ({"image": FILE, "text": ..., "result": FILE} a line: an
+image, what is asked for with it, and the image that shows it) and text.jsonl ({"text": ...} a line) or text.txt.
+Of what is not there, the share of the mixture must be 0: --mixture.question 0 --mixture.edit 0. Images that cannot be
+read are named and left out; so are, without a word, edits between images that are not of the split. The features of all
+images are kept in the output folder, memory-mapped: N x C x 4 bytes an image, 1.4 MB for EVA-CLIP's 256 patches of 1408
+channels, 140 GB for 100 000 images; without an output folder they are in memory, as are the tokens in every process.
+
+Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
+
+settings [default]:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``lavit train language``; returns the exit code. ValueError and OSError for wrong use or input."""
+    return stage.command("language", argv, LanguageTrainingConfig, USAGE, train_language, _ending)
+
+
+def _ending(config: LanguageTrainingConfig, result: LanguageTrainingResult) -> tuple[stage.Skipped, str, str]:
+    what = f"items of {config.data} could not be used and were left out"
+    return result.skipped_items, what, f"the model is in {result.path}"

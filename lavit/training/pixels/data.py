@@ -1,0 +1,204 @@
+"""What stage 3 learns from: images of one size a batch, and the features that the frozen tokenizer gives back of them.
+
+An image is resized until it covers its size and cut to it around the middle; the tokenizer sees what is left, which is
+what the U-Net is to draw.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lavit.data import DataStream, ImageFolder
+from lavit.pixels.image_sizes import nearest_size
+from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
+from lavit.training.engine import distributed
+from lavit.training.engine.feature_cache import open_or_build
+from lavit.training.engine.stage import cache_folder
+from lavit.training.pixels.buckets import Buckets, Measured, Part, Size, cut
+from lavit.training.pixels.recipe import PixelsTrainingConfig
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 256  # images that are encoded together
+
+class Batches(Protocol):
+    """Batches for the loop: {"images": (B, H, W, 3) uint8, "index": (B,), "time_ids": (B, 6) float32}."""
+
+    @property
+    def skipped_items(self) -> list[tuple[str, str]]:
+        """(name, reason) of the images that could not be read so far."""
+        ...
+
+    def __next__(self) -> dict[str, Tensor]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+# ------------------------------------------------------------------------------------------------------------- features
+
+
+@torch.no_grad()
+def reconstructed(tokenizer: LaVITTokenizer, features: Tensor) -> Tensor:
+    """x_rec (B, N, C_out): encoder features (B, N, C) by way of their tokens. The selection draws no noise."""
+    return tokenizer.decode(tokenizer.encode(features=features, deterministic=True))
+
+
+def reconstructed_images(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, images: Any) -> Tensor:
+    """x_rec of images as the processor takes them, on the tokenizer's device."""
+    device = tokenizer.quantize.embedding.weight.device
+    return reconstructed(tokenizer, tokenizer.encode_features(processor(images).to(device)))
+
+
+class Features:
+    """x_rec of every image, by its number: computed once, or, without `values`, of each batch anew.
+
+    values: (m, N, C_out), in memory or memory-mapped; rows: (n,) the row of each image, None where they are the same.
+    """
+
+    def __init__(
+        self,
+        tokenizer: LaVITTokenizer,
+        processor: LaVITImageProcessor,
+        values: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> None:
+        self.tokenizer, self.processor, self.values, self.rows = tokenizer, processor, values, rows
+
+    def of(self, batch: dict[str, Tensor]) -> Tensor:
+        device = self.tokenizer.quantize.embedding.weight.device
+        if self.values is None:
+            return reconstructed_images(self.tokenizer, self.processor, batch["images"])
+        rows = batch["index"] if self.rows is None else self.rows[batch["index"]]
+        return self.values[rows].to(device, torch.float32, non_blocking=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- sizes
+
+
+# -------------------------------------------------------------------------------------------------------------- streams
+
+
+class Rows:
+    """Batches of an array of images (n, H, W, 3), all of one size."""
+
+    def __init__(self, images: Any, batch_size: int, seed: int) -> None:
+        height, width = images.shape[1:3]
+        self._ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+        self.stream = DataStream(
+            images, batch_size, seed=seed, rank=distributed.rank(), world_size=distributed.world_size()
+        )
+
+    @property
+    def skipped_items(self) -> list[tuple[str, str]]:
+        return []
+
+    def __next__(self) -> dict[str, Tensor]:
+        batch = next(self.stream)
+        return batch | {"time_ids": self._ids.expand(len(batch["index"]), -1)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stream.load_state_dict(state)
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+def array_data(
+    config: PixelsTrainingConfig,
+    tokenizer: LaVITTokenizer,
+    processor: LaVITImageProcessor,
+    images: Any,
+    features: Tensor | None,
+) -> tuple[Batches, Features]:
+    """Images (n, H, W, 3) uint8, and x_rec of all of them. features: (n, N, C) of the encoder, where they are known."""
+    device = tokenizer.quantize.embedding.weight.device
+    root = cache_folder(config.cache, config.output)
+    if features is not None:
+        parts = [reconstructed(tokenizer, part.to(device)).cpu() for part in features.split(AT_ONCE)]
+        values = torch.cat(parts)
+    elif root is not None:
+        values = _open_cache(config, tokenizer, processor, images, processor, [], root).values
+    else:
+        logger.info("encoding and decoding %d images", len(images))
+        starts = range(0, len(images), AT_ONCE)
+        values = torch.cat(
+            [reconstructed_images(tokenizer, processor, images[start : start + AT_ONCE]).cpu() for start in starts]
+        )
+    return Rows(images, config.loop.batch_size, config.seed), Features(tokenizer, processor, values)
+
+
+def folder_data(
+    config: PixelsTrainingConfig,
+    tokenizer: LaVITTokenizer,
+    processor: LaVITImageProcessor,
+    measured: Measured,
+) -> tuple[Batches, Features]:
+    """A folder's images in their buckets, and x_rec from a cache or of each batch anew."""
+    features = Features(tokenizer, processor)
+    root = cache_folder(config.cache, config.output)
+    if root is not None:
+        sizes = measured.sizes
+
+        def transform(images: Sequence[Image.Image]) -> Tensor:
+            return processor([cut(image, nearest_size(image.height, image.width, sizes))[0] for image in images])
+
+        told = [("sizes", torch.tensor(sizes))]
+        part = Part(measured.folder, measured.numbers)
+        cache = _open_cache(config, tokenizer, processor, part, transform, told, root)
+        unread = [(part.numbers[index], name, reason) for index, name, reason in cache.skipped]
+        measured.leave_out(unread)
+        rows = torch.full((len(measured.folder),), -1)
+        rows[measured.numbers] = torch.arange(len(measured.numbers))
+        features = Features(tokenizer, processor, cache.values, rows)
+    return Buckets(measured, config.loop.batch_size, config.seed, config.workers), features
+
+
+def _open_cache(
+    config: PixelsTrainingConfig,
+    tokenizer: LaVITTokenizer,
+    processor: LaVITImageProcessor,
+    dataset: Any,
+    transform: Any,
+    told: list[tuple[str, Tensor]],
+    root: Path,
+) -> Any:
+    device = tokenizer.quantize.embedding.weight.device
+    pixels = ("pixels", torch.tensor([processor.size, *processor.mean, *processor.std]))
+    return open_or_build(
+        root,
+        lambda images: reconstructed(tokenizer, tokenizer.encode_features(images.to(device))),
+        [*sorted(tokenizer.state_dict().items()), pixels, *told],
+        dataset,
+        transform=transform,
+        dtype=getattr(torch, config.cache.dtype),
+        batch_size=config.loop.batch_size,
+        workers=config.workers,
+    )
+
+
+def open_images(config: PixelsTrainingConfig, sizes: Sequence[Size]) -> np.ndarray | Measured:
+    """The images that the configuration names: (n, 32, 32, 3) uint8 of the shapes world, or those of a folder."""
+    if config.data == SHAPES_WORLD:
+        return ShapesWorld(config.seed).scenes(config.scenes).images
+    if not Path(config.data).is_dir():
+        raise ValueError(f"data: expected shapes or a folder of images, got {config.data!r}")
+    return Measured(ImageFolder(config.data), sizes)

@@ -1,0 +1,282 @@
+"""Stage 3: a U-Net learns to draw images from the features that their tokens decode to. ``lavit train pixels``.
+
+`train_pixels` is the whole of it; the loop is `lavit.training.engine.loop.train`, what is minimised is in
+`objective`, the images and what the tokenizer makes of them are in `data`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from lavit.pixels.conditioner import PixelConditioner
+from lavit.pixels.pipeline import LaVITPixelPipeline
+from lavit.pixels.unet import small_unet
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
+from lavit.tokenizer.processing import processor_for
+from lavit.training.engine import distributed, stage
+from lavit.training.engine.loop import Run
+from lavit.training.engine.stage import cache_folder
+from lavit.training.pixels.buckets import Measured, sizes_of
+from lavit.training.pixels.data import Batches, Features, array_data, folder_data, open_images
+from lavit.training.pixels.objective import Step, Trained, parameter_groups
+from lavit.training.pixels.recipe import PixelsTrainingConfig
+
+__all__ = ["PixelsTrainingConfig", "PixelsTrainingResult", "main", "train_pixels"]
+
+BASE_FILES = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+
+# The small preset's schedule of noise: the cosine of arXiv 2102.09672.
+SMALL_SCHEDULER = {
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "clip_sample": True,
+}
+
+
+@dataclass
+class PixelsTrainingResult:
+    """What a run leaves behind.
+
+    pipeline: with the averaged weights. history: rows with step, loss, error (the mean squared error without weights),
+        lr, grad_norm, skipped, images_per_second. path: folder of the saved pipeline, None if nothing was written or
+        the run was stopped. stopped_by: the signal that stopped the run, or None. skipped_items: (name, reason) of
+        images that cannot be read.
+    """
+
+    pipeline: LaVITPixelPipeline
+    history: list[dict[str, Any]]
+    path: Path | None
+    stopped_by: int | None = None
+    skipped_items: list[tuple[str, str]] = field(default_factory=list)
+
+
+def train_pixels(
+    config: PixelsTrainingConfig,
+    *,
+    tokenizer: LaVITTokenizer | None = None,
+    processor: LaVITImageProcessor | None = None,
+    images: Any = None,
+    features: Tensor | None = None,
+    progress: stage.Progress | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> PixelsTrainingResult:
+    """Trains a U-Net and its conditioner as `config` says.
+
+    tokenizer, processor: a visual tokenizer with its image processor, instead of the folder that `config` names; it
+    becomes a part of the pipeline, unchanged. images: (n, H, W, 3) uint8 instead of the data that `config` names.
+    features: (n, N, C) of the tokenizer's ``encode_features`` for these images, or for the shapes world's first scenes.
+    progress: gets every row of metrics. resume, overwrite: as in `train_tokenizer`.
+    Raises TrainingDiverged when the loss stays NaN or Inf. The caller's random generators are left as they were.
+    """
+    with stage.session(config.device) as device:
+        # What can be wrong with the words is found before anything is written, or an older run overwritten.
+        stage.seed_everything(config.seed)
+        pipeline = _build(config, tokenizer, processor)
+        images = _open(config, pipeline, images, features)
+        checkpoints, saved = stage.open_output(config, resume, overwrite)
+
+        frozen = [part for part in (pipeline.tokenizer, pipeline.vae, pipeline.negative) if part is not None]
+        for part in frozen:
+            nn.Module.to(part, device).eval().requires_grad_(False)
+        trained = Trained(pipeline.unet, pipeline.conditioner, config.ema).to(device)
+        trained.unet.train()
+        trained.conditioner.train()
+        distributed.share(trained.state_dict().values())
+        if config.gradient_checkpointing:
+            trained.unet.enable_gradient_checkpointing()
+        stream, data = _data(config, pipeline, images, features)
+
+        groups = parameter_groups(trained, config.optimizer.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
+        optimizer.register_step_post_hook(lambda *_: trained.move_average())  # not after a step that is skipped
+        run = Run(trained, optimizer, stream)
+        run.replica = distributed.replicate(_step(config, pipeline, trained), device)
+        stage.seed_everything(config.seed + 1 + distributed.rank())  # from here on, every process draws its own noise
+        if saved is not None:
+            run.load(saved)
+
+        def step(model: nn.Module, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
+            pixels = batch["images"].to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1
+            ids = batch["time_ids"].to(device, non_blocking=True) if pipeline.kind == "highres" else None
+            return model(pixels, data.of(batch), ids)
+
+        try:
+            stop, history = stage.run_stage(run, step, config, checkpoints, progress, resumed=saved is not None)
+        finally:
+            stream.close()
+        result = LaVITPixelPipeline(
+            **pipeline.components | dict(trained.average.items()),
+            requires_safety_checker=pipeline.config["requires_safety_checker"],
+            default_steps=config.draw_steps,
+            default_guidance=config.draw_guidance,
+        )
+        path = stage.finish(run, config, result)
+        return PixelsTrainingResult(result, history, path, stop.signal, stream.skipped_items)
+
+
+def _step(config: PixelsTrainingConfig, pipeline: LaVITPixelPipeline, trained: Trained) -> Step:
+    return Step(
+        trained,
+        pipeline.scheduler.alphas_cumprod.to(trained.updates.device),
+        pipeline.scheduler.config.prediction_type,
+        drop=config.drop,
+        gamma=config.min_snr_gamma,
+        vae=pipeline.vae,
+        negative=pipeline.negative,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- model and images
+
+
+def _build(
+    config: PixelsTrainingConfig, tokenizer: LaVITTokenizer | None, processor: LaVITImageProcessor | None
+) -> LaVITPixelPipeline:
+    """The pipeline with untrained or pretrained parts. Raises OSError or ValueError naming what is not there, or does
+    not fit."""
+    for name in ("model", "tokenizer", "base"):
+        folder = getattr(config, name)
+        if folder is not None and not Path(folder).is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {folder}")
+    if config.model is not None:
+        if tokenizer is not None:
+            raise ValueError("tokenizer: expected none beside a model, which has its own")
+        pipeline = LaVITPixelPipeline.from_pretrained(config.model)
+        pipeline.scheduler = _scheduler(config, pipeline.scheduler.config)
+        return pipeline
+    if config.tokenizer is None and tokenizer is None:
+        raise ValueError("tokenizer: expected the folder that stage 1 left (lavit train tokenizer), got none")
+    if config.preset != "small" and config.base is None:
+        raise ValueError(f"base: the preset {config.preset} starts from a folder with {', '.join(BASE_FILES)}")
+    if tokenizer is None:
+        tokenizer = LaVITTokenizer.from_pretrained(config.tokenizer)
+    if processor is None:
+        processor = processor_for(tokenizer.config.image_size, config.tokenizer)
+    unet: Any
+    vae: AutoencoderKL | None
+    if config.base is None:
+        sizes = {"image_size": tokenizer.config.image_size, **config.unet}
+        unet, vae, scheduler = small_unet(**sizes), None, _scheduler(config, SMALL_SCHEDULER)
+    else:
+        unet, vae, scheduler = _load_base(config, Path(config.base))
+    return LaVITPixelPipeline(tokenizer, _conditioner(config, tokenizer, unet), unet, scheduler, processor, vae)
+
+
+def _load_base(
+    config: PixelsTrainingConfig, folder: Path
+) -> tuple[UNet2DConditionModel, AutoencoderKL, DDIMScheduler]:
+    for file in BASE_FILES:
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"base: {folder} lacks {file}")
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    return unet, vae, _scheduler(config, DDIMScheduler.load_config(folder, subfolder="scheduler"))
+
+
+def _scheduler(config: PixelsTrainingConfig, base: Any) -> DDIMScheduler:
+    """DDIM, as in the release, with the settings of `base` and the changes that the configuration makes."""
+    changes = dict(config.scheduler)
+    if config.prediction is not None:
+        changes["prediction_type"] = config.prediction
+    return DDIMScheduler.from_config({k: v for k, v in base.items() if k != "_class_name"}, **changes)
+
+
+def _conditioner(config: PixelsTrainingConfig, tokenizer: LaVITTokenizer, unet: Any) -> PixelConditioner:
+    """The heads of the tokenizer's decoder where they fit the U-Net, else new ones."""
+    kind = "highres" if config.preset == "highres" else "lowres"
+    if kind == "lowres":
+        widths = {"condition_dim": unet.config.cross_attention_dim}
+    else:
+        if unet.config.addition_embed_type != "text_time":
+            got = unet.config.addition_embed_type
+            raise ValueError(f"base: highres expects an SDXL U-Net, with addition_embed_type text_time, got {got}")
+        pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+        widths = {"condition_dim": unet.config.cross_attention_dim - pooled, "condition_dim_2": pooled}
+    decoder = tokenizer.decoder
+    if decoder.kind == kind and all(getattr(tokenizer.config, name) == width for name, width in widths.items()):
+        return PixelConditioner.from_decoder(decoder)
+    return PixelConditioner.for_tokenizer(tokenizer.config, kind, **widths)
+
+
+def _open(
+    config: PixelsTrainingConfig, pipeline: LaVITPixelPipeline, images: Any, features: Tensor | None
+) -> Any:
+    """The images, (n, H, W, 3) uint8 or `Measured`, of sizes that VAE and U-Net can divide."""
+    multiple = pipeline.size_multiple
+    cache_folder(config.cache, config.output)  # refused at once where there is no place for one
+    if images is None:
+        sample = pipeline.unet.config.sample_size
+        side = config.size or (sample if isinstance(sample, int) else sample[0]) * pipeline.vae_scale_factor
+        images = open_images(config, sizes_of(side, config.buckets, multiple))
+    if isinstance(images, Measured):
+        if features is not None:
+            raise ValueError("features: expected none with a folder of images; cache.enabled keeps them")
+        return images
+    if not isinstance(images, (np.ndarray, Tensor)) or images.ndim != 4 or images.shape[-1] != 3:
+        got = tuple(images.shape) if isinstance(images, (np.ndarray, Tensor)) else type(images).__name__
+        raise ValueError(f"images: expected a uint8 array (n, H, W, 3), got {got}")
+    if str(images.dtype).removeprefix("torch.") != "uint8":
+        raise ValueError(f"images: expected uint8, got {images.dtype}")
+    if images.shape[1] % multiple or images.shape[2] % multiple:
+        raise ValueError(
+            f"images: expected sides that are multiples of {multiple} (VAE and U-Net halve them), "
+            f"got {images.shape[1]} x {images.shape[2]}"
+        )
+    if features is not None and len(features) != len(images):
+        raise ValueError(f"features: expected a row for each of {len(images)} images, got {len(features)}")
+    return images
+
+
+def _data(
+    config: PixelsTrainingConfig, pipeline: LaVITPixelPipeline, images: Any, features: Tensor | None
+) -> tuple[Batches, Features]:
+    tokenizer, processor = pipeline.tokenizer, pipeline.image_processor
+    if processor is None:
+        processor = LaVITImageProcessor(size=tokenizer.config.image_size)
+    if isinstance(images, Measured):
+        return folder_data(config, tokenizer, processor, images)
+    return array_data(config, tokenizer, processor, images, features)
+
+
+# ----------------------------------------------------------------------------------------------------------- command
+
+USAGE = """usage: lavit train pixels --tokenizer FOLDER [--preset small|lowres|highres] [--base FOLDER]
+                          [--data shapes|FOLDER] [--output FOLDER] [--config FILE]
+                          [--key value ...] [--resume | --overwrite]
+
+Stage 3: trains a U-Net to draw images from what the frozen tokenizer's tokens decode to. The settings come from the
+preset's recipe or, instead, from --config, then from --key value; the section may be left out where one only has the
+name (--steps for --loop.steps). --resume goes on from the newest checkpoint in the output folder, with the settings
+saved there. A run under torchrun uses all its processes.
+
+small draws pixels and needs no base. --base FOLDER holds unet/, vae/ and scheduler/ as diffusers saves them, of
+Stable Diffusion 1.5 for lowres and of SDXL for highres; the VAE stays as it is. highres learns 512 pixels first, and
+then more: lavit train pixels --preset highres --model runs/pixels --size 1024 --output runs/pixels-1024
+--data FOLDER is a folder of images. Each is resized and cut around the middle, with --buckets to the nearest of seven
+aspect ratios. --cache.enabled computes the tokenizer's features of all of them first and keeps them, memory-mapped:
+N x C x 4 bytes an image, 1.4 MB for EVA-CLIP's 256 patches of 1408 channels.
+
+Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
+
+settings [default]:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``lavit train pixels``; returns the exit code. ValueError and OSError for wrong use or input."""
+    return stage.command("pixels", argv, PixelsTrainingConfig, USAGE, train_pixels, _ending)
+
+
+def _ending(config: PixelsTrainingConfig, result: PixelsTrainingResult) -> tuple[stage.Skipped, str, str]:
+    ending = f"the pixel pipeline is in {result.path}; try: lavit reconstruct IMAGE --model {result.path}"
+    return result.skipped_items, "images could not be read and were skipped", ending

@@ -1,0 +1,127 @@
+"""The parts of stage 1 that know the tokenizer: its step, what is trained, how its encoder and codebook start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lavit.kernels.types import compute_dtype
+from lavit.tokenizer import LaVITTokenizer
+from lavit.training.engine.metrics import COUNTS
+
+# Parts that the stage-1 loss does not reach: the frozen encoder, the projection to the language model and the heads
+# that condition a U-Net. They take no gradient and have no place in the optimizer.
+UNTRAINED = ("encoder.", "vit_proj.", "decoder.unet_", "quantize.")
+# Not shrunk by weight decay, besides everything with one dimension: embeddings.
+EMBEDDINGS = ("pos_embed", "query_embed", "feature_position")
+
+
+class Step(nn.Module):
+    """One micro-batch of stage 1 as a module, so that DistributedDataParallel sees the whole of it."""
+
+    def __init__(self, tokenizer: LaVITTokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(
+        self, batch: dict[str, Tensor], *, quantize: bool, tau: float, noise_scale: float, warm_start: float | None
+    ) -> dict[str, Tensor]:
+        """batch: "images" or "features" -> scalars and, when quantising, the use of the codes (K,).
+
+        warm_start: weight of the contrast loss in this step; None where the run has no warm start.
+        """
+        tokenizer = self.tokenizer
+        features = features_of(tokenizer, batch)
+        out = tokenizer(features=features, tau=tau, noise_scale=noise_scale, quantize=quantize)
+        parts = {
+            "loss": out.loss,
+            "reconstruction_loss": out.reconstruction_loss,
+            "ratio_loss": out.ratio_loss,
+            "commitment_loss": out.commitment_loss,
+            "keep_rate": out.keep_rate,
+        }
+        if warm_start is not None:
+            contrast = contrast_loss(tokenizer, features) if warm_start > 0 else features.new_zeros(())
+            parts |= {"loss": out.loss + warm_start * contrast, "contrast_loss": contrast}
+        if out.ids is not None:
+            counts = torch.zeros(tokenizer.config.num_codes, dtype=torch.float64, device=out.ids.device)
+            parts[COUNTS] = counts.index_add_(0, out.ids.clamp(min=0), (out.ids >= 0).to(counts.dtype))
+        return parts
+
+
+def features_of(tokenizer: LaVITTokenizer, batch: dict[str, Tensor]) -> Tensor:
+    """The batch's features on the tokenizer's device, in float32 where they were cached in half precision."""
+    device = tokenizer.quantize.embedding.weight.device
+    if "features" in batch:
+        features = batch["features"].to(device, non_blocking=True)
+        return features.to(compute_dtype(features))
+    return tokenizer.encode_features(batch["images"].to(device, non_blocking=True))
+
+
+def contrast_loss(tokenizer: LaVITTokenizer, features: Tensor) -> Tensor:
+    """Teaches the selector to like patches that differ from their neighbours (*derived*; the warm start).
+
+    Cross-entropy of the selector's two classes with the target "keep" for the share ρ (keep_rate) of the batch's
+    patches whose features lie farthest from the mean of their four neighbours. The share is that of the batch, so a
+    richer image may keep more. features (B, N, C) -> scalar.
+    """
+    target = contrast(features)
+    count = max(1, round(tokenizer.config.keep_rate * target.numel()))
+    chosen = torch.zeros(target.numel(), dtype=torch.int64, device=features.device)
+    chosen.index_fill_(0, target.flatten().topk(min(count, target.numel())).indices, 1)
+    scores = tokenizer.token_predictor(tokenizer.positioned(features)).flatten(0, 1)  # class 0 means keep
+    return F.nll_loss(scores, 1 - chosen)
+
+
+def contrast(features: Tensor) -> Tensor:
+    """Distance of each patch's feature from the mean of its neighbours above, below, left and right, as far as they
+    are there: (B, N, C) -> (B, N)."""
+    batch, patches, width = features.shape
+    side = int(patches**0.5)
+    grid = features.detach().float().view(batch, side, side, width)
+    total, count = torch.zeros_like(grid), torch.zeros(side, side, 1, device=features.device)
+    for axis in (1, 2):
+        first, last = grid.narrow(axis, 0, side - 1), grid.narrow(axis, 1, side - 1)
+        total.narrow(axis, 0, side - 1).add_(last)
+        total.narrow(axis, 1, side - 1).add_(first)
+        count.narrow(axis - 1, 0, side - 1).add_(1)
+        count.narrow(axis - 1, 1, side - 1).add_(1)
+    return (grid - total / count.clamp(min=1)).norm(dim=-1).view(batch, patches)
+
+
+# --------------------------------------------------------------------------------------------------- what is trained
+
+
+def parameter_groups(tokenizer: LaVITTokenizer, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups, with weight decay and without; freezes what stage 1 does not train."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in tokenizer.named_parameters():
+        if name.startswith(UNTRAINED):
+            parameter.requires_grad_(False)
+            continue
+        parameter.requires_grad_(True)
+        small = parameter.dim() < 2 or name.endswith(EMBEDDINGS)
+        (plain if small else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def moved_by_forward(tokenizer: LaVITTokenizer) -> list[Tensor]:
+    """The codebook and its statistics, which a training forward pass moves."""
+    return [tokenizer.quantize.embedding.weight, *tokenizer.quantize.buffers()]
+
+
+def train_selector(tokenizer: LaVITTokenizer, wanted: bool) -> None:
+    """Lets the selector learn or freezes it, together with the position embedding in its input: a selector whose input
+    still moved would not be frozen."""
+    tokenizer.token_predictor.requires_grad_(wanted)
+    if tokenizer.config.feature_position:
+        tokenizer.feature_position.requires_grad_(wanted)
+
+
+# ------------------------------------------------------------------------------------------------- encoder and codebook
+
+

@@ -1,0 +1,49 @@
+"""Settings of a stage-1 run, and the recipes of the two presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lavit.shapes.world import SHAPES_WORLD
+from lavit.training.engine.config import setting
+from lavit.training.engine.loop import LoopConfig
+from lavit.training.engine.recipe import CacheConfig, OptimizerConfig, Recipe
+from lavit.training.engine.schedule import Anneal, PhaseOrder, ScheduleConfig
+
+
+@dataclass
+class WarmStartConfig:
+    """Teaches the selector in the first steps to like patches that differ from their neighbours (*derived*)."""
+
+    fraction: float = setting(0.0, "fraction of the steps; 0: no warm start")
+    weight: float = setting(1.0, "weight of its loss at the first step, from where it falls to 0 in a straight line")
+
+
+@dataclass
+class TokenizerTrainingConfig(Recipe):
+    """A run of stage 1. The defaults suit the preset "small"; `recipe` gives each preset its own."""
+
+    preset: str = setting("small", "small or lavit-g: sizes of the tokenizer, and the recipe to start from")
+    tokenizer: dict[str, Any] = setting(dict, "changes to the preset: tokenizer.num_codes=512")
+    model: str | None = setting(None, "tokenizer to go on from (a folder); none: a new one")
+    encoder: str | None = setting(None, "pretrained encoder: a tokenizer's or the release's folder, or a file")
+    encoder_steps: int = setting(400, "steps that pretrain an encoder on the shapes world where none is given")
+    data: str = setting(SHAPES_WORLD, "folder of images, or shapes: the built-in world")
+    scenes: int = setting(20000, "number of different scenes of the shapes world")
+    workers: int = setting(2, "threads that read image files")
+    output: str | None = setting(None, "folder of the run; none: nothing is written")
+    seed: int = setting(0, "of weights, data order and noise")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    tensorboard: bool = setting(True, "write TensorBoard files too, if it is installed")
+    order: PhaseOrder = setting("continuous_then_joint", "selector_then_codebook or continuous_then_joint")
+    first_phase: float = setting(0.15, "fraction of the steps without quantisation")
+    codebook: Literal["kmeans", "keep"] = setting("kmeans", "start of the codebook when quantisation begins")
+    vectors_per_code: int = setting(20, "vectors for each code that the k-means start sees")
+    noise: Anneal = field(default_factory=lambda: Anneal(1.0, 0.0, 0.6))
+    tau: Anneal = field(default_factory=lambda: Anneal(1.0, 0.5, 0.6))
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)

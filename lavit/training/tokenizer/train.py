@@ -1,0 +1,179 @@
+"""Stage 1: the dynamic visual tokenizer learns to describe an image in few codes. ``lavit train tokenizer``.
+
+`train_tokenizer` is the whole of it; the loop is `lavit.training.engine.loop.train`, what is minimised is in
+`objective`, how the encoder and the codebook start in `initialization`, the images are in `data`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lavit.data import DataStream
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
+from lavit.training.engine import distributed, stage
+from lavit.training.engine.loop import Run
+from lavit.training.engine.schedule import Anneal, phase_at, phases
+from lavit.training.tokenizer import initialization, objective
+from lavit.training.tokenizer.data import TrainingImages, open_dataset, open_stream, processor_of
+from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
+
+__all__ = ["TokenizerTrainingConfig", "TrainingResult", "main", "save_model", "train_tokenizer"]
+
+
+@dataclass
+class TrainingResult:
+    """What a run leaves behind.
+
+    history: rows with step, phase, loss, reconstruction_loss, ratio_loss, commitment_loss, keep_rate, codes_used,
+        perplexity, lr, grad_norm, skipped (bad steps so far), images_per_second; without quantisation there is no
+        codes_used and perplexity. path: folder of the saved model, None if nothing was written or the run was stopped.
+    stopped_by: the signal that stopped the run, or None. skipped_images: (name, reason) of images that cannot be read.
+    """
+
+    model: LaVITTokenizer
+    history: list[dict[str, Any]]
+    path: Path | None
+    stopped_by: int | None = None
+    skipped_images: list[tuple[str, str]] = field(default_factory=list)
+
+
+def train_tokenizer(
+    config: TokenizerTrainingConfig,
+    *,
+    model: LaVITTokenizer | None = None,
+    stream: Any = None,
+    features: Tensor | None = None,
+    progress: stage.Progress | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainingResult:
+    """Trains a tokenizer as `config` says.
+
+    model: a tokenizer to train instead of the one that `config` names; its encoder is used as it is.
+    stream: batches {"images": (B, 3, S, S)} or {"features": (B, N, C)} instead of the data that `config` names.
+    features: (n, N, C) of `encode_features`, instead of either. progress: gets every row of metrics.
+    resume: go on from the newest checkpoint in the output folder; from the start if there is none.
+    overwrite: replace a run that the output folder holds already, which is otherwise a FileExistsError.
+    Raises TrainingDiverged when the loss stays NaN or Inf. The caller's random generators are left as they were.
+    """
+    if stream is not None and features is not None:
+        raise ValueError("stream, features: expected at most one of the two, got both")
+    with stage.session(config.device) as device:
+        # What can be wrong with the words is found before anything is written, or an older run overwritten.
+        if model is None:
+            initialization.check_start(config)
+        dataset = open_dataset(config) if stream is None and features is None else None
+        checkpoints, saved = stage.open_output(config, resume, overwrite, constant=("encoder.",))
+
+        stage.seed_everything(config.seed)
+        sizes = checkpoints.folder if checkpoints is not None and saved is not None else None
+        tokenizer = model if model is not None else initialization.build(config, sizes)
+        nn.Module.to(tokenizer, device).train()
+        tokenizer.encoder.eval()
+        images = TrainingImages(config, tokenizer, dataset) if dataset is not None else None
+        if saved is not None:
+            tokenizer.load_state_dict(saved["model"])
+        elif images is not None:
+            initialization.prepare(config, tokenizer, images, pretrain=model is None)
+        distributed.share(tokenizer.state_dict().values())
+        if checkpoints is not None and distributed.rank() == 0 and saved is None:
+            tokenizer.config.save_pretrained(checkpoints.folder)
+
+        opened: DataStream | None = None
+        if stream is None:
+            stream = opened = images.stream() if images is not None else open_stream(features, "features", config)
+        groups = objective.parameter_groups(tokenizer, config.optimizer.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
+        run = Run(tokenizer, optimizer, stream, written=objective.moved_by_forward(tokenizer))
+        stage.seed_everything(config.seed + 1 + distributed.rank())  # from here on, every process draws its own noise
+        if saved is not None:
+            run.load(saved)
+
+        phased, resumed = _Phases(config, device), saved is not None
+        try:
+            stop, history = stage.run_stage(
+                run, phased.step, config, checkpoints, progress, resumed=resumed, before_step=phased.enter
+            )
+        finally:
+            if opened is not None:
+                opened.close()
+        tokenizer.eval()
+        path = stage.finish(run, config, tokenizer, processor_of(config, tokenizer))
+        return TrainingResult(tokenizer, history, path, stop.signal, images.skipped if images is not None else [])
+
+
+class _Phases:
+    """The step function of stage 1 and its changes of phase."""
+
+    def __init__(self, config: TokenizerTrainingConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.steps = config.loop.steps
+        self.phases = phases(config.order, self.steps, config.first_phase)
+        self.entered: str | None = None
+
+    def enter(self, run: Run) -> None:
+        phase = phase_at(run.step, self.phases)
+        if phase.name == self.entered:
+            return
+        tokenizer = run.model
+        assert isinstance(tokenizer, LaVITTokenizer)
+        objective.train_selector(tokenizer, phase.train_selector)
+        if phase.name != run.phase and phase.quantize and self.config.codebook == "kmeans":
+            wanted = -(-self.config.vectors_per_code * tokenizer.config.num_codes // distributed.world_size())
+            noise = self.config.noise.at(run.step, self.steps)
+            initialization.start_codebook(
+                tokenizer, run.stream, wanted, noise_scale=noise, seed=self.config.seed  # type: ignore[arg-type]
+            )
+        run.phase = self.entered = phase.name
+        # A new wrapper for every phase: it counts on a gradient from each parameter that wants one.
+        run.replica = distributed.replicate(objective.Step(tokenizer), self.device)
+
+    def step(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        config = self.config
+        warm = None
+        if config.warm_start.fraction > 0:
+            warm = Anneal(config.warm_start.weight, 0.0, config.warm_start.fraction).at(step, self.steps)
+        phase = phase_at(step, self.phases)
+        return model(
+            batch,
+            quantize=phase.quantize,
+            tau=config.tau.at(step, self.steps),
+            noise_scale=config.noise.at(step, self.steps),
+            warm_start=warm if phase.train_selector else None,
+        )
+
+
+def save_model(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, folder: Path) -> None:
+    """Saves the model and its image processor into a folder, whole or not at all."""
+    stage.save_model(folder, tokenizer, processor)
+
+
+# ----------------------------------------------------------------------------------------------------------- command
+
+USAGE = """usage: lavit train tokenizer [--preset small|lavit-g] [--data FOLDER|shapes] [--output FOLDER]
+                             [--config FILE] [--key value ...] [--resume | --overwrite]
+
+Stage 1: trains the dynamic visual tokenizer. The settings come from the preset's recipe or, instead, from --config,
+then from --key value; the section may be left out where one only has the name (--steps for --loop.steps).
+--resume goes on from the newest checkpoint in the output folder, with the settings saved there. A run under torchrun
+uses all its processes: torchrun --nproc-per-node 8 -m lavit.cli train tokenizer --data FOLDER --output FOLDER
+Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
+
+settings [default]:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``lavit train tokenizer``; returns the exit code. ValueError and OSError for wrong use or input."""
+    return stage.command("tokenizer", argv, TokenizerTrainingConfig, USAGE, train_tokenizer, _ending)
+
+
+def _ending(config: TokenizerTrainingConfig, result: TrainingResult) -> tuple[stage.Skipped, str, str]:
+    ending = f"the tokenizer is in {result.path}; try: lavit tokenize IMAGE --model {result.path}"
+    return result.skipped_images, "images could not be read and were skipped", ending

@@ -1,0 +1,125 @@
+"""Checkpoints: whole or not there, without code, with every generator."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from lavit.training.engine import checkpoint
+from lavit.training.engine.checkpoint import CheckpointError, Checkpoints
+
+
+def save(checkpoints, step, value=1.0):
+    model = {"layer.weight": torch.full((3,), value), "frozen.weight": torch.arange(4.0)}
+    return checkpoints.save(step, model=model, optimizer={"state": {}}, loop={"phase": "a"}, local={"x": torch.ones(1)})
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", constant=("frozen.",))
+    path = save(checkpoints, 7)
+    got = checkpoints.load(path)
+    assert got["step"] == 7 and got["loop"] == {"phase": "a"} and got["local"] == {"x": torch.ones(1)}
+    assert torch.equal(got["model"]["frozen.weight"], torch.arange(4.0))
+    assert torch.equal(got["model"]["layer.weight"], torch.ones(3))
+
+
+def test_constant_tensors_are_stored_once(tmp_path):
+    checkpoints = Checkpoints(tmp_path, constant=("frozen.",))
+    path = save(checkpoints, 1)
+    assert list(torch.load(path / "model.pt", weights_only=True)) == ["layer.weight"]
+    assert list(torch.load(tmp_path / "constant.pt", weights_only=True)) == ["frozen.weight"]
+
+
+def test_only_the_newest_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 30, 100_000_000):
+        save(checkpoints, step)
+    assert [p.name for p in checkpoints.all()] == ["step-00000030", "step-100000000"]
+
+
+def test_same_step_again_replaces_the_old_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, 1.0)
+    path = save(checkpoints, 1, 2.0)
+    assert checkpoints.load(path)["model"]["layer.weight"].tolist() == [2.0] * 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001"]
+
+
+def test_failed_writing_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    good = save(checkpoints, 1)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        save(checkpoints, 2)
+    monkeypatch.undo()
+    assert checkpoints.latest() == good
+    assert save(checkpoints, 2) == checkpoints.latest()  # what was left over is not in the way
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest"])
+def test_damaged_checkpoint_is_named_and_passed_over(tmp_path, damage, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    good, bad = save(checkpoints, 1), save(checkpoints, 2)
+    file = bad / ("checkpoint.json" if damage == "manifest" else "model.pt")
+    if damage == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-20])
+    assert checkpoints.latest() == good
+    assert str(bad) in caplog.text and file.name in caplog.text
+    with pytest.raises(CheckpointError, match=file.name):
+        checkpoints.load(bad)
+
+
+def test_no_code_runs_from_a_checkpoint(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    checkpoints = Checkpoints(tmp_path)
+    path = save(checkpoints, 1)
+    size = (path / "optimizer.pt").stat().st_size
+    (path / "optimizer.pt").write_bytes(pickle.dumps(Evil(), protocol=2).ljust(size, b"\0"))
+    with pytest.raises(CheckpointError, match="optimizer.pt: cannot be read"):
+        checkpoints.load(path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_checkpoint_of_more_processes_is_refused(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    path = save(checkpoints, 1)
+    monkeypatch.setattr(checkpoint.distributed, "world_size", lambda: 2)
+    with pytest.raises(CheckpointError, match="written by 1 processes, this run has 2"):
+        checkpoints.load(path)
+
+
+def test_clear_removes_what_an_earlier_run_left(tmp_path):
+    checkpoints = Checkpoints(tmp_path, constant=("frozen.",))
+    save(checkpoints, 1)
+    (tmp_path / ".step-00000002.tmp").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    checkpoints.clear()
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path):
+    random.gauss(0, 1)  # leaves a second normal number in store
+    np.random.standard_normal()
+    path = tmp_path / "g.pt"
+    torch.save(checkpoint.generator_state(), path)
+
+    def draw():
+        return torch.rand(3).tolist(), np.random.standard_normal(3).tolist(), [random.gauss(0, 1) for _ in range(3)]
+
+    wanted = draw()
+    checkpoint.set_generator_state(torch.load(path, weights_only=True))
+    assert draw() == wanted

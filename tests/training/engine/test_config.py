@@ -1,0 +1,117 @@
+"""Configurations from YAML files and command lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from lavit.training.engine import config
+
+
+@dataclass
+class Inner:
+    lr: float = config.setting(1e-3, "the rate")
+    steps: int = 10
+    shape: Literal["round", "square"] = "round"
+
+
+@dataclass
+class Other:
+    steps: int = 5
+
+
+@dataclass
+class Outer:
+    name: str = "a"
+    on: bool = False
+    limit: int | None = None
+    betas: tuple[float, float] = (0.9, 0.99)
+    words: list[str] = field(default_factory=list)
+    free: dict[str, Any] = field(default_factory=dict)
+    inner: Inner = field(default_factory=Inner)
+    other: Other = field(default_factory=Other)
+
+
+def test_command_line_overrides_file_overrides_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("name: file\ninner: {lr: 1e-4, steps: 7}\nbetas: [0.5, 0.6]\n")
+    words = ["--config", str(tmp_path / "c.yaml"), "--inner.lr", "3e-5", "--on", "--limit=4", "--free.k", "1e-4"]
+    got, flags = config.parse(Outer, [*words, "--resume"], flags=("resume",))
+    assert flags == {"resume"}
+    assert got == Outer("file", True, 4, (0.5, 0.6), [], {"k": 1e-4}, Inner(3e-5, 7))
+
+
+def test_section_may_be_left_out_where_one_has_the_name():
+    assert config.load(Outer, None, {"lr": "0.5", "shape": "square"}).inner == Inner(0.5, 10, "square")
+    with pytest.raises(ValueError, match="inner.steps, other.steps"):
+        config.load(Outer, None, {"steps": "1"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "wanted"),
+    [
+        (float, "1e-4", 1e-4),
+        (int, "5e4", 50000),
+        (int, 3.0, 3),
+        (bool, "no", False),
+        (int | None, "none", None),
+        (tuple[float, float], "0.9,0.99", (0.9, 0.99)),
+        (list[int], "[1, 2]", [1, 2]),
+        (str, 12, "12"),
+        (dict[str, Any], "{a: 1, b: [x]}", {"a": 1, "b": ["x"]}),
+    ],
+)
+def test_values_take_the_type_of_their_field(kind, text, wanted):
+    got = config.convert(text, kind, "x")
+    assert got == wanted and type(got) is type(wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(int, "2.5"), (int, True), (float, "fast"), (bool, "maybe"), (tuple[float, float], "1"), (Literal["a"], "b"),
+     (int, None), (str, [1]), (Inner, 3), (int, "inf")],
+)  # fmt: skip
+def test_wrong_value_names_the_setting_and_what_came(kind, value):
+    with pytest.raises(config.ConfigError, match=r"^here: "):
+        config.convert(value, kind, "here")
+
+
+@pytest.mark.parametrize("data", [{"innner": {}}, {"inner": {"lrr": 1}}])
+def test_unknown_key_names_the_nearest(data):
+    with pytest.raises(ValueError, match="did you mean inner"):
+        config.from_dict(Outer, data)
+
+
+def test_unknown_word_on_the_command_line_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean inner.shape"):
+        config.parse(Outer, ["--shap", "round"])
+    with pytest.raises(ValueError, match="--name: a value is missing"):
+        config.parse(Outer, ["--name"])
+    with pytest.raises(ValueError, match="word: expected --key value"):
+        config.parse(Outer, ["word"])
+
+
+def test_saved_configuration_reads_back_the_same(tmp_path):
+    wanted = Outer("b", True, None, (0.25, 1e-5), ["x", "1"], {"deep": {"a": [1, None]}}, Inner(1e-4, 3, "square"))
+    config.save(wanted, tmp_path / "c.yaml")
+    assert config.load(Outer, tmp_path / "c.yaml") == wanted
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [1\n", "\xff"])
+def test_broken_file_is_a_configuration_error(tmp_path, text):
+    (tmp_path / "c.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(config.ConfigError, match="c.yaml"):
+        config.load(Outer, tmp_path / "c.yaml")
+    with pytest.raises(config.ConfigError, match="none.yaml"):
+        config.load(Outer, tmp_path / "none.yaml")
+
+
+def test_help_shows_every_setting():
+    text = config.describe(Outer)
+    assert "--inner.lr" in text and "the rate [0.001]" in text and "--free" in text
+
+
+def test_yaml_is_readable():
+    assert yaml.safe_load(config.to_yaml(Outer())) == config.to_dict(Outer())
