@@ -12,7 +12,7 @@ from typing import Any
 from lavit.commands.model_folders import load_lavit
 from lavit.data.atomic_write import atomic_write
 from lavit.data.captioned_folder import CaptionedFolder, read_folder
-from lavit.evaluation import tasks as language
+from lavit.evaluation import tasks as evaluation
 from lavit.evaluation.tasks import Model, TaskReport
 from lavit.shapes.edits import edits
 from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
@@ -122,16 +122,16 @@ def _scenes(
     probe = None
     if set(tasks) & set(DRAWN):
         known = ShapesWorld(options.seed).scenes(options.probe_scenes)
-        probe = language.decoded_probe(model, processor, known, seed=options.seed)
+        probe = evaluation.decoded_probe(model, processor, known, seed=options.seed)
     for task in tasks:
         shared["progress"] = _progress(task)
         if task == "caption":
-            yield task, language.caption_scenes(model, processor, scenes, **shared, **_text_settings(options))
+            yield task, evaluation.caption_scenes(model, processor, scenes, **shared, **_text_settings(options))
         elif task == "vqa":
-            yield task, language.answer_scenes(model, processor, world, scenes, **shared, **_text_settings(options))
+            yield task, evaluation.answer_scenes(model, processor, world, scenes, **shared, **_text_settings(options))
         else:
             assert probe is not None
-            draw: Any = language.generate_scenes if task == "generate" else language.edit_scenes
+            draw: Any = evaluation.generate_scenes if task == "generate" else evaluation.edit_scenes
             asked = scenes if task == "generate" else edits(world, len(scenes))
             yield task, draw(model, processor, asked, probe, seed=options.seed, **shared, **chosen)
 
@@ -139,7 +139,7 @@ def _scenes(
 def _folder(
     options: argparse.Namespace, tasks: Sequence[str], folder: CaptionedFolder, model: Model, processor: Any
 ) -> Iterator[tuple[str, TaskReport]]:
-    judge: dict[str, Any] = {"caption": language.caption_folder, "vqa": language.answer_folder}
+    judge: dict[str, Any] = {"caption": evaluation.caption_folder, "vqa": evaluation.answer_folder}
     items: dict[str, Sequence[Any]] = {"caption": folder.captions, "vqa": folder.questions}
     for task in tasks:
         chosen = items[task][: options.limit]
@@ -175,7 +175,7 @@ def _first_bad(folder: CaptionedFolder) -> str:
     return f"; {len(folder.bad)} entries left out, {': '.join(folder.bad[0])}" if folder.bad else ""
 
 
-def _progress(task: str) -> language.Progress:
+def _progress(task: str) -> evaluation.Progress:
     """Says every tenth of the way, on the first process."""
     told = 0
 

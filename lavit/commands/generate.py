@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lavit.commands import pixel_options as drawing
+from lavit.commands import pixel_options
 from lavit.commands.image_inputs import Unread, check_file, pick_device, skip
 from lavit.commands.model_folders import check_same_codes, load_lavit, pixels_folder
 from lavit.data.atomic_write import atomic_write
@@ -29,7 +29,7 @@ DESCRIPTION = f"""Draw images for a prompt: texts and image files in any order, 
   lavit generate photo.png "the same at night" --model DIR --out night.png --samples 4
   lavit generate --tokens tokens.json --pixels DIR --out again.png
 
-What names an existing file is an image, all else is text. {drawing.FOLDERS}"""
+What names an existing file is an image, all else is text. {pixel_options.FOLDERS}"""
 
 EPILOG = """--out: with more than one image their numbers are put before the suffix: drawn-1.png, drawn-2.png, ...
 Existing files are replaced. --json: "seed", and "images": for each "file", "seed" of its own, "tokens" and "ids", which
@@ -45,12 +45,12 @@ def main(argv: Sequence[str]) -> int:
     skipped: list[Unread] = []
     given = _read_tokens(options.tokens, skipped) if options.tokens else []
     targets = _targets(options.out, (len(given) if options.tokens else 1) * options.samples)
-    drawing.check_not_read("--out", targets, options.prompt)
+    pixel_options.check_not_read("--out", targets, options.prompt)
     device = pick_device(options.device)
     place = pixels_folder(options.model, options.pixels)
     seed = secrets.randbits(63) if options.seed is None else options.seed
 
-    pipeline = drawing.ready(place, device, options)
+    pipeline = pixel_options.ready(place, device, options)
     if options.tokens:
         limits = pipeline.tokenizer.config
         usable = [item for item in given if _fits(item, limits.num_codes, limits.num_patches, skipped)]
@@ -67,9 +67,9 @@ def main(argv: Sequence[str]) -> int:
     records: list[dict[str, Any]] = []
     for codes, seeds in batches:
         names = targets[len(records) : len(records) + len(seeds)]
-        images = drawing.draw(pipeline, codes, seeds, names, options.drawing)
+        images = pixel_options.draw(pipeline, codes, seeds, names, options.drawing)
         for name, image, own, ids in zip(names, images, seeds, codes.unbind(), strict=True):
-            drawing.write_picture(image, name)
+            pixel_options.write_picture(image, name)
             records.append({"file": name, "seed": own, "tokens": len(ids), "ids": ids.tolist()})
             if options.json != "-":
                 print(f"{name}: {image.width} x {image.height} pixels of {len(ids)} tokens")
@@ -193,7 +193,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--top-k", type=int, metavar="K", help=f"likeliest codes to draw from; {own} 50")
     add("--temperature", type=float, metavar="T", help=f"of drawing codes; 0 takes the likeliest; {own} 1")
     add("--min-tokens", type=int, metavar="N", help="fewest of an image; else 20, or 1 of fewer than 256 patches")
-    drawing.add_options(parser)
+    pixel_options.add_options(parser)
     options = parser.parse_args(argv)
     if bool(options.prompt) == bool(options.tokens):
         got = "both" if options.prompt else "neither"
@@ -202,10 +202,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise ValueError("--out F is needed: the image to write")
     if options.model is None and (options.pixels is None or options.prompt):
         raise ValueError("--model DIR is needed: the folder of a language model")
-    drawing.check_picture("--out", options.out)
+    pixel_options.check_picture("--out", options.out)
     check_file("--out", options.out)
     if options.json not in (None, "-"):
         check_file("--json", options.json)
-    drawing.check_options(options)
-    drawing.check_at_least(options, samples=1, text_guidance=0, top_k=1, temperature=0, min_tokens=0)
+    pixel_options.check_options(options)
+    pixel_options.check_at_least(options, samples=1, text_guidance=0, top_k=1, temperature=0, min_tokens=0)
     return options

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lavit.commands import pixel_options as drawing
+from lavit.commands import pixel_options
 from lavit.commands.image_inputs import Unread, image_files, image_seed, pick_device, read_images
 from lavit.commands.model_folders import pixels_folder
 
@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
     skipped: list[Unread] = []
     files = list(image_files(options.images, skipped))
     targets = _targets(options.out, options.images, files)
-    drawing.check_not_read("--out", list(targets.values()), files)
-    pipeline = drawing.ready(place, device, options)
+    pixel_options.check_not_read("--out", list(targets.values()), files)
+    pipeline = pixel_options.ready(place, device, options)
     processor, tokenizer = pipeline.image_processor, pipeline.tokenizer
     if processor is None:
         raise ValueError(f"{place} has no image_processor, without which no image can be read")
@@ -47,10 +47,10 @@ def main(argv: Sequence[str]) -> int:
         tokens = tokenizer.encode(pixels, deterministic=True)
         seeds = [image_seed(options.seed, image) for _, image in batch]
         names = [file for file, _ in batch]
-        drawn = drawing.draw(pipeline, tokens.ragged(), seeds, names, options.drawing)
+        drawn = pixel_options.draw(pipeline, tokens.ragged(), seeds, names, options.drawing)
         for name, again, count in zip(names, drawn, tokens.lengths().tolist(), strict=True):
             targets[name].parent.mkdir(parents=True, exist_ok=True)
-            drawing.write_picture(again, targets[name])
+            pixel_options.write_picture(again, targets[name])
             print(f"{name}: {count} of {tokens.keep.shape[1]} tokens, {targets[name]}")
         written += len(batch)
     if not written:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 def _targets(out: str, sources: Sequence[str], files: Sequence[str]) -> dict[str, Path]:
     """Where each image goes; ValueError where that cannot be."""
     path = Path(out)
-    if drawing.is_picture(out) and not path.is_dir():
+    if pixel_options.is_picture(out) and not path.is_dir():
         if list(files) != list(sources) or len(files) != 1:
             raise ValueError(f"--out: expected a folder for several images, got the file {out}")
         if not path.resolve().parent.is_dir():
@@ -94,9 +94,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--pixels", metavar="DIR", help="folder of a pixel pipeline, in place of the one of --model")
     add("--out", default="reconstructed", metavar="F", help="an image to write, or a folder [reconstructed]")
     add("--seed", type=int, default=0, metavar="S", help="of the noise that images are drawn from [0]")
-    drawing.add_options(parser)
+    pixel_options.add_options(parser)
     options = parser.parse_args(argv)
     if options.model is None and options.pixels is None:
         raise ValueError("--model DIR is needed: a folder that holds a pixel pipeline, see --help")
-    drawing.check_options(options)
+    pixel_options.check_options(options)
     return options

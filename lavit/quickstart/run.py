@@ -34,7 +34,7 @@ from lavit.shapes.edits import edits
 from lavit.shapes.world import Scenes, ShapesWorld, caption
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenmap import shrink
-from lavit.training.engine import stage as runs
+from lavit.training.engine import stage
 from lavit.training.engine.distributed import pick_device
 from lavit.training.engine.metrics import duration
 from lavit.training.language.data import edited_scenes
@@ -245,7 +245,7 @@ class _Quickstart:
         with self._stage("language") as note:
             say = self._say_row(text_loss="words", image_loss="codes")
             learned = language.learn(recipe, tokenizer, self.processor, features, say)
-            runs.save_whole(self.config.output / MODEL, learned.model, learned.processor)
+            stage.save_model(self.config.output / MODEL, learned.model, learned.processor)
             note(f"{recipe.loop.steps} steps of about {recipe.token_budget} tokens; the whole model is in {MODEL}/")
         return learned
 

@@ -15,7 +15,7 @@ from tiny_models import save_language_model, tokenizer
 
 from lavit.cli import main
 from lavit.commands import evaluate
-from lavit.evaluation import tasks as language
+from lavit.evaluation import tasks
 from lavit.evaluation.captioning import METRICS
 from lavit.evaluation.tasks import seed_of
 from lavit.shapes.edits import edits
@@ -81,7 +81,7 @@ def of_shapes(seed: int, wrong: int) -> Knowing:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """How well the probe reads plays no part here."""
-    monkeypatch.setattr(language, "decoded_probe", partial(language.decoded_probe, steps=30))
+    monkeypatch.setattr(tasks, "decoded_probe", partial(tasks.decoded_probe, steps=30))
 
 
 @pytest.fixture
