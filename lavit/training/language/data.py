@@ -20,9 +20,9 @@ from lavit.shapes.edits import Edits, edits, edits_source
 from lavit.shapes.sequences import shapes_sources
 from lavit.shapes.world import ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
+from lavit.tokenizer.processing import encoder_tensors
 from lavit.training.engine.feature_cache import open_or_build
 from lavit.training.language.recipe import LanguageTrainingConfig
-from lavit.training.tokenizer.data import encoder_tensors
 
 logger = logging.getLogger(__name__)
 
