@@ -87,7 +87,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
 
 
 def _first_that_fits(value: Any, kinds: Sequence[Any], where: str) -> Any:
-    if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
+    if type(None) in kinds and str(value).lower() in ("none", "null", ""):
         return None
     problems = []
     for kind in kinds:
