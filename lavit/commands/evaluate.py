@@ -6,11 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from lavit.commands import outputs
+from lavit.commands.image_inputs import tell_skipped
 from lavit.commands.model_folders import load_lavit
-from lavit.data.atomic_write import atomic_write
+from lavit.commands.options import add_machine, check_at_least, command_parser, only_given, pick_device
 from lavit.data.captioned_folder import CaptionedFolder, read_folder
 from lavit.evaluation import tasks as evaluation
 from lavit.evaluation.tasks import Model, TaskReport
@@ -42,8 +43,8 @@ An item that cannot be used is named and left out. Exit code 0; 1 if some were l
 
 def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
-    _check_output(options.output)
-    device = distributed.pick_device(options.device)
+    outputs.check_file("--output", options.output)
+    device = pick_device(options.device)
     folder = None
     if options.data != SHAPES_WORLD:
         folder = read_folder(options.data, split=options.split, texts=False, edits=False)
@@ -63,16 +64,17 @@ def main(argv: Sequence[str]) -> int:
     if not first:
         return 0  # a code of its own would have torchrun end the first process, which still writes
     for name, reason in left_out:
-        print(f"lavit: skipped {name}: {reason}", file=sys.stderr)
+        tell_skipped(name, reason)
     for report in reports.values():
         for item in report.skipped:
-            print(f"lavit: skipped {item.name}: {item.reason}", file=sys.stderr)
+            tell_skipped(item.name, item.reason)
     if options.output != "-":
         print("\n".join(line for name, report in reports.items() for line in lines(name, report)))
     if options.output:
         about = {name: getattr(options, name) for name in ("model", "data", "split", "limit", "seed")}
         found = {name: report.as_dict() for name, report in reports.items()}
-        _write(options.output, {**about, "processes": processes, "tasks": found, "left_out": left_out})
+        content = {**about, "processes": processes, "tasks": found, "left_out": left_out}
+        outputs.write_text(options.output, json.dumps(content, indent=1) + "\n")
     return 1 if left_out or any(report.skipped for report in reports.values()) else 0
 
 
@@ -117,8 +119,7 @@ def _scenes(
     world = ShapesWorld(options.seed, "test")
     scenes = world.scenes(options.limit or SCENES)
     shared: dict[str, Any] = {"batch_size": options.batch_size}
-    chosen = {"guidance": options.guidance, "top_k": options.top_k}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
+    chosen = only_given(guidance=options.guidance, top_k=options.top_k)
     probe = None
     if set(tasks) & set(DRAWN):
         known = ShapesWorld(options.seed).scenes(options.probe_scenes)
@@ -148,8 +149,7 @@ def _folder(
 
 
 def _text_settings(options: argparse.Namespace) -> dict[str, Any]:
-    given = {"num_beams": options.beams, "min_new": options.min_new, "max_new": options.max_new}
-    return {name: value for name, value in given.items() if value is not None}
+    return only_given(num_beams=options.beams, min_new=options.min_new, max_new=options.max_new)
 
 
 def _tasks(wanted: Sequence[str] | None, folder: CaptionedFolder | None, data: str) -> list[str]:
@@ -189,13 +189,7 @@ def _progress(task: str) -> evaluation.Progress:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="lavit evaluate",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("evaluate", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("--model", metavar="DIR", help="folder of a model, as `lavit train language` writes it")
     add("--data", metavar="D", help="shapes, or a folder of images with captions and questions")
@@ -203,7 +197,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", metavar="F", help="write figures and all results to this file (JSON); - for the standard output")
     add("--split", metavar="S", help="of Karpathy's captions: train, restval, val or test; else all")
     add("--limit", type=int, metavar="N", help=f"at most N images (vqa of a folder: questions); scenes: [{SCENES}]")
-    add("--batch-size", type=int, default=32, metavar="B", help="items at a time on each process [32]")
     add("--beams", type=int, metavar="N", help="of the search; else the release's, 2 for captions and 5 for answers")
     add("--min-new", type=int, metavar="N", help="fewest tokens of a text; else the release's, 8 and 2; scenes: 1")
     add("--max-new", type=int, metavar="N", help="most tokens of a text; else the release's, 36 and 10")
@@ -222,33 +215,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help=f"that the probe learns from [{PROBE_SCENES}]",
     )
     add("--seed", type=int, default=0, metavar="S", help="of the scenes and the images drawn [0]")
-    add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, ...; a GPU is taken if there is one")
+    add_machine(parser, 32, "items at a time on each process")
     options = parser.parse_args(argv)
     for name in ("model", "data"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed; `lavit evaluate --help` tells what it is")
-    for name in ("limit", "batch_size", "probe_scenes"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    check_at_least(options, limit=1, batch_size=1, probe_scenes=1)
     if options.data == SHAPES_WORLD and options.split is not None:
         raise ValueError(f"--split: the shapes world has none, got {options.split}")
     return options
-
-
-def _check_output(target: str | None) -> None:
-    """What can go wrong with it is told before the work, not after."""
-    if target in (None, "-"):
-        return
-    if Path(target).is_dir() or not Path(target).resolve().parent.is_dir():
-        what = "is a folder" if Path(target).is_dir() else "is in a folder that does not exist"
-        raise ValueError(f"--output: expected a file to write, {target} {what}")
-
-
-def _write(target: str, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    with atomic_write(target, "w") as file:
-        file.write(text)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lavit.commands import pixel_options
-from lavit.commands.image_inputs import Unread, check_file, pick_device, skip
+from lavit.commands import outputs, pixel_options
+from lavit.commands.image_inputs import Unread, skip
 from lavit.commands.model_folders import check_same_codes, load_lavit, pixels_folder
-from lavit.data.atomic_write import atomic_write
+from lavit.commands.options import check_at_least, command_parser, only_given, pick_device
 from lavit.data.images import load_image
 from lavit.evaluation.tasks import seed_of
 from lavit.kernels import Ragged
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     skipped: list[Unread] = []
     given = _read_tokens(options.tokens, skipped) if options.tokens else []
     targets = _targets(options.out, (len(given) if options.tokens else 1) * options.samples)
-    pixel_options.check_not_read("--out", targets, options.prompt)
+    outputs.check_not_read("--out", targets, options.prompt)
     device = pick_device(options.device)
     place = pixels_folder(options.model, options.pixels)
     seed = secrets.randbits(63) if options.seed is None else options.seed
@@ -69,12 +69,14 @@ def main(argv: Sequence[str]) -> int:
         names = targets[len(records) : len(records) + len(seeds)]
         images = pixel_options.draw(pipeline, codes, seeds, names, options.drawing)
         for name, image, own, ids in zip(names, images, seeds, codes.unbind(), strict=True):
-            pixel_options.write_picture(image, name)
+            outputs.write_picture(image, name)
             records.append({"file": name, "seed": own, "tokens": len(ids), "ids": ids.tolist()})
             if options.json != "-":
                 print(f"{name}: {image.width} x {image.height} pixels of {len(ids)} tokens")
     if options.json:
-        _write_json(options.json, {"model": options.model, "pixels": place, "seed": seed}, records, skipped)
+        head = {"model": options.model, "pixels": place, "seed": seed}
+        content = {**head, "images": records, "skipped": [vars(item) for item in skipped]}
+        outputs.write_text(options.json, json.dumps(content, indent=1) + "\n")
     if options.json != "-":
         print(f"seed {seed}")
     return 1 if skipped else 0
@@ -146,13 +148,12 @@ def _of_prompt(
 def _sampling(options: argparse.Namespace, num_patches: int) -> dict[str, Any]:
     """What was asked for; the rest is the model's own or the release's, but the fewest tokens of few patches."""
     fewest = None if num_patches >= RELEASED_PATCHES else 1
-    chosen = {
-        "guidance": options.text_guidance,
-        "top_k": options.top_k,
-        "temperature": options.temperature,
-        "min_tokens": fewest if options.min_tokens is None else options.min_tokens,
-    }
-    return {name: value for name, value in chosen.items() if value is not None}
+    return only_given(
+        guidance=options.text_guidance,
+        top_k=options.top_k,
+        temperature=options.temperature,
+        min_tokens=fewest if options.min_tokens is None else options.min_tokens,
+    )
 
 
 def _targets(out: str, count: int) -> list[str]:
@@ -162,23 +163,8 @@ def _targets(out: str, count: int) -> list[str]:
     return [str(path.with_name(f"{path.stem}-{number}{path.suffix}")) for number in range(1, count + 1)]
 
 
-def _write_json(target: str, head: dict[str, Any], records: list[dict[str, Any]], skipped: list[Unread]) -> None:
-    text = json.dumps({**head, "images": records, "skipped": [vars(item) for item in skipped]}, indent=1) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    with atomic_write(target, "w") as file:
-        file.write(text)
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="lavit generate",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("generate", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("prompt", metavar="PROMPT", nargs="*", help="a text, or an image file")
     add("--out", metavar="F", help="the image to write (.png, .jpg, .jpeg, .webp)")
@@ -202,10 +188,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise ValueError("--out F is needed: the image to write")
     if options.model is None and (options.pixels is None or options.prompt):
         raise ValueError("--model DIR is needed: the folder of a language model")
-    pixel_options.check_picture("--out", options.out)
-    check_file("--out", options.out)
-    if options.json not in (None, "-"):
-        check_file("--json", options.json)
+    outputs.check_picture("--out", options.out)
+    outputs.check_file("--out", options.out)
+    outputs.check_file("--json", options.json)
     pixel_options.check_options(options)
-    pixel_options.check_at_least(options, samples=1, text_guidance=0, top_k=1, temperature=0, min_tokens=0)
+    check_at_least(options, samples=1, text_guidance=0, top_k=1, temperature=0, min_tokens=0)
     return options

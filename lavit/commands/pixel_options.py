@@ -1,4 +1,4 @@
-"""What the commands that draw pixels share: their options, and writing what was drawn."""
+"""What the commands that draw pixels share: their options, and pixel_options."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from lavit.commands.image_inputs import listed
 from lavit.commands.model_folders import load_pixels
-from lavit.data.atomic_write import atomic_write
+from lavit.commands.options import add_machine, check_at_least, only_given
 from lavit.kernels import Ragged
 
 if TYPE_CHECKING:
@@ -25,8 +23,6 @@ LEARNED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "tr
 
 # Compatible by name alone: one knows no betas, the other draws noise that no seed of an image governs.
 UNFIT = ("EDMEulerScheduler", "DPMSolverSDEScheduler")
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 FOLDERS = """A model that draws is two folders: --model, the language model that `lavit train language` left, and
 --pixels, the pipeline that `lavit train pixels` left, by default `pixels` in the former. Both hold
@@ -41,8 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--size", metavar="WxH", help="width and height in pixels, such as 1152x896; else what the model was made for")
     add("--scheduler", metavar="NAME", help="of the steps: DPMSolverMultistep, Euler, ...; else the pipeline's own")
     add("--compile", action="store_true", help="compile the U-Net: a minute or more at first, faster steps after it")
-    add("--batch-size", type=int, default=16, metavar="B", help="images at a time [16]")
-    add("--device", metavar="D", help="cpu, cuda, cuda:1, ...; a GPU is taken if there is one")
+    add_machine(parser, 16)
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -50,21 +45,12 @@ def check_options(options: argparse.Namespace) -> None:
     check_at_least(options, batch_size=1, steps=1, guidance=0, seed=0)
     if options.seed is not None and options.seed >= 2**63:
         raise ValueError(f"--seed: expected a number below 2**63, got {options.seed}")
-    chosen: dict[str, Any] = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
+    options.drawing = only_given(num_inference_steps=options.steps, guidance_scale=options.guidance)
     if options.size is not None:
         sides = re.fullmatch(r"(\d+)[xX](\d+)", options.size)
         if sides is None:
             raise ValueError(f"--size: expected width and height such as 1152x896, got {options.size}")
-        chosen |= {"width": int(sides[1]), "height": int(sides[2])}
-    options.drawing = {name: value for name, value in chosen.items() if value is not None}
-
-
-def check_at_least(options: argparse.Namespace, **least: float) -> None:
-    """ValueError for an option that was given, and is less or not finite."""
-    for name, bound in least.items():
-        value = getattr(options, name)
-        if value is not None and not bound <= value < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least {bound}, got {value}")
+        options.drawing |= {"width": int(sides[1]), "height": int(sides[2])}
 
 
 def ready(folder: str, device: torch.device, options: argparse.Namespace) -> LaVITPixelPipeline:
@@ -126,26 +112,3 @@ def draw(
 def _in_a_line(error: Exception) -> str:
     """Its first paragraph; those after it are advice for developers."""
     return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
-
-
-def write_picture(image: Image.Image, target: str | Path) -> None:
-    """In the format that the suffix tells, whole or not at all."""
-    with atomic_write(target) as file:
-        image.save(file, Image.registered_extensions()[Path(target).suffix.lower()])
-
-
-def is_picture(target: str) -> bool:
-    return Path(target).suffix.lower() in SUFFIXES
-
-
-def check_picture(option: str, target: str) -> None:
-    if not is_picture(target):
-        raise ValueError(f"{option}: expected a name that ends in {listed(SUFFIXES)}, got {target}")
-
-
-def check_not_read(option: str, targets: Sequence[str | Path], sources: Sequence[str]) -> None:
-    """ValueError where a result would take the place of an image that is read."""
-    read = {Path(source).resolve() for source in sources}
-    for target in targets:
-        if Path(target).resolve() in read:
-            raise ValueError(f"{option}: {target} is one of the images to be read, and would be overwritten")

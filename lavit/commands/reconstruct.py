@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from lavit.commands import pixel_options
-from lavit.commands.image_inputs import Unread, image_files, image_seed, pick_device, read_images
+from lavit.commands import outputs, pixel_options
+from lavit.commands.image_inputs import Unread, image_files, image_seed, read_images
 from lavit.commands.model_folders import pixels_folder
+from lavit.commands.options import command_parser, pick_device
 
 DESCRIPTION = """Turn images into tokens, and draw them again from these. Files of any usual format, and folders (all
 images below them).
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     skipped: list[Unread] = []
     files = list(image_files(options.images, skipped))
     targets = _targets(options.out, options.images, files)
-    pixel_options.check_not_read("--out", list(targets.values()), files)
+    outputs.check_not_read("--out", list(targets.values()), files)
     pipeline = pixel_options.ready(place, device, options)
     processor, tokenizer = pipeline.image_processor, pipeline.tokenizer
     if processor is None:
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         drawn = pixel_options.draw(pipeline, tokens.ragged(), seeds, names, options.drawing)
         for name, again, count in zip(names, drawn, tokens.lengths().tolist(), strict=True):
             targets[name].parent.mkdir(parents=True, exist_ok=True)
-            pixel_options.write_picture(again, targets[name])
+            outputs.write_picture(again, targets[name])
             print(f"{name}: {count} of {tokens.keep.shape[1]} tokens, {targets[name]}")
         written += len(batch)
     if not written:
@@ -61,11 +62,10 @@ def main(argv: Sequence[str]) -> int:
 def _targets(out: str, sources: Sequence[str], files: Sequence[str]) -> dict[str, Path]:
     """Where each image goes; ValueError where that cannot be."""
     path = Path(out)
-    if pixel_options.is_picture(out) and not path.is_dir():
+    if path.suffix.lower() in outputs.PICTURES and not path.is_dir():
         if list(files) != list(sources) or len(files) != 1:
             raise ValueError(f"--out: expected a folder for several images, got the file {out}")
-        if not path.resolve().parent.is_dir():
-            raise ValueError(f"--out: expected a file to write, {out} is in a folder that does not exist")
+        outputs.check_file("--out", out)
         return {files[0]: path}
     if path.exists() and not path.is_dir():
         raise ValueError(f"--out: expected a folder or an image to write, {out} is another file")
@@ -81,13 +81,7 @@ def _targets(out: str, sources: Sequence[str], files: Sequence[str]) -> dict[str
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="lavit reconstruct",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("reconstruct", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("images", metavar="IMAGE", nargs="+", help="an image file or a folder of them")
     add("--model", metavar="DIR", help="folder of a pixel pipeline, or of a language model that has one in `pixels`")

@@ -16,22 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lavit.commands.image_inputs import (
-    Unread,
-    check_file,
-    image_files,
-    image_seed,
-    pick_device,
-    picture_format,
-    read_images,
-)
+from lavit.commands import outputs
+from lavit.commands.image_inputs import Unread, image_files, image_seed, read_images
 from lavit.commands.model_folders import load_tokenizer
-from lavit.data.atomic_write import atomic_write
+from lavit.commands.options import add_machine, check_at_least, command_parser, pick_device
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.tokenmap import LARGEST, draw_sheet, draw_token_map, shrink
 
 SHEET_TILES, TILE = 400, 256
-MAP_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf")
+MAPS = (*outputs.PICTURES, ".pdf")
 
 DESCRIPTION = """Turn images into tokens. Files of any usual format, and folders (all images below them).
 
@@ -82,7 +75,6 @@ class Picture:
 
 def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
-    map_format = _check_outputs(options)
     device = pick_device(options.device)
     seed = secrets.randbits(63) if options.sample else options.seed
     model, processor = load_tokenizer(options.model, device)
@@ -108,8 +100,7 @@ def main(argv: Sequence[str]) -> int:
         print(table(done))
     if options.map:
         sheet = maps[0] if len(maps) == 1 else draw_sheet(maps, [_label(d) for d in done[: len(maps)]], TILE)
-        with atomic_write(options.map) as file:
-            sheet.save(file, map_format)
+        outputs.write_picture(sheet, options.map)
         if len(maps) < len(done):
             print(f"lavit: {options.map} shows the first {len(maps)} of {len(done)} images", file=sys.stderr)
     return 1 if skipped else 0
@@ -150,13 +141,7 @@ def table(results: Sequence[Tokenized], shown: int = 8) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="lavit tokenize",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("tokenize", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("images", metavar="IMAGE", nargs="+", help="an image file or a folder of them")
     add("--model", metavar="DIR", help="folder of a tokenizer, or of a language or pixel model with one in it")
@@ -165,23 +150,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--seed", type=int, metavar="S", help="sample the selection, repeatably")
     choice.add_argument("--sample", action="store_true", help="sample the selection with a new seed (told by --json)")
-    add("--device", metavar="D", help="cpu, cuda, cuda:1, ...; a GPU is taken if there is one")
-    add("--batch-size", type=int, default=16, metavar="B", help="images at a time [16]")
+    add_machine(parser, 16)
     options = parser.parse_args(argv)
     if options.model is None:
         raise ValueError("--model DIR is needed: the folder of a tokenizer; `lavit quickstart` makes one")
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size: expected at least 1, got {options.batch_size}")
+    check_at_least(options, batch_size=1)
+    outputs.check_file("--json", options.json)
+    outputs.check_file("--map", options.map)
+    if options.map is not None:
+        outputs.check_picture("--map", options.map, MAPS)
     return options
-
-
-def _check_outputs(options: argparse.Namespace) -> str | None:
-    """What can go wrong with the outputs is told before the work, not after. Returns the format of the map."""
-    for name in ("json", "map"):
-        target = getattr(options, name)
-        if target is not None and (name, target) != ("json", "-"):
-            check_file(f"--{name}", target)
-    return None if options.map is None else picture_format("--map", options.map, MAP_SUFFIXES)
 
 
 def _map(result: Tokenized, image: Image.Image, tile: int | None) -> Image.Image:
@@ -207,9 +185,4 @@ def _write_json(
     for name, records in parts.items():
         body = ",\n  ".join(json.dumps(r) for r in records)
         lines.append(f'"{name}": [\n  {body}\n ]' if records else f'"{name}": []')
-    text = "{" + ",\n ".join(lines) + "}\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    with atomic_write(target, "w") as file:
-        file.write(text)
+    outputs.write_text(target, "{" + ",\n ".join(lines) + "}\n")

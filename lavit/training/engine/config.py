@@ -2,18 +2,19 @@
 
 One dataclass describes a run; a field that is itself a dataclass is a section. Precedence: defaults, then the YAML
 file, then the command line. Every value is converted to the type of its field, and a key that no field has is an error
-that names the nearest ones. The resolved configuration goes beside the run with `save`.
+that names the nearest ones. Every field needs a default. The resolved configuration goes beside the run with `save`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import io
+import functools
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -30,149 +31,123 @@ class ConfigError(ValueError):
 
 def setting(default: Any, help: str, **kwargs: Any) -> Any:
     """A dataclass field with a line of help, shown by ``--help``. A callable default makes a new value each time."""
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata={"help": help}, **kwargs)
-    return dataclasses.field(default=default, metadata={"help": help}, **kwargs)
+    kind = "default_factory" if callable(default) else "default"
+    return dataclasses.field(**{kind: default}, metadata={"help": help}, **kwargs)
 
 
 # ---------------------------------------------------------------------------------------------------- values and types
 
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the annotated type `kind`; ConfigError naming `where` if it cannot be."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return _plain(value)
-    if origin in (Union, types.UnionType):
-        return _convert_union(value, arguments, where)
+    """`value` as the annotated type `kind`; ConfigError naming `where` if it cannot be.
+
+    Text, as the command line gives it, is read as YAML where a mapping, a [list] or anything at all is wanted; a list
+    may also be "a, b".
+    """
+    origin, inner = get_origin(kind) or kind, get_args(kind)
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type, kind), value, where)
+    if origin in (Union, types.UnionType):
+        return _first_that_fits(value, inner, where)
+    if origin is Any:
+        return _plain(value)
     if origin is Literal:
-        if value in arguments:
+        wanted = f"one of {', '.join(map(str, inner))}"
+        if value in inner:
             return value
-        raise ConfigError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}")
-    if origin in (tuple, list) or kind in (tuple, list):
-        return _convert_sequence(value, origin or kind, arguments, where)
-    if origin is dict or kind is dict:
-        return _convert_dict(value, arguments, where)
-    if kind is bool:
-        return _convert_bool(value, where)
-    if kind in (int, float):
-        return _convert_number(value, kind, where)
-    if kind is str:
-        if isinstance(value, (Mapping, list, tuple)) or value is None:
-            raise ConfigError(f"{where}: expected text, got {value!r}")
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    raise TypeError(f"{where}: a configuration field cannot have the type {kind!r}")
+    elif origin is bool:
+        wanted = "true or false"
+        if str(value).lower() in TRUE + FALSE:
+            return str(value).lower() in TRUE
+    elif origin in (int, float):
+        wanted = "a whole number" if origin is int else "a number"
+        with suppress(ValueError, TypeError, OverflowError):
+            return _number(value, origin)
+    elif origin is str:
+        wanted = "text"
+        if value is not None and not isinstance(value, (Mapping, list, tuple)):
+            return str(value).lower() if isinstance(value, bool) else str(value)
+    elif origin is dict:
+        wanted, value = "a mapping", {} if value is None else _plain(value)
+        if isinstance(value, Mapping):
+            return {str(k): convert(v, inner[1] if inner else Any, f"{where}.{k}") for k, v in value.items()}
+    elif origin in (list, tuple):
+        if isinstance(value, str):
+            value = _plain(value) if value.lstrip().startswith("[") else [v.strip() for v in value.split(",") if v]
+        fixed = origin is tuple and inner and inner[-1] is not Ellipsis
+        wanted = f"{len(inner)} values" if fixed else "a list"
+        if isinstance(value, (list, tuple)) and (not fixed or len(value) == len(inner)):
+            kinds = inner if fixed else (inner or [Any])[:1] * len(value)
+            return origin(convert(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
+    else:
+        raise TypeError(f"{where}: a configuration field cannot have the type {kind!r}")
+    raise ConfigError(f"{where}: expected {wanted}, got {value!r}")
 
 
-def _convert_union(value: Any, kinds: Sequence[Any], where: str) -> Any:
-    if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
+def _first_that_fits(value: Any, kinds: Sequence[Any], where: str) -> Any:
+    if type(None) in kinds and str(value).lower() in ("none", "null", ""):
         return None
-    problems: list[ConfigError] = []
+    problems = []
     for kind in kinds:
-        if kind is type(None):
-            continue
-        try:
-            return convert(value, kind, where)
-        except ConfigError as problem:
-            problems.append(problem)
-    raise problems[0] if problems else ConfigError(f"{where}: expected none, got {value!r}")
+        if kind is not type(None):
+            try:
+                return convert(value, kind, where)
+            except ConfigError as problem:
+                problems.append(problem)
+    raise problems[0]
 
 
-def _convert_sequence(value: Any, container: type, kinds: Sequence[Any], where: str) -> Any:
-    if isinstance(value, str):
-        value = yaml.safe_load(value) if value.lstrip().startswith("[") else [v.strip() for v in value.split(",") if v]
-    if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where}: expected a list, got {value!r}")
-    fixed = container is tuple and kinds and kinds[-1] is not Ellipsis
-    if fixed and len(kinds) != len(value):
-        raise ConfigError(f"{where}: expected {len(kinds)} values, got {len(value)}: {value!r}")
-    inner = list(kinds) if fixed else [kinds[0] if kinds else Any] * len(value)
-    return container(convert(v, k, f"{where}[{i}]") for i, (v, k) in enumerate(zip(value, inner, strict=True)))
-
-
-def _convert_dict(value: Any, kinds: Sequence[Any], where: str) -> dict:
-    if isinstance(value, str):
-        value = yaml.safe_load(value)
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: expected a mapping, got {value!r}")
-    inner = kinds[1] if kinds else Any
-    return {str(k): convert(v, inner, f"{where}.{k}") for k, v in value.items()}
-
-
-def _convert_bool(value: Any, where: str) -> bool:
+def _number(value: Any, kind: type) -> int | float:
+    """ValueError, TypeError or OverflowError where `value` is none. 5e4 and 3.0 are whole numbers to a reader."""
     if isinstance(value, bool):
-        return value
-    text = str(value).lower()
-    if text in ("true", "yes", "on", "1"):
-        return True
-    if text in ("false", "no", "off", "0"):
-        return False
-    raise ConfigError(f"{where}: expected true or false, got {value!r}")
-
-
-def _convert_number(value: Any, kind: type, where: str) -> int | float:
-    wanted = "a whole number" if kind is int else "a number"
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ConfigError(f"{where}: expected {wanted}, got {value!r}")
-    try:
-        if kind is float:
-            return float(value)
-        if isinstance(value, float) or (isinstance(value, str) and not value.strip().lstrip("+-").isdigit()):
-            number = float(str(value).replace("_", ""))  # 5e4 and 5.0e4 are whole numbers to a reader
-            if number != int(number):
-                raise ValueError
-            return int(number)
-        return int(value)
-    except (ValueError, OverflowError):
-        raise ConfigError(f"{where}: expected {wanted}, got {value!r}") from None
+        raise ValueError
+    if kind is float:
+        return float(value)
+    if isinstance(value, str):
+        value = float(value) if set(value) & set(".eE") else int(value)
+    if int(value) != value:
+        raise ValueError
+    return int(value)
 
 
 def _plain(value: Any) -> Any:
     """A value for an untyped place: text is read as YAML, and numbers like 1e-4, which YAML leaves as text, too."""
-    if not isinstance(value, str):
-        return value
-    try:
-        value = yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
     if isinstance(value, str):
-        try:
-            return float(value) if any(c.isdigit() for c in value) else value
-        except ValueError:
-            return value
+        with suppress(yaml.YAMLError):
+            value = yaml.safe_load(value)
+    if isinstance(value, str) and any(c.isdigit() for c in value):
+        with suppress(ValueError):
+            return float(value)
     return value
 
 
 # ------------------------------------------------------------------------------------------- dictionaries, files, words
 
 
-def from_dict(cls: type[Config], data: Any, where: str = "") -> Config:
-    """A `cls` from nested mappings; ConfigError names an unknown key's nearest names."""
+def from_dict(cls: type[Config], data: Any, where: str = "", base: Config | None = None) -> Config:
+    """`base`, or else the defaults of `cls`, changed by nested mappings; ConfigError names an unknown key's nearest."""
     if isinstance(data, cls):
         return data
-    if data is None:
-        data = {}
-    if not isinstance(data, Mapping):
+    if not isinstance(data, Mapping) and data is not None:
         raise ConfigError(f"{where or cls.__name__}: expected a mapping of settings, got {data!r}")
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
-    for key in data:
-        if key not in names:
-            raise ConfigError(_unknown(_join(where, str(key)), [_join(where, n) for n in names]))
-    try:
-        return cls(**{key: convert(value, hints[key], _join(where, key)) for key, value in data.items()})
-    except TypeError as problem:
-        raise ConfigError(f"{where or cls.__name__}: {problem}") from None
+    base = cls() if base is None else base
+    hints, changes = typing.get_type_hints(cls), {}
+    known = {f.name: f"{where}.{f.name}".lstrip(".") for f in dataclasses.fields(base)}  # type: ignore[arg-type]
+    for key, value in (data or {}).items():
+        if key not in known:
+            raise ConfigError(_unknown(f"{where}.{key}".lstrip("."), list(known.values())))
+        part, path = getattr(base, key), known[key]
+        section = dataclasses.is_dataclass(part)
+        changes[key] = from_dict(type(part), value, path, part) if section else convert(value, hints[key], path)
+    return dataclasses.replace(base, **changes)  # type: ignore[type-var]
 
 
 def to_dict(config: Any) -> Any:
     """Nested plain dictionaries and lists, as YAML writes them."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        config = dataclasses.asdict(config)
     if isinstance(config, Mapping):
         return {str(k): to_dict(v) for k, v in config.items()}
     if isinstance(config, (list, tuple)):
@@ -181,9 +156,7 @@ def to_dict(config: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    text = io.StringIO()
-    yaml.safe_dump(to_dict(config), text, sort_keys=False, default_flow_style=None, width=100)
-    return text.getvalue()
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=100)
 
 
 def save(config: Any, path: str | os.PathLike) -> None:
@@ -214,7 +187,15 @@ def load(
     """
     data = read_yaml(path) if path is not None else {}
     for key, value in (overrides or {}).items():
-        _assign(data, resolve(cls, key), value)
+        *sections, last = resolve(cls, key).split(".")
+        part = data
+        for section in sections:
+            if part.get(section) is None:
+                part[section] = {}
+            part = part[section]
+            if not isinstance(part, dict):
+                raise ConfigError(f"{section}: expected a mapping of settings, got {part!r}")
+        part[last] = value
     return from_dict(cls, data)
 
 
@@ -234,14 +215,15 @@ def words(cls: type, argv: Sequence[str], *, flags: Sequence[str] = ()) -> tuple
         if key in flags and not equals:
             seen.add(key)
             continue
+        name = key if key == "config" else resolve(cls, key)
         if not equals:
             if left and not left[0].startswith("--"):
                 value = left.pop(0)
-            elif key != "config" and _kind_of(cls, resolve(cls, key)) is bool:
+            elif names(cls).get(name) is bool:
                 value = "true"
             else:
                 raise ConfigError(f"--{key}: a value is missing")
-        given[key if key == "config" else resolve(cls, key)] = value
+        given[name] = value
     return given, seen
 
 
@@ -251,76 +233,50 @@ def parse(cls: type[Config], argv: Sequence[str], *, flags: Sequence[str] = ()) 
     return load(cls, given.pop("config", None), given), seen
 
 
+# ------------------------------------------------------------------------------------------------------ names and help
+
+
+def _entries(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+    """(dotted name, type, value, help) of every setting, a section before its entries."""
+    kinds = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name, getattr(config, field.name)
+        yield name, kinds[field.name], value, field.metadata.get("help", "")
+        if dataclasses.is_dataclass(value):
+            yield from _entries(value, name + ".")
+
+
+@functools.cache
+def names(cls: type) -> dict[str, Any]:
+    """Dotted names of all settings with their types, a section before its entries."""
+    return {name: kind for name, kind, _, _ in _entries(cls())}
+
+
 def resolve(cls: type, key: str) -> str:
     """The full dotted name of `key`, which may leave out a section; ConfigError where none or several fit."""
     known = names(cls)
-    if key in known:
-        return key
-    for name, kind in known.items():  # an entry of a free mapping: its own reader checks the name
-        if (get_origin(kind) or kind) is dict and key.startswith(name + "."):
-            return key
-    fitting = [name for name in known if name.endswith("." + key)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
+    # An entry of a free mapping: its own reader checks the name.
+    free = any((get_origin(kind) or kind) is dict and key.startswith(name + ".") for name, kind in known.items())
+    fitting = [key] if free or key in known else [name for name in known if name.endswith("." + key)]
+    if not fitting:
+        raise ConfigError(_unknown(key, list(known)))
+    if len(fitting) > 1:
         raise ConfigError(f"--{key}: several settings have this name: {', '.join(fitting)}")
-    raise ConfigError(_unknown(key, list(known)))
-
-
-def names(cls: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted names of all settings with their types, sections before their entries."""
-    found: dict[str, Any] = {}
-    hints = typing.get_type_hints(cls)
-    for name, kind in ((f.name, hints[f.name]) for f in dataclasses.fields(cls)):
-        found[_join(prefix, name)] = kind
-        if dataclasses.is_dataclass(kind):
-            found.update(names(typing.cast(type, kind), _join(prefix, name)))
-    return found
+    return fitting[0]
 
 
 def describe(cls: type) -> str:
-    """The settings as ``--help`` shows them: name, default, help."""
-    lines: list[str] = []
-
-    def walk(part: type, prefix: str) -> None:
-        hints = typing.get_type_hints(part)
-        for field in dataclasses.fields(part):
-            name = _join(prefix, field.name)
-            if dataclasses.is_dataclass(hints[field.name]):
-                walk(typing.cast(type, hints[field.name]), name)
-                continue
-            default = field.default if field.default is not dataclasses.MISSING else None
-            if field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
-            lines.append(f"  --{name:<32} {field.metadata.get('help', '')} [{to_dict(default)}]")
-
-    walk(cls, "")
-    return "\n".join(lines)
-
-
-def _kind_of(cls: type, name: str) -> Any:
-    return names(cls).get(name)
-
-
-def _assign(data: dict[str, Any], name: str, value: Any) -> None:
-    *sections, last = name.split(".")
-    for section in sections:
-        inner = data.get(section)
-        if inner is None:
-            inner = data[section] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"{section}: expected a mapping of settings, got {inner!r}")
-        data = inner
-    data[last] = value
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
+    """The settings as ``--help`` shows them: name, help, default."""
+    return "\n".join(
+        f"  --{name:<32} {help} [{to_dict(default)}]"
+        for name, _, default, help in _entries(cls())
+        if not dataclasses.is_dataclass(default)
+    )
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
-    leaves = {name.rsplit(".", 1)[-1]: name for name in known}
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    near += [leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(leaves), n=3, cutoff=0.6)]
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(key, known)
+    near += [leaves[leaf] for leaf in difflib.get_close_matches(key.rpartition(".")[2], list(leaves))]
     near = list(dict.fromkeys(near))[:3]
     return f"{key}: no such setting" + (f"; did you mean {' or '.join(near)}?" if near else "")

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import yaml
 
 from lavit.training.engine import config
+from lavit.training.language.recipe import LanguageTrainingConfig
+from lavit.training.pixels.recipe import PixelsTrainingConfig
+from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
+
+RESOLVED = yaml.safe_load((Path(__file__).parents[2] / "golden" / "recipes.yaml").read_text())
+STAGES = {"tokenizer": TokenizerTrainingConfig, "language": LanguageTrainingConfig, "pixels": PixelsTrainingConfig}
 
 
 @dataclass
@@ -21,6 +28,11 @@ class Inner:
 @dataclass
 class Other:
     steps: int = 5
+
+
+@dataclass
+class Pair:
+    first: Inner = field(default_factory=lambda: Inner(0.5, 1))
 
 
 @dataclass
@@ -49,6 +61,12 @@ def test_section_may_be_left_out_where_one_has_the_name():
         config.load(Outer, None, {"steps": "1"})
 
 
+def test_section_keeps_the_defaults_that_its_owner_gives_it():
+    assert config.load(Pair, None, {"first.steps": 2}).first == Inner(0.5, 2)
+    assert config.from_dict(Pair, {"first": None}).first == Inner(0.5, 1)
+    assert "the rate [0.5]" in config.describe(Pair)
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "wanted"),
     [
@@ -71,7 +89,7 @@ def test_values_take_the_type_of_their_field(kind, text, wanted):
 @pytest.mark.parametrize(
     ("kind", "value"),
     [(int, "2.5"), (int, True), (float, "fast"), (bool, "maybe"), (tuple[float, float], "1"), (Literal["a"], "b"),
-     (int, None), (str, [1]), (Inner, 3), (int, "inf")],
+     (int, None), (str, [1]), (Inner, 3), (int, "inf"), (dict[str, Any], "{a"), (list[int], "[1")],
 )  # fmt: skip
 def test_wrong_value_names_the_setting_and_what_came(kind, value):
     with pytest.raises(config.ConfigError, match=r"^here: "):
@@ -97,6 +115,21 @@ def test_saved_configuration_reads_back_the_same(tmp_path):
     wanted = Outer("b", True, None, (0.25, 1e-5), ["x", "1"], {"deep": {"a": [1, None]}}, Inner(1e-4, 3, "square"))
     config.save(wanted, tmp_path / "c.yaml")
     assert config.load(Outer, tmp_path / "c.yaml") == wanted
+
+
+def test_every_recipe_is_pinned():
+    folders = {stage: cls.recipe_file("small").parent for stage, cls in STAGES.items()}
+    files = [f"{stage}-{path.stem}" for stage, folder in folders.items() for path in folder.glob("*.yaml")]
+    assert sorted(RESOLVED) == sorted(files)
+
+
+@pytest.mark.parametrize("name", sorted(RESOLVED))
+def test_recipe_resolves_to_its_pinned_values_and_reads_back(name, tmp_path):
+    stage, _, preset = name.partition("-")
+    recipe = STAGES[stage].recipe(preset)
+    assert config.to_dict(recipe) == RESOLVED[name]
+    config.save(recipe, tmp_path / "training.yaml")
+    assert config.load(type(recipe), tmp_path / "training.yaml") == recipe
 
 
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [1\n", "\xff"])

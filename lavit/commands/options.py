@@ -1,0 +1,52 @@
+"""What all commands share of their options: the parser, the device, bounds."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from lavit.training.engine import distributed
+
+
+def command_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """The parser of ``lavit NAME``; both texts are shown as they stand."""
+    return argparse.ArgumentParser(
+        prog=f"lavit {name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_machine(parser: argparse.ArgumentParser, batch_size: int, what: str = "images at a time") -> None:
+    """--batch-size and --device."""
+    parser.add_argument("--batch-size", type=int, default=batch_size, metavar="B", help=f"{what} [{batch_size}]")
+    parser.add_argument(
+        "--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, ...; a GPU is taken if there is one"
+    )
+
+
+def only_given(**values: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def pick_device(name: str) -> torch.device:
+    """The one of this name; auto: a GPU if there is one. ValueError for one that cannot be used."""
+    try:
+        device = distributed.pick_device(name)
+        torch.empty(0, device=device)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {name} cannot be used ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def check_at_least(options: argparse.Namespace, **least: float) -> None:
+    """ValueError for an option that was given, and is less or not finite."""
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and not bound <= value < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {bound}, got {value}")
