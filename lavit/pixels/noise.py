@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
+
+if TYPE_CHECKING:
+    from lavit.language.inference import GeneratedTokens
 
 
 def image_generators(
@@ -41,3 +45,15 @@ def initial_noise(count: int, shape: tuple[int, int, int], generators: Generator
         return torch.randn((count, *shape), generator=generators, device=generators.device)
     parts = [torch.randn(shape, generator=own, device=own.device) for own in generators]
     return torch.stack(parts) if parts else torch.empty(0, *shape)
+
+
+def noise_seeds(
+    drawn: GeneratedTokens, seeds: Sequence[int] | Tensor | None, prompts: int
+) -> Sequence[int] | Tensor | None:
+    """The seeds of the samples that were drawn, or chosen, of those of all samples."""
+    if seeds is None:
+        return None
+    of_prompts = torch.as_tensor(seeds).cpu().view(prompts, -1)[list(dict.fromkeys(drawn.indices))]
+    if drawn.scores is not None:
+        of_prompts = of_prompts.gather(1, drawn.scores.argmax(dim=1, keepdim=True))
+    return of_prompts.flatten()

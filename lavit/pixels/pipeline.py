@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -23,9 +22,10 @@ from torch import Generator, Tensor, nn
 from lavit.kernels import Ragged
 from lavit.pixels.conditioner import Condition, NegativeEmbeds, PixelConditioner, both_streams, zero_condition
 from lavit.pixels.inputs import check_features, check_size, decoded_features, read_codes, read_images
-from lavit.pixels.noise import image_generators, initial_noise
+from lavit.pixels.noise import image_generators, initial_noise, noise_seeds
+from lavit.pixels.pretrained import public_name
 from lavit.pixels.unet import SmallUNet
-from lavit.pixels.validation import check_folder, check_parts
+from lavit.pixels.validation import check_callback_inputs, check_folder, check_parts
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class LaVITPixelPipeline(DiffusionPipeline):
 
     def register_to_config(self, **kwargs: Any) -> None:
         """As diffusers', but this library's classes are found under ``lavit``, wherever their modules are."""
-        super().register_to_config(**{name: _public(entry) for name, entry in kwargs.items()})
+        super().register_to_config(**{name: public_name(entry) for name, entry in kwargs.items()})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Any:
@@ -197,7 +197,7 @@ class LaVITPixelPipeline(DiffusionPipeline):
         """Draw an image for each item of exactly one of ``tokens``, ``images`` and ``features``.
 
         tokens: codes in [0, K), ragged over the images. images: drawn again by way of their codes; see
-            ``reading.read_images`` for what an image may be. features: (B, N, C_out) of ``LaVITTokenizer.decode``.
+            ``inputs.read_images`` for what an image may be. features: (B, N, C_out) of ``LaVITTokenizer.decode``.
         height, width: in pixels, multiples of ``size_multiple``; by default what the U-Net was made for.
         original_size: (height, width) that a high-res U-Net is told the image came from; by default its own.
         num_inference_steps, guidance_scale: by default the pipeline's own (``default_steps``, ``default_guidance``) or
@@ -225,10 +225,7 @@ class LaVITPixelPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_scale: expected a finite number of at least 0, got {scale}")
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            known = ", ".join(self._callback_tensor_inputs)
-            raise ValueError(f"callback_on_step_end_tensor_inputs: expected names of {known}, got {unknown}")
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         size = self._size(height, width)
         self._say_unchecked()
         self._guidance_scale, self._interrupt = float(scale), False
@@ -321,15 +318,10 @@ class LaVITPixelPipeline(DiffusionPipeline):
         device: torch.device,
     ) -> Tensor:
         """What the conditioner reads, (B, N, C_out)."""
-        given = [
-            name
-            for name, value in (("tokens", tokens), ("images", images), ("features", features))
-            if value is not None
-        ]
-        if len(given) != 1:
-            raise ValueError(
-                f"tokens: expected exactly one of tokens, images and features, got {' and '.join(given) or 'none'}"
-            )
+        sources = {"tokens": tokens, "images": images, "features": features}
+        given = " and ".join(name for name, value in sources.items() if value is not None) or "none"
+        if given not in sources:
+            raise ValueError(f"tokens: expected exactly one of tokens, images and features, got {given}")
         config = self.tokenizer.config
         if features is not None:
             return check_features(features, config.num_patches, self.conditioner.in_dim).to(device)
@@ -427,7 +419,7 @@ class LaVITPixelPipeline(DiffusionPipeline):
             raise ValueError(f"model: expected one that writes the pipeline's {known} codes, got one of {codes}")
         arguments = {"settings": text} if text is not None and not isinstance(text, dict) else dict(text or {})
         drawn = model.generate_tokens(prompts, processor, seeds=seeds, **arguments)
-        output = self(drawn.codes, seeds=_noise_seeds(drawn, seeds, len(prompts)), **pixels)
+        output = self(drawn.codes, seeds=noise_seeds(drawn, seeds, len(prompts)), **pixels)
         return LaVITPixelOutput(output.images, output.nsfw_content_detected, drawn)
 
     # Speed.
@@ -452,27 +444,6 @@ class LaVITPixelPipeline(DiffusionPipeline):
         return self
 
 
-def _noise_seeds(
-    drawn: GeneratedTokens, seeds: Sequence[int] | Tensor | None, prompts: int
-) -> Sequence[int] | Tensor | None:
-    """The seeds of the samples that were drawn, or chosen, of those of all samples."""
-    if seeds is None:
-        return None
-    of_prompts = torch.as_tensor(seeds).cpu().view(prompts, -1)[list(dict.fromkeys(drawn.indices))]
-    if drawn.scores is not None:
-        of_prompts = of_prompts.gather(1, drawn.scores.argmax(dim=1, keepdim=True))
-    return of_prompts.flatten()
-
-
 def _first(*values: Any) -> Any:
     """The first of them that is there."""
     return next(value for value in values if value is not None)
-
-
-def _public(entry: Any) -> Any:
-    """A component's (module, class) with ``lavit`` for the module where the class is one of its public names."""
-    if isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[0], str):
-        module, name = entry
-        if module.split(".")[0] == "lavit" and name in sys.modules["lavit"].__all__:
-            return ("lavit", name)
-    return entry

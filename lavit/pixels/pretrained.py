@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from os import PathLike
 from typing import Any
@@ -31,3 +32,12 @@ def load_strictly(load: Callable[..., Any], source: Any, **kwargs: Any) -> tuple
     if message:
         raise ValueError(f"{source}: the tensors do not fit the model: {message}")
     return model, info
+
+
+def public_name(entry: Any) -> Any:
+    """A component's (module, class) with ``lavit`` for the module where the class is one of its public names."""
+    if isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[0], str):
+        module, name = entry
+        if module.split(".")[0] == "lavit" and name in sys.modules["lavit"].__all__:
+            return ("lavit", name)
+    return entry

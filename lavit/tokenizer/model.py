@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
-from transformers.initialization import copy_
 from transformers.utils import ModelOutput
 
 from lavit.kernels import Ragged, Selection, gumbel_select
@@ -20,14 +19,13 @@ from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.decoder import AttentionPool, TokenDecoder
 from lavit.tokenizer.encoder import EvaAttention, EvaEncoder
 from lavit.tokenizer.merger import Layout, Merger
-from lavit.tokenizer.position_init import plane_waves
+from lavit.tokenizer.position_init import init_positions
 from lavit.tokenizer.pretrained import StrictModel
 from lavit.tokenizer.quantizer import Codebook, Quantizer, in_full_precision
 from lavit.tokenizer.selector import Selector, in_precision, select_fixed
 
-# Deviations of new embeddings where the configuration leaves them open; that of a standardised feature is 1.
+# Deviation of new embeddings where the configuration leaves it open; that of a standardised feature is 1.
 EMBEDDING_STD = 0.1
-POSITION_STD = 0.5
 
 
 class VisualTokens(NamedTuple):
@@ -127,27 +125,17 @@ class LaVITTokenizer(StrictModel):
             nn.init.zeros_(module.v_bias)
         elif isinstance(module, EvaEncoder):
             nn.init.trunc_normal_(module.cls_token, std=embedding_std)
-            self._init_positions(module.pos_embed)
+            init_positions(module.pos_embed, self.config)
         elif isinstance(module, TokenDecoder):
             nn.init.trunc_normal_(module.pos_embed, std=embedding_std)
-            self._init_positions(module.query_embed)
+            init_positions(module.query_embed, self.config)
         elif isinstance(module, AttentionPool):
             nn.init.trunc_normal_(module.positional_embedding, std=embedding_std)
         elif isinstance(module, Codebook):
             # Standard deviation of a unit vector's entries; training starts from initialize() anyway.
             nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
         elif module is self and self.config.feature_position:
-            self._init_positions(self.feature_position)
-
-    def _init_positions(self, embedding: Tensor) -> None:
-        """embedding (1, N, C), or (1, 1 + N, C) with the class token's place in front."""
-        if self.config.initializer_range is not None:
-            nn.init.trunc_normal_(embedding, std=self.config.initializer_range)
-            return
-        start = torch.zeros_like(embedding)
-        side = self.config.image_size // self.config.patch_size
-        start[:, -side * side :] = POSITION_STD * plane_waves(side, embedding.shape[-1]).to(start)
-        copy_(embedding, start)
+            init_positions(self.feature_position, self.config)
 
     @property
     def num_patches(self) -> int:

@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.initialization import copy_
+
+POSITION_STD = 0.5
+"""Deviation of new positions where the configuration leaves it open; that of a standardised feature is 1."""
+
+
+def init_positions(embedding: Tensor, config: PretrainedConfig) -> None:
+    """Starts positions in place: normal with the configuration's deviation, or as waves.
+
+    embedding: (1, N, C), or (1, 1 + N, C) with the class token's place in front.
+    """
+    if config.initializer_range is not None:
+        nn.init.trunc_normal_(embedding, std=config.initializer_range)
+        return
+    start = torch.zeros_like(embedding)
+    side = config.image_size // config.patch_size
+    start[:, -side * side :] = POSITION_STD * plane_waves(side, embedding.shape[-1]).to(start)
+    copy_(embedding, start)
 
 
 def plane_waves(side: int, width: int) -> Tensor:
