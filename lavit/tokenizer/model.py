@@ -58,8 +58,8 @@ class LaVITTokenizerOutput(ModelOutput):
 
     loss: reconstruction_loss + ratio_weight * ratio_loss + commitment_weight * commitment_loss.
     reconstruction_loss: mean of 1 - cos(reconstruction, features). keep_rate: share of kept patches.
-    reconstruction: (B, N, C). selection: the mask and its probabilities. ids: (T,) codes (None without quantisation)
-    and cu_seqlens (B + 1,), as in VisualTokens.
+    reconstruction: (B, N, C). scores: (B, N, 2) log-probabilities of the selector, keep first. selection: the mask and
+    its probabilities. ids: (T,) codes (None without quantisation) and cu_seqlens (B + 1,), as in VisualTokens.
     """
 
     loss: Tensor | None = None
@@ -68,6 +68,7 @@ class LaVITTokenizerOutput(ModelOutput):
     commitment_loss: Tensor | None = None
     keep_rate: Tensor | None = None
     reconstruction: Tensor | None = None
+    scores: Tensor | None = None
     selection: Selection | None = None
     ids: Tensor | None = None
     cu_seqlens: Tensor | None = None
@@ -182,7 +183,7 @@ class LaVITTokenizer(StrictModel):
         noise: (B, N, 2) Gumbel noise. tau: None for the configuration's. noise_scale: multiplies the noise; 0 decides
         like ``deterministic``.
         """
-        return self._select(self.positioned(features), seeds, deterministic, noise, tau, noise_scale)
+        return self._select(self._scores(self.positioned(features)), seeds, deterministic, noise, tau, noise_scale)
 
     def features(
         self,
@@ -278,7 +279,8 @@ class LaVITTokenizer(StrictModel):
             raise ValueError(f"decoder_out_dim: expected hidden_size {width} to compare with features, got {out_dim}")
         target = self._features_of(images, features)
         x = self.positioned(target)
-        selection = self._select(x, seeds, deterministic, noise, tau, noise_scale)
+        scores = self._scores(x)
+        selection = self._select(scores, seeds, deterministic, noise, tau, noise_scale)
         layout = Layout.measure(selection)
         if self.training and self.config.selector_gradient == "exact" and selection.keep.requires_grad:
             reconstruction, ids, commitment = self._reconstruct_all_rows(x, layout, quantize)
@@ -295,6 +297,7 @@ class LaVITTokenizer(StrictModel):
             commitment_loss=commitment,
             keep_rate=selection.keep.detach().sum() / max(selection.keep.numel(), 1),
             reconstruction=reconstruction,
+            scores=scores,
             selection=selection,
             ids=ids,
             cu_seqlens=selection.cu_kept,
@@ -364,20 +367,22 @@ class LaVITTokenizer(StrictModel):
         """What selector and merger see: the features (B, N, C), with the position embedding if there is one."""
         return features + self.feature_position if self.config.feature_position else features
 
+    def _scores(self, x: Tensor) -> Tensor:
+        # A frozen selector's choice is a constant: without this, a learned feature_position would still ask for the
+        # mask's gradient.
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.token_predictor.parameters())
+        with torch.set_grad_enabled(learning):
+            return self.token_predictor(x)
+
     def _select(
         self,
-        x: Tensor,
+        scores: Tensor,
         seeds: Tensor | Sequence[int] | None,
         deterministic: bool,
         noise: Tensor | None,
         tau: float | None,
         noise_scale: float,
     ) -> Selection:
-        # A frozen selector's choice is a constant: without this, a learned feature_position would still ask for the
-        # mask's gradient.
-        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.token_predictor.parameters())
-        with torch.set_grad_enabled(learning):
-            scores = self.token_predictor(x)
         tau = self.config.tau if tau is None else tau
         if noise_scale < 0:
             raise ValueError(f"noise_scale: expected a number of at least 0, got {noise_scale}")
@@ -388,7 +393,7 @@ class LaVITTokenizer(StrictModel):
             # division for the relaxed probability.
             scores, tau = scores / noise_scale, tau / noise_scale
         if seeds is not None:
-            seeds = torch.as_tensor(seeds, dtype=torch.int64).to(x.device)
+            seeds = torch.as_tensor(seeds, dtype=torch.int64).to(scores.device)
         if self.config.length == "fixed":
             count = self.config.fixed_length
             return select_fixed(scores, count, tau=tau, noise=noise, seeds=seeds, deterministic=deterministic)
@@ -407,7 +412,7 @@ class LaVITTokenizer(StrictModel):
         """Merged kept rows (T, C) of finite input. The test of it shares the one host synchronisation."""
         source = self._features_of(images, features)
         x = self.positioned(source)
-        selection = self._select(x, seeds, deterministic, noise, None, 1.0)
+        selection = self._select(self._scores(x), seeds, deterministic, noise, None, 1.0)
         *sizes, finite = torch.cat((Layout.sizes(selection), x.isfinite().all().long().view(1))).tolist()
         if not finite:
             raise ValueError(describe_non_finite(images, source))

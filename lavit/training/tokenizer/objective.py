@@ -44,7 +44,7 @@ class Step(nn.Module):
             "keep_rate": out.keep_rate,
         }
         if warm_start is not None:
-            contrast = contrast_loss(tokenizer, features) if warm_start > 0 else features.new_zeros(())
+            contrast = contrast_loss(tokenizer, features, out.scores) if warm_start > 0 else features.new_zeros(())
             parts |= {"loss": out.loss + warm_start * contrast, "contrast_loss": contrast}
         if out.ids is not None:
             counts = torch.zeros(tokenizer.config.num_codes, dtype=torch.float64, device=out.ids.device)
@@ -61,19 +61,20 @@ def features_of(tokenizer: LaVITTokenizer, batch: dict[str, Tensor]) -> Tensor:
     return tokenizer.encode_features(batch["images"].to(device, non_blocking=True))
 
 
-def contrast_loss(tokenizer: LaVITTokenizer, features: Tensor) -> Tensor:
+def contrast_loss(tokenizer: LaVITTokenizer, features: Tensor, scores: Tensor | None = None) -> Tensor:
     """Teaches the selector to like patches that differ from their neighbours (*derived*; the warm start).
 
     Cross-entropy of the selector's two classes with the target "keep" for the share ρ (keep_rate) of the batch's
     patches whose features lie farthest from the mean of their four neighbours. The share is that of the batch, so a
-    richer image may keep more. features (B, N, C) -> scalar.
+    richer image may keep more. features (B, N, C) -> scalar. scores: (B, N, 2) that the selector has for them already.
     """
     target = contrast(features)
     count = max(1, round(tokenizer.config.keep_rate * target.numel()))
     chosen = torch.zeros(target.numel(), dtype=torch.int64, device=features.device)
     chosen.index_fill_(0, target.flatten().topk(min(count, target.numel())).indices, 1)
-    scores = tokenizer.token_predictor(tokenizer.positioned(features)).flatten(0, 1)  # class 0 means keep
-    return F.nll_loss(scores, 1 - chosen)
+    if scores is None:
+        scores = tokenizer.token_predictor(tokenizer.positioned(features))
+    return F.nll_loss(scores.flatten(0, 1), 1 - chosen)  # class 0 means keep
 
 
 def contrast(features: Tensor) -> Tensor:

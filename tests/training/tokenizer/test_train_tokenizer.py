@@ -203,6 +203,25 @@ def test_warm_start_teaches_the_selector_to_like_what_stands_out():
     assert contrast[kept].mean() > 1.5 * contrast[~kept].mean()
 
 
+def test_a_warm_step_runs_the_selector_once_with_the_gradient_of_two_runs(monkeypatch):
+    model, batch = tiny().double(), {"features": some_features(4).double()}
+    runs, forward = [], model.token_predictor.forward
+    monkeypatch.setattr(model.token_predictor, "forward", lambda x: runs.append(1) or forward(x))
+    settings = {"tau": 1.0, "noise_scale": 0.0, "quantize": False}
+
+    def gradients(loss):
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    once = gradients(objective.Step(model)(batch, warm_start=0.7, **settings)["loss"])
+    assert len(runs) == 1
+    twice = gradients(model(**batch, **settings).loss + 0.7 * objective.contrast_loss(model, batch["features"]))
+    assert len(runs) == 3 and once.keys() == twice.keys()
+    for name, gradient in once.items():
+        torch.testing.assert_close(gradient, twice[name], rtol=1e-9, atol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------------- going on again
 
 
