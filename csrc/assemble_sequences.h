@@ -8,18 +8,10 @@
 
 #include <optional>
 
-#ifdef __CUDACC__
-#define LAVIT_BOTH __host__ __device__
-#else
-#define LAVIT_BOTH
-#endif
-
 namespace lavit::sequences {
 
 enum Kind : int { kText = 0, kCodes = 1, kFeatures = 2, kNothing = 3 };  // kNothing: no kind, no rows
 enum Flag : int { kContent = 1, kBegin = 2, kEnd = 4, kAll = 7 };        // what of a segment carries loss
-
-LAVIT_BOTH inline int64_t clamped(int64_t x, int64_t low, int64_t high) { return x < low ? low : (x < high ? x : high); }
 
 // int32 or int64 numbers, read as they come: a conversion would be a launch of its own.
 struct Numbers {
@@ -109,12 +101,12 @@ inline const int32_t* offsets(const char* name, const Tensor& cu, const Tensor& 
 
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// Checks the arguments, allocates the results, and lets `run(arguments)` fill them.
-template <typename Run>
+// Checks the arguments, allocates the results, and lets `run(text, arguments)` fill them.
+template <auto run>
 Results assemble(const Tensor& text, const Tensor& cu_text, const Tensor& images, const Tensor& cu_images,
                  const Tensor& segments, const Tensor& cu_segments, const std::optional<Tensor>& loss,
                  int64_t kind_loss, int64_t begin_id, int64_t end_id, int64_t first_code_id, int64_t pad_id,
-                 int64_t ignore_index, int64_t total, const Run& run) {
+                 int64_t ignore_index, int64_t total) {
   STD_TORCH_CHECK(total >= 0 && total <= INT32_MAX, "total: expected 0 to 2^31 - 1 rows, got ", total);
   Arguments a{};
   a.text = {numbers("text", text, text), text.size(0), offsets("cu_text", cu_text, text), cu_text.size(0) - 1};
@@ -146,7 +138,7 @@ Results assemble(const Tensor& text, const Tensor& cu_text, const Tensor& images
   a.position_ids = static_cast<int64_t*>(std::get<2>(results).mutable_data_ptr());
   a.cu_seqlens = static_cast<int32_t*>(std::get<3>(results).mutable_data_ptr());
   a.feature_rows = static_cast<int64_t*>(std::get<4>(results).mutable_data_ptr());
-  run(a);
+  run(text, a);
   return results;
 }
 
