@@ -18,6 +18,7 @@ from lavit.kernels.triton_support import (
     column_parts,
     newest,
     on_device_of,
+    variant,
 )
 
 UNIT = 8  # elements, in which the kernels take strides
@@ -107,8 +108,7 @@ def policy_attention(
         forward_kernel[(triton.cdiv(n, tile.block_m) * heads * batch,)](
             q, k, v, keep.contiguous(), out, lse, leak, mean,
             n, heads, *_units(q, k, v), scale, eps,
-            dim, *column_parts(dim), kind == "causal", eps > 0, tile.block_m, tile.block_n,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, **FUSE,
+            dim, *column_parts(dim), kind == "causal", eps > 0, tile.block_m, tile.block_n, **tile.options, **FUSE,
         )  # fmt: skip
     return out, lse, leak, mean
 
@@ -145,15 +145,13 @@ def policy_attention_backward(
     with on_device_of(q):
         query_gradient_kernel[(blocks * heads * batch,)](
             grad, q, k, v, keep, out, lse, leak, mean, dq, delta, slope, top, leaked,
-            *sizes, *shape, of_queries.block_m, of_queries.block_n,
-            num_warps=of_queries.num_warps, num_stages=of_queries.num_stages, **FUSE,
+            *sizes, *shape, of_queries.block_m, of_queries.block_n, **of_queries.options, **FUSE,
         )  # fmt: skip
         if eps > 0:
             leaked = leaked.sum(dim=2)
         key_gradient_kernel[(triton.cdiv(n, of_keys.block_n) * heads * batch,)](
             grad, q, k, v, keep, lse, delta, slope, top, leaked, dk, dv, dkeep,
-            *sizes, *shape, of_keys.block_m, of_keys.block_n,
-            num_warps=of_keys.num_warps, num_stages=of_keys.num_stages, **FUSE,
+            *sizes, *shape, of_keys.block_m, of_keys.block_n, **of_keys.options, **FUSE,
         )  # fmt: skip
     return dq, dk, dv, dkeep.sum(dim=1)
 
@@ -165,42 +163,21 @@ def variants() -> list[Variant]:
     """Every kernel at LaVIT's width: bfloat16, of either kind, and float32; and bfloat16 at a width of either class."""
     cases = [(88, torch.bfloat16, "causal"), (88, torch.bfloat16, "cross"), (88, torch.float32, "causal")]
     cases += [(64, torch.bfloat16, "causal"), (128, torch.bfloat16, "causal")]
-    return [
-        variant
-        for dim, dtype, kind in cases
-        for served in (80, 90, 100)
-        for variant in _variants_of(dim, dtype, kind, served)
-    ]
+    return [one for case in cases for served in (80, 90, 100) for one in _variants_of(*case, served)]
 
 
 def _variants_of(dim: int, dtype: torch.dtype, kind: str, served: int) -> list[Variant]:
-    config = config_of(served, dim, dtype)
-    tensors = {"g_ptr", "q_ptr", "k_ptr", "v_ptr", "out_ptr", "dq_ptr", "dk_ptr", "dv_ptr"}
+    config, (d0, d1) = config_of(served, dim, dtype), column_parts(dim)
+    types = {f"{x}_ptr": POINTERS[dtype] for x in ("g", "q", "k", "v", "out", "dq", "dk", "dv")}
+    types |= {"top_ptr": "*i32", "scale": "fp32", "eps": "fp32"}
     found = []
     for name, kernel in KERNELS.items():
         tile = getattr(config, name)
-        d0, d1 = column_parts(dim)
         constants = {"D": dim, "D0": d0, "D1": d1, "CAUSAL": kind == "causal", "EPS": True}
         constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-        signature = {
-            argument: POINTERS[dtype] if argument in tensors
-            else "*i32" if argument == "top_ptr"
-            else "*fp32" if argument.endswith("_ptr")
-            else "fp32" if argument in ("scale", "eps")
-            else "i32"
-            for argument in kernel.arg_names
-            if argument not in constants
-        }  # fmt: skip
+        label = f"D={dim} {str(dtype).removeprefix('torch.')} {kind} {tile.block_m}x{tile.block_n}"
+        half = dtype != torch.float32
         found.append(
-            Variant(
-                kernel,
-                f"D={dim} {str(dtype).removeprefix('torch.')} {kind} {tile.block_m}x{tile.block_n}",
-                signature,
-                constants,
-                num_warps=tile.num_warps,
-                num_stages=tile.num_stages,
-                tensor_cores=dtype != torch.float32,
-                architectures=(served,),
-            )
+            variant(kernel, label, types, constants, tensor_cores=half, architectures=(served,), **tile.options)
         )
     return found

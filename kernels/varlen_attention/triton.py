@@ -9,9 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
-from lavit.kernels.triton_support import Tile, Variant, architecture_of, column_parts, newest, on_device_of
+from lavit.kernels.triton_support import Tile, Variant, architecture_of, column_parts, newest, on_device_of, variant
 from lavit.kernels.varlen_attention.triton_kernels import (
-    BACKWARD_INTEGERS,
     backward_keys_kernel,
     backward_queries_kernel,
     forward_kernel,
@@ -95,8 +94,7 @@ def varlen_attention(
             q, k, v, None if key_weight is None else key_weight.contiguous(),
             cu_q.contiguous(), cu_k.contiguous(), out, lse,
             heads, blocks, images, total_q, *strides(q, k, v), scale,
-            dim, *column_parts(dim), causal, tile.block_m, tile.block_n,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
+            dim, *column_parts(dim), causal, tile.block_m, tile.block_n, **tile.options,
         )  # fmt: skip
     return out, lse
 
@@ -134,7 +132,7 @@ def varlen_attention_backward(
             backward_queries_kernel[((images + 1) * blocks * heads,)](
                 grad, q, k, v, weight, out, lse, cu_q, cu_k, delta, dq,
                 heads, blocks, images, total_q, *strides(grad, q, k, v), scale,
-                *shape, tile.block_m, tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+                *shape, tile.block_m, tile.block_n, **tile.options,
             )  # fmt: skip
         if dk.numel():
             tile = chosen.keys
@@ -142,7 +140,7 @@ def varlen_attention_backward(
             backward_keys_kernel[((images + 1) * blocks * heads,)](
                 grad, q, k, v, weight, lse, delta, cu_q, cu_k, dk, dv, None if weight is None else dw,
                 heads, blocks, images, total_k, *strides(grad, q, k, v), scale,
-                *shape, tile.block_m, tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+                *shape, tile.block_m, tile.block_n, **tile.options,
             )  # fmt: skip
     return dq, dk, dv, dw if key_weight is None else dw.sum(dim=0).to(key_weight.dtype)
 
@@ -160,12 +158,9 @@ def variants() -> list[Variant]:
         for dim, kind, causal, weighted in cases:
             tiles = tiles_of(row, TYPES[kind], dim)
             found += [
-                _variant(kernel, tile, dim, kind, causal, weighted, served)
-                for kernel, tile in (
-                    (forward_kernel, tiles.forward),
-                    (backward_queries_kernel, tiles.queries),
-                    (backward_keys_kernel, tiles.keys),
-                )
+                _variant(forward_kernel, tiles.forward, dim, kind, causal, weighted, served),
+                _variant(backward_queries_kernel, tiles.queries, dim, kind, causal, weighted, served),
+                _variant(backward_keys_kernel, tiles.keys, dim, kind, causal, weighted, served),
             ]
     return found
 
@@ -173,26 +168,12 @@ def variants() -> list[Variant]:
 def _variant(
     kernel: Any, tile: Tile, dim: int, kind: str, causal: bool, weighted: bool, architectures: tuple[int, ...]
 ) -> Variant:
-    floats = ("lse", "delta", "weight", "dw", "scale")
-    constants: dict[str, int | None] = {"D": dim, "CAUSAL": causal}
-    constants["D0"], constants["D1"] = column_parts(dim)
-    constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-    signature = {}
-    for name in kernel.arg_names:
-        if name in ("weight", "dw") and not weighted:
-            constants[name] = None
-        elif name not in constants:
-            integer = name in BACKWARD_INTEGERS
-            what = "i32" if integer or name.startswith("cu_") else "fp32" if name in floats else kind
-            signature[name] = what if integer or name == "scale" else f"*{what}"
+    types = dict.fromkeys(("grad", "q", "k", "v", "out", "dq", "dk", "dv"), f"*{kind}")
+    types |= dict.fromkeys(("lse", "delta", "weight", "dw"), "*fp32")
+    types |= {"cu_q": "*i32", "cu_k": "*i32", "scale": "fp32"}
+    d0, d1 = column_parts(dim)
+    constants = {"D": dim, "D0": d0, "D1": d1, "CAUSAL": causal, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    constants |= {} if weighted else {"weight": None, "dw": None}
     label = f"{kind} D={dim}{' causal' if causal else ''}{' weighted' if weighted else ''}"
-    return Variant(
-        kernel,
-        label,
-        signature,
-        constants,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        tensor_cores=kind != "fp32",
-        architectures=architectures,
-    )
+    others = {"tensor_cores": kind != "fp32", "architectures": architectures, **tile.options}
+    return variant(kernel, label, types, constants, **others)
