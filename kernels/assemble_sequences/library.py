@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavit.kernels.assemble_sequences import cpp, reference
 from lavit.kernels.assemble_sequences.types import Loss, Segment
 from lavit.kernels.checks import debug_offsets
 from lavit.kernels.dispatch import Implementation, debugging, register
@@ -35,9 +34,9 @@ def assemble_sequences_op(text, cu_text, images, cu_images, segments, cu_segment
     tensors = (text, cu_text, images, cu_images, segments, cu_segments, loss)
     if debugging():
         _debug(*tensors, num_codes, total)
-    run = {"cpp": cpp, "reference": reference}[OPERATION.choose(impl, text.device)]
     rows = most_rows(text, images, segments) if total is None else total
-    ids, labels, positions, cu_seqlens, feature_rows = run.assemble_sequences(*tensors, *constants, rows)
+    run = OPERATION.module(impl, text).assemble_sequences
+    ids, labels, positions, cu_seqlens, feature_rows = run(*tensors, *constants, rows)
     if total is None:  # the bound is known without a first launch for the lengths; the result tells what is used of it
         rows = int(cu_seqlens[-1])
     return ids[:rows], labels[:rows], positions[:rows], cu_seqlens, feature_rows

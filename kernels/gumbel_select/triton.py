@@ -132,6 +132,11 @@ def _gradient(
     tl.store(grad_scores + pairs, tl.join(d, -d).to(grad_scores.dtype.element_ty), mask=inside[:, None])
 
 
+def can_take(x: Tensor) -> bool:
+    """x: the scores or probabilities, of which a program takes a whole image."""
+    return x.shape[1] <= LARGEST
+
+
 def block_of(num_patches: int) -> int:
     return max(SMALLEST, triton.next_power_of_2(num_patches))
 

@@ -170,7 +170,7 @@ def screen(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, fast: bo
     return Screened(keys if fast else keys[:2], third, window)
 
 
-def search(
+def nearest_code(
     x: Tensor,
     codebook: Tensor,
     metric: str,

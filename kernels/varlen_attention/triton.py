@@ -42,7 +42,7 @@ TABLE: dict[int, dict[int, dict[int, Tiles]]] = {
 LARGEST = 256
 
 
-def supports(q: Tensor) -> bool:
+def can_take(q: Tensor) -> bool:
     """Whether the kernels take q's dtype (not float64: its products have no tile form here) and width."""
     return q.dtype != torch.float64 and 0 < q.shape[-1] <= LARGEST and q.shape[-1] % 8 == 0
 
@@ -172,7 +172,8 @@ def _variant(
     types |= dict.fromkeys(("lse", "delta", "weight", "dw"), "*fp32")
     types |= {"cu_q": "*i32", "cu_k": "*i32", "scale": "fp32"}
     d0, d1 = column_parts(dim)
-    constants = {"D": dim, "D0": d0, "D1": d1, "CAUSAL": causal, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    constants: dict[str, int | None] = {"D": dim, "D0": d0, "D1": d1, "CAUSAL": causal}
+    constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     constants |= {} if weighted else {"weight": None, "dw": None}
     label = f"{kind} D={dim}{' causal' if causal else ''}{' weighted' if weighted else ''}"
     others = {"tensor_cores": kind != "fp32", "architectures": architectures, **tile.options}
