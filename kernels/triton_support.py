@@ -96,6 +96,20 @@ def column_parts(dim: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """Of an attention: forward, and of the backward the kernel that owns queries and the one that owns keys."""
+
+    forward: Tile
+    queries: Tile
+    keys: Tile
+
+
+def of_width(by_width: dict[int, Tiles], dim: int) -> Tiles:
+    """What a table by padded width has for a head of ``dim`` columns."""
+    return by_width[min(width for width in by_width if width >= sum(column_parts(dim)))]
+
+
+@dataclass(frozen=True)
 class Variant:
     """One compilation of a Triton kernel, for ``python -m benchmarks.audit``. Each triton.py lists its own: variants().
 

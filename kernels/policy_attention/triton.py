@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 from torch import Tensor
@@ -13,10 +11,12 @@ from lavit.kernels.triton_support import (
     FUSE,
     POINTERS,
     Tile,
+    Tiles,
     Variant,
     architecture_of,
     column_parts,
     newest,
+    of_width,
     on_device_of,
     variant,
 )
@@ -25,50 +25,40 @@ UNIT = 8  # elements, in which the kernels take strides
 NARROWEST, WIDEST = 16, 256
 
 
-@dataclass(frozen=True)
-class Config:
-    forward: Tile
-    query_gradient: Tile
-    key_gradient: Tile
-
-
 # By architecture (the newest not above the device's), by the greatest padded width of a class, for half precision: of
 # forward, query gradient and key gradient the largest tiles found that stay in the registers of every part's loop. An
 # A100 reads its operands into registers, so that it takes smaller ones.
 TABLE = {
     80: {
-        96: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(16, 64, 4, 2)),
-        128: Config(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(16, 64, 8, 2)),
-        256: Config(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+        96: Tiles(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(16, 64, 4, 2)),
+        128: Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(16, 64, 8, 2)),
+        256: Tiles(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
     90: {
-        96: Config(Tile(128, 32, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
-        128: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
-        256: Config(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+        96: Tiles(Tile(128, 32, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
+        128: Tiles(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
+        256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
     100: {
-        96: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
-        128: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
-        256: Config(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+        96: Tiles(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+        128: Tiles(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
+        256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
 }
 # float32 is multiplied without tensor cores, whose inputs would lose 13 of its bits.
-FLOAT32_WIDE = Config(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
+FLOAT32_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
 FLOAT32 = {
-    80: {128: Config(Tile(32, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
-    90: {128: Config(Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
+    80: {128: Tiles(Tile(32, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
+    90: {128: Tiles(Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
 }
 
 
-def config_of(architecture: int, dim: int, dtype: torch.dtype) -> Config:
-    """The tiles for an architecture, a width and a dtype."""
-    width = sum(column_parts(dim))
-    tiles = newest(FLOAT32 if dtype == torch.float32 else TABLE, architecture)
-    return tiles[min(c for c in tiles if c >= width)]
+def tiles_of(architecture: int, dim: int, dtype: torch.dtype) -> Tiles:
+    return of_width(newest(FLOAT32 if dtype == torch.float32 else TABLE, architecture), dim)
 
 
-def choose_config(q: Tensor) -> Config:
-    return config_of(architecture_of(q.device), q.shape[-1], q.dtype)
+def choose_tiles(q: Tensor) -> Tiles:
+    return tiles_of(architecture_of(q.device), q.shape[-1], q.dtype)
 
 
 def can_take(q: Tensor) -> bool:
@@ -92,9 +82,9 @@ def _units(*tensors: Tensor) -> list[int]:
 
 
 def policy_attention(
-    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, kind: str, eps: float, scale: float, config: Config | None = None
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, kind: str, eps: float, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As the reference. One launch; ``config`` replaces the table's tiles."""
+    """As the reference. One launch."""
     batch, n, heads, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = keep.new_empty((batch, heads, n))
@@ -102,7 +92,7 @@ def policy_attention(
     if q.numel() == 0:
         return out, lse, leak, keep.new_zeros((batch, heads, dim))
     mean = keep.new_empty((batch, heads, dim))
-    tile = (config or choose_config(q)).forward
+    tile = choose_tiles(q).forward
     q, k, v = strided(q), strided(k), strided(v)
     with on_device_of(q):
         forward_kernel[(triton.cdiv(n, tile.block_m) * heads * batch,)](
@@ -126,7 +116,6 @@ def policy_attention_backward(
     kind: str,
     eps: float,
     scale: float,
-    config: Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As the reference. A launch for dq, one for dk, dv and dkeep, and sums over blocks and heads."""
     batch, n, heads, dim = q.shape
@@ -135,8 +124,8 @@ def policy_attention_backward(
         return dq, dk, dv, torch.zeros_like(keep)
     delta, slope, dkeep = (torch.empty_like(lse) for _ in range(3))
     top = torch.empty_like(lse, dtype=torch.int32)
-    config = config or choose_config(q)
-    of_queries, of_keys = config.query_gradient, config.key_gradient
+    tiles = choose_tiles(q)
+    of_queries, of_keys = tiles.queries, tiles.keys
     blocks = triton.cdiv(n, of_queries.block_m)
     leaked = keep.new_empty((batch, heads, blocks, dim)) if eps > 0 else mean
     grad, q, k, v, keep = strided(grad), strided(q), strided(k), strided(v), keep.contiguous()
@@ -156,7 +145,7 @@ def policy_attention_backward(
     return dq, dk, dv, dkeep.sum(dim=1)
 
 
-KERNELS = {"forward": forward_kernel, "query_gradient": query_gradient_kernel, "key_gradient": key_gradient_kernel}
+KERNELS = {"forward": forward_kernel, "queries": query_gradient_kernel, "keys": key_gradient_kernel}
 
 
 def variants() -> list[Variant]:
@@ -167,12 +156,12 @@ def variants() -> list[Variant]:
 
 
 def _variants_of(dim: int, dtype: torch.dtype, kind: str, served: int) -> list[Variant]:
-    config, (d0, d1) = config_of(served, dim, dtype), column_parts(dim)
+    tiles, (d0, d1) = tiles_of(served, dim, dtype), column_parts(dim)
     types = {f"{x}_ptr": POINTERS[dtype] for x in ("g", "q", "k", "v", "out", "dq", "dk", "dv")}
     types |= {"top_ptr": "*i32", "scale": "fp32", "eps": "fp32"}
     found = []
     for name, kernel in KERNELS.items():
-        tile = getattr(config, name)
+        tile = getattr(tiles, name)
         constants = {"D": dim, "D0": d0, "D1": d1, "CAUSAL": kind == "causal", "EPS": True}
         constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
         label = f"D={dim} {str(dtype).removeprefix('torch.')} {kind} {tile.block_m}x{tile.block_n}"

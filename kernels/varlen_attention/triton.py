@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from lavit.kernels.triton_support import Tile, Variant, architecture_of, column_parts, newest, on_device_of, variant
+from lavit.kernels.triton_support import (
+    Tile,
+    Tiles,
+    Variant,
+    architecture_of,
+    column_parts,
+    newest,
+    of_width,
+    on_device_of,
+    variant,
+)
 from lavit.kernels.varlen_attention.triton_kernels import (
     backward_keys_kernel,
     backward_queries_kernel,
     forward_kernel,
 )
-
-
-@dataclass(frozen=True)
-class Tiles:
-    forward: Tile
-    queries: Tile  # backward, the kernel that owns queries
-    keys: Tile  # backward, the kernel that owns keys
-
 
 HALF_NARROW = Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2))
 HALF_MIDDLE = Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2))
@@ -47,14 +48,8 @@ def can_take(q: Tensor) -> bool:
     return q.dtype != torch.float64 and 0 < q.shape[-1] <= LARGEST and q.shape[-1] % 8 == 0
 
 
-def tiles_of(row: dict[int, dict[int, Tiles]], dtype: torch.dtype, dim: int) -> Tiles:
-    """The tiles of an architecture's row for a dtype and a width."""
-    by_width = row[dtype.itemsize]
-    return by_width[min(width for width in by_width if width >= sum(column_parts(dim)))]
-
-
-def choose_tiles(device: torch.device, dtype: torch.dtype, dim: int) -> Tiles:
-    return tiles_of(newest(TABLE, architecture_of(device)), dtype, dim)
+def choose_tiles(q: Tensor) -> Tiles:
+    return of_width(newest(TABLE, architecture_of(q.device))[q.dtype.itemsize], q.shape[-1])
 
 
 def rows_of_heads(x: Tensor) -> Tensor:
@@ -79,14 +74,13 @@ def varlen_attention(
     max_k: int,
     causal: bool,
     scale: float,
-    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """out (Tq, H, D), lse (Tq, H), as in reference.py; ``tiles`` replaces the table's, for measurements."""
+    """out (Tq, H, D), lse (Tq, H), as in reference.py."""
     total_q, heads, dim = q.shape
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
     if out.numel() == 0:
         return out, lse
-    tile = (tiles or choose_tiles(q.device, q.dtype, dim)).forward
+    tile = choose_tiles(q).forward
     q, k, v = (rows_of_heads(x) for x in (q, k, v))
     images, blocks = cu_q.shape[0] - 1, max(1, triton.cdiv(max_q, tile.block_m))
     with on_device_of(q):
@@ -113,7 +107,6 @@ def varlen_attention_backward(
     max_k: int,
     causal: bool,
     scale: float,
-    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of reference.py. Two kernels, the second of which reads what the first leaves."""
     (total_q, heads, dim), total_k, images = q.shape, k.shape[0], cu_q.shape[0] - 1
@@ -123,11 +116,11 @@ def varlen_attention_backward(
     grad, q, k, v = (rows_of_heads(x) for x in (grad, q, k, v))
     cu_q, cu_k = cu_q.contiguous(), cu_k.contiguous()
     weight = None if key_weight is None else key_weight.contiguous()
-    chosen = tiles or choose_tiles(q.device, q.dtype, dim)
+    tiles = choose_tiles(q)
     shape = (dim, *column_parts(dim), causal)
     with on_device_of(q):
         if dq.numel():
-            tile = chosen.queries
+            tile = tiles.queries
             blocks = max(1, triton.cdiv(max_q, tile.block_m))
             backward_queries_kernel[((images + 1) * blocks * heads,)](
                 grad, q, k, v, weight, out, lse, cu_q, cu_k, delta, dq,
@@ -135,7 +128,7 @@ def varlen_attention_backward(
                 *shape, tile.block_m, tile.block_n, **tile.options,
             )  # fmt: skip
         if dk.numel():
-            tile = chosen.keys
+            tile = tiles.keys
             blocks = max(1, triton.cdiv(max_k, tile.block_n))
             backward_keys_kernel[((images + 1) * blocks * heads,)](
                 grad, q, k, v, weight, lse, delta, cu_q, cu_k, dk, dv, None if weight is None else dw,
@@ -156,7 +149,7 @@ def variants() -> list[Variant]:
     for row in TABLE.values():
         served = tuple(a for a in (80, 90, 100) if newest(TABLE, a) is row)
         for dim, kind, causal, weighted in cases:
-            tiles = tiles_of(row, TYPES[kind], dim)
+            tiles = of_width(row[TYPES[kind].itemsize], dim)
             found += [
                 _variant(forward_kernel, tiles.forward, dim, kind, causal, weighted, served),
                 _variant(backward_queries_kernel, tiles.queries, dim, kind, causal, weighted, served),
