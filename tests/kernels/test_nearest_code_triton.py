@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nearest import assert_nearest, distances, vectors
-from usable import skip_unless_usable
+from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import nearest_code
 
@@ -195,14 +195,11 @@ def test_shares_fill_the_device_and_never_leave_the_codebook(launcher):
 def test_runs_in_a_cuda_graph_without_waiting_for_the_device():
     x, codebook = vectors(700, 32).cuda(), vectors(1000, 32, 1).cuda()
     ids = nearest_code(x, codebook, impl="triton")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with gpu_waits("error"):
         nearest_code(x, codebook, impl="triton")
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured = nearest_code(x, codebook, impl="triton")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     graph.replay()
     assert torch.equal(captured, ids)
     x.copy_(vectors(700, 32, 9))

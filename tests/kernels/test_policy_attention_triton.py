@@ -5,7 +5,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from usable import skip_unless_usable
+from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import policy_attention
 from lavit.kernels.policy_attention import reference
@@ -257,11 +257,8 @@ def test_recorded_without_waiting_and_replayed():
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with gpu_waits("error"):
             run(*inputs, "causal", 1e-6)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):

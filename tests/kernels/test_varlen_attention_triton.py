@@ -4,7 +4,7 @@ The laws that every implementation obeys are in test_varlen_attention.py."""
 import pytest
 import torch
 from packed import inputs, offsets, run, truth_and_bounds
-from usable import skip_unless_usable
+from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import varlen_attention
 
@@ -130,11 +130,8 @@ def test_runs_in_a_cuda_graph_without_waiting_for_the_device():
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with gpu_waits("error"):
             step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
