@@ -38,6 +38,11 @@ inline void check_rows(const char* name, const Tensor& t, int64_t min_dim) {
   STD_TORCH_CHECK(t.is_contiguous(), name, ": expected a contiguous tensor");
 }
 
+template <typename T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
 LAVIT_BOTH inline int64_t clamped(int64_t x, int64_t low, int64_t high) { return x < low ? low : (x < high ? x : high); }
 
 // The first i in [low, high) for which `beyond(i)` holds, or high; beyond is false, then true.

@@ -62,11 +62,6 @@ LAVIT_BOTH inline int64_t owner(const int32_t* cu, int64_t batch, int64_t t) {
   return first_where(int64_t{0}, batch, [&](int64_t b) { return cu[b + 1] > t; });
 }
 
-template <typename T>
-T* data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
 inline const int32_t* indices(const Tensor& t) { return static_cast<const int32_t*>(t.const_data_ptr()); }
 
 inline void check_offsets(const Tensor& cu, int64_t batch, const Tensor& like) {
