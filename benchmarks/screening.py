@@ -37,7 +37,7 @@ def main() -> int:
     threshold = found.keys.amax(dim=(0, 2)) - found.window
     candidates = (found.keys >= threshold[:, None]).sum(dim=(0, 2))
     whole = (found.third >= threshold[:, None]).any(dim=1)
-    exact, fast = (triton.search(x, codebook, "cosine", True, p)[0] for p in ("exact", "fast"))
+    exact, fast = (triton.nearest_code(x, codebook, "cosine", True, p)[0] for p in ("exact", "fast"))
     print(f"{ROWS} rows, {CODES} codes of {WIDTH}")
     print(f"bound of a block's maximum:    {float(found.window.max()) / 2:.1e} of the largest score, 1")
     print(f"blocks left a row:             {float(candidates.double().mean()):.3f} of {CODES // 32}")

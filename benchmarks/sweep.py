@@ -47,7 +47,7 @@ def sweep(device: torch.device) -> list[dict[str, Any]]:
                 entry: dict[str, Any] = {"precision": precision, "n": n, "config": name}
 
                 def run(x: Tensor = x, precision: str = precision, config: Any = config) -> Any:
-                    return module.search(x, codebook, "cosine", True, precision, config=config)
+                    return module.nearest_code(x, codebook, "cosine", True, precision, config=config)
 
                 try:
                     passed, disagreement = right(run()[0], x, codebook)

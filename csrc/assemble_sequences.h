@@ -8,18 +8,10 @@
 
 #include <optional>
 
-#ifdef __CUDACC__
-#define LAVIT_BOTH __host__ __device__
-#else
-#define LAVIT_BOTH
-#endif
-
 namespace lavit::sequences {
 
 enum Kind : int { kText = 0, kCodes = 1, kFeatures = 2, kNothing = 3 };  // kNothing: no kind, no rows
 enum Flag : int { kContent = 1, kBegin = 2, kEnd = 4, kAll = 7 };        // what of a segment carries loss
-
-LAVIT_BOTH inline int64_t clamped(int64_t x, int64_t low, int64_t high) { return x < low ? low : (x < high ? x : high); }
 
 // int32 or int64 numbers, read as they come: a conversion would be a launch of its own.
 struct Numbers {
@@ -109,44 +101,32 @@ inline const int32_t* offsets(const char* name, const Tensor& cu, const Tensor& 
 
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// Checks the arguments, allocates the results, and lets `run(arguments)` fill them.
-template <typename Run>
+// Checks the arguments, allocates the results, and lets `run(text, arguments)` fill them.
+template <auto run>
 Results assemble(const Tensor& text, const Tensor& cu_text, const Tensor& images, const Tensor& cu_images,
                  const Tensor& segments, const Tensor& cu_segments, const std::optional<Tensor>& loss,
                  int64_t kind_loss, int64_t begin_id, int64_t end_id, int64_t first_code_id, int64_t pad_id,
-                 int64_t ignore_index, int64_t total, const Run& run) {
+                 int64_t ignore_index, int64_t total) {
   STD_TORCH_CHECK(total >= 0 && total <= INT32_MAX, "total: expected 0 to 2^31 - 1 rows, got ", total);
-  Arguments a{};
-  a.text = {numbers("text", text, text), text.size(0), offsets("cu_text", cu_text, text), cu_text.size(0) - 1};
-  a.images = {numbers("images", images, text), images.size(0), offsets("cu_images", cu_images, text),
-              cu_images.size(0) - 1};
-  a.kinds = numbers("segments", segments, text);
+  const Pieces texts{numbers("text", text, text), text.size(0), offsets("cu_text", cu_text, text), cu_text.size(0) - 1};
+  const Pieces codes{numbers("images", images, text), images.size(0), offsets("cu_images", cu_images, text),
+                     cu_images.size(0) - 1};
+  const Numbers kinds = numbers("segments", segments, text);
+  Numbers flags;
   if (loss.has_value()) {
-    a.loss = numbers("loss", *loss, text);
+    flags = numbers("loss", *loss, text);
     STD_TORCH_CHECK(loss->size(0) == segments.size(0), "loss: expected one number a segment");
-    if (segments.size(0) == 0) a.loss = {};  // an empty tensor may have no address; there is nothing to read
+    if (segments.size(0) == 0) flags = {};  // an empty tensor may have no address; there is nothing to read
   }
-  a.cu_segments = offsets("cu_segments", cu_segments, text);
-  a.segments = segments.size(0);
-  a.batch = cu_segments.size(0) - 1;
-  a.kind_loss = kind_loss;
-  a.begin_id = begin_id;
-  a.end_id = end_id;
-  a.first_code_id = first_code_id;
-  a.pad_id = pad_id;
-  a.ignore_index = ignore_index;
-  a.total = total;
-  Results results{torch::stable::new_empty(text, {total}, ScalarType::Long),
-                  torch::stable::new_empty(text, {total}, ScalarType::Long),
-                  torch::stable::new_empty(text, {total}, ScalarType::Long),
-                  torch::stable::new_empty(text, {a.batch + 1}, ScalarType::Int),
-                  torch::stable::new_empty(text, {images.size(0)}, ScalarType::Long)};
-  a.input_ids = static_cast<int64_t*>(std::get<0>(results).mutable_data_ptr());
-  a.labels = static_cast<int64_t*>(std::get<1>(results).mutable_data_ptr());
-  a.position_ids = static_cast<int64_t*>(std::get<2>(results).mutable_data_ptr());
-  a.cu_seqlens = static_cast<int32_t*>(std::get<3>(results).mutable_data_ptr());
-  a.feature_rows = static_cast<int64_t*>(std::get<4>(results).mutable_data_ptr());
-  run(a);
+  const int32_t* samples = offsets("cu_segments", cu_segments, text);
+  const int64_t batch = cu_segments.size(0) - 1;
+  const auto longs = [&](int64_t n) { return torch::stable::new_empty(text, {n}, ScalarType::Long); };
+  Results results{longs(total), longs(total), longs(total),
+                  torch::stable::new_empty(text, {batch + 1}, ScalarType::Int), longs(images.size(0))};
+  const auto& [ids, labels, positions, cu_seqlens, feature_rows] = results;
+  run(text, Arguments{texts, codes, kinds, flags, samples, segments.size(0), batch, kind_loss, begin_id, end_id,
+                      first_code_id, pad_id, ignore_index, total, data<int64_t>(ids), data<int64_t>(labels),
+                      data<int64_t>(positions), data<int32_t>(cu_seqlens), data<int64_t>(feature_rows)});
   return results;
 }
 

@@ -17,11 +17,14 @@ def shape(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-def check_float(name: str, x: Tensor) -> None:
+def check_float(name: str, x: Tensor, form: str | None = None) -> None:
+    """A floating tensor, of the shape ``form`` as in check_rank if it is given."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name}: expected a float64, float32, bfloat16 or float16 tensor, got {x.dtype}")
+    if form is not None:
+        check_rank(name, x, form)
 
 
 def check_int64(name: str, x: Tensor) -> None:

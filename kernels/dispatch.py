@@ -15,9 +15,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, wraps
+from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 
 log = logging.getLogger("lavit.kernels")
 
@@ -57,23 +59,39 @@ class Operation:
     name: str
     implementations: dict[str, Implementation] = field(default_factory=dict)
     preference: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    folder: str = ""  # under lavit.kernels; by default the operation's name
 
     def choose(self, impl: str, device: torch.device | str) -> str:
         device_type = device if isinstance(device, str) else device.type
         return _choose(self.name, impl, device_type, os.environ.get("LAVIT_KERNELS", "")).name
+
+    def module(self, impl: str, x: Tensor) -> Any:
+        """The module of the implementation chosen for the device of ``x``, or, where it has a ``can_take`` that refuses
+        x, of the first other one preferred there. Imported when it is needed: triton is slow to import, or absent."""
+        name = self.choose(impl, x.device)
+        module = _module(self.folder or self.name, name)
+        if not hasattr(module, "can_take") or module.can_take(x):
+            return module
+        others = self.preference.get(x.device.type, tuple(self.implementations))
+        return _module(self.folder or self.name, next(other for other in others if other != name))
+
+
+@cache
+def _module(folder: str, name: str) -> Any:
+    return import_module(f"lavit.kernels.{folder}.{name}")
 
 
 OPERATIONS: dict[str, Operation] = {}
 
 
 def register(
-    name: str, *implementations: Implementation, preference: dict[str, tuple[str, ...]] | None = None
+    name: str, *implementations: Implementation, preference: dict[str, tuple[str, ...]] | None = None, folder: str = ""
 ) -> Operation:
     """Declare an operation. Without ``preference`` the implementations are preferred in the order given, everywhere."""
     by_name = {i.name: i for i in implementations}
     if "reference" not in by_name:
         raise ValueError(f"{name}: every operation needs a reference implementation")
-    operation = Operation(name, by_name, preference or {})
+    operation = Operation(name, by_name, preference or {}, folder)
     OPERATIONS[name] = operation
     _choose.cache_clear()
     return operation

@@ -81,6 +81,11 @@ class Tile:
     num_warps: int
     num_stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """For a launch, or for a Variant of it."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
 
 def column_parts(dim: int) -> tuple[int, int]:
     """Two powers of two of at least 16, the second 0 or not above the first, that hold a width with the least padding:
@@ -88,6 +93,20 @@ def column_parts(dim: int) -> tuple[int, int]:
     powers = [16, 32, 64, 128, 256]
     options = [(a, b) for a in powers for b in (0, *powers) if b <= a and a + b >= dim]
     return min(options, key=lambda option: (sum(option), option[1]))
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Of an attention: forward, and of the backward the kernel that owns queries and the one that owns keys."""
+
+    forward: Tile
+    queries: Tile
+    keys: Tile
+
+
+def of_width(by_width: dict[int, Tiles], dim: int) -> Tiles:
+    """What a table by padded width has for a head of ``dim`` columns."""
+    return by_width[min(width for width in by_width if width >= sum(column_parts(dim)))]
 
 
 @dataclass(frozen=True)
@@ -114,3 +133,12 @@ class Variant:
     maxnreg: int | None = None
     tensor_cores: bool = False
     architectures: tuple[int, ...] = (80, 90, 100)
+
+
+def variant(kernel: Any, label: str, types: dict[str, str], constants: dict[str, Any], **others: Any) -> Variant:
+    """A Variant from tables that may name more arguments than the kernel has. What they do not name is a pointer to
+    float32 where it is called so (``_ptr``), else an int32."""
+    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+    free = [name for name in kernel.arg_names if name not in constants]
+    signature = {name: types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in free}
+    return Variant(kernel, label, signature, constants, **others)

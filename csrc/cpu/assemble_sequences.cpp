@@ -99,7 +99,7 @@ class Writer {
   const Segment& segment_;
 };
 
-void run(const Arguments& a) {
+void run(const Tensor&, const Arguments& a) {
   constexpr int64_t kGrain = 4096;  // rows or tokens a thread
   const Layout layout = place(a);
   const auto& starts = layout.starts;
@@ -139,17 +139,9 @@ void run(const Arguments& a) {
   });
 }
 
-Results assemble_sequences(const Tensor& text, const Tensor& cu_text, const Tensor& images, const Tensor& cu_images,
-                           const Tensor& segments, const Tensor& cu_segments, const std::optional<Tensor>& loss,
-                           int64_t kind_loss, int64_t begin_id, int64_t end_id, int64_t first_code_id, int64_t pad_id,
-                           int64_t ignore_index, int64_t total) {
-  return assemble(text, cu_text, images, cu_images, segments, cu_segments, loss, kind_loss, begin_id, end_id,
-                  first_code_id, pad_id, ignore_index, total, run);
-}
-
 }  // namespace
 }  // namespace lavit::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(lavit_cpp, CPU, m) {
-  m.impl("assemble_sequences", TORCH_BOX(&lavit::cpu::assemble_sequences));
+  m.impl("assemble_sequences", TORCH_BOX(&lavit::sequences::assemble<lavit::cpu::run>));
 }

@@ -1,7 +1,7 @@
 // Moving rows on the CPU: work is split over threads by rows, and neighbouring rows move in one copy.
 #pragma once
 
-#include "../common.h"
+#include "../ragged.h"
 
 #include <algorithm>
 
@@ -27,14 +27,6 @@ inline void fill_rows(char* to, const Fill& fill, int64_t rows, int64_t bytes) {
     for (; k + 16 <= bytes; k += 16) std::memcpy(to + k, fill.bytes, 16);
     std::memcpy(to + k, fill.bytes, static_cast<size_t>(bytes - k));
   }
-}
-
-// Rows of sequence b, negative where offsets fall; in 64 bits, since offsets that do not fit may be far apart.
-inline int64_t length_of(const int32_t* cu, int64_t b) { return static_cast<int64_t>(cu[b + 1]) - cu[b]; }
-
-// Image that owns packed row t: the first b with t < cu[b + 1], or `batch` beyond the end.
-inline int64_t owner(const int32_t* cu, int64_t batch, int64_t t) {
-  return std::upper_bound(cu + 1, cu + batch + 1, t) - (cu + 1);
 }
 
 }  // namespace lavit::cpu

@@ -23,20 +23,6 @@ constexpr int kItems = 4;  // segments a thread
 constexpr int kTile = kThreads * kItems;
 constexpr int kBlocksPerProcessor = 2;  // as many as are resident
 
-// The first i in [low, high) for which `beyond(i)` holds, or high; beyond is false, then true.
-template <typename Index, typename Beyond>
-__device__ Index first_where(Index low, Index high, const Beyond& beyond) {
-  while (low < high) {
-    const Index middle = low + (high - low) / 2;
-    if (beyond(middle)) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  return low;
-}
-
 // How many rows, tokens and samples a block owns.
 struct Shares {
   int64_t rows, tokens, samples;
@@ -215,29 +201,23 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-Results assemble_sequences(const Tensor& text, const Tensor& cu_text, const Tensor& images, const Tensor& cu_images,
-                           const Tensor& segments, const Tensor& cu_segments, const std::optional<Tensor>& loss,
-                           int64_t kind_loss, int64_t begin_id, int64_t end_id, int64_t first_code_id, int64_t pad_id,
-                           int64_t ignore_index, int64_t total) {
+void run(const Tensor& text, const Arguments& a) {
   const Launch launch(text);
-  return assemble(text, cu_text, images, cu_images, segments, cu_segments, loss, kind_loss, begin_id, end_id,
-                  first_code_id, pad_id, ignore_index, total, [&](const Arguments& a) {
-                    int processors = 0;
-                    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, text.get_device_index()),
-                          "cudaDeviceGetAttribute");
-                    const int64_t most = std::max({a.total, a.images.tokens, a.batch + 1});
-                    const int64_t blocks = std::min<int64_t>((most + kThreads - 1) / kThreads,
-                                                             int64_t{kBlocksPerProcessor} * processors);
-                    const auto each = [&](int64_t n) { return (n + blocks - 1) / blocks; };
-                    const Shares shares{each(a.total), each(a.images.tokens), each(a.batch + 1)};
-                    assemble_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, launch.stream>>>(a, shares);
-                    launch.done("assemble_kernel");
-                  });
+  int processors = 0;
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, text.get_device_index()),
+        "cudaDeviceGetAttribute");
+  const int64_t most = std::max({a.total, a.images.tokens, a.batch + 1});
+  const int64_t blocks =
+      std::min<int64_t>((most + kThreads - 1) / kThreads, int64_t{kBlocksPerProcessor} * processors);
+  const auto each = [&](int64_t n) { return (n + blocks - 1) / blocks; };
+  const Shares shares{each(a.total), each(a.images.tokens), each(a.batch + 1)};
+  assemble_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, launch.stream>>>(a, shares);
+  launch.done("assemble_kernel");
 }
 
 }  // namespace
 }  // namespace lavit::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(lavit_cpp, CUDA, m) {
-  m.impl("assemble_sequences", TORCH_BOX(&lavit::cuda::assemble_sequences));
+  m.impl("assemble_sequences", TORCH_BOX(&lavit::sequences::assemble<lavit::cuda::run>));
 }

@@ -6,6 +6,7 @@
 // block waits for another; of a larger one the block that finishes last adds the counts up. Traffic for B = N = 256:
 // 64 KB read and read again from L1, 8 MB read from L2 by all blocks together (64 KB by the last), 256 KB written; the
 // launch itself is the cost.
+#include "../ragged.h"
 #include "launch.h"
 #include "scan.cuh"
 
@@ -112,37 +113,28 @@ bool counts_alone(int64_t batch, int64_t patches) {
   return all <= int64_t{1} << 17 && batch * all <= int64_t{1} << 26;
 }
 
-std::tuple<Tensor, Tensor, Tensor> partition(const Tensor& keep) {
-  check_partition(keep);
-  const int64_t batch = keep.size(0), patches = keep.size(1);
+void run(const Tensor& keep, const Partition& p) {
   const Launch launch(keep);
-  Tensor order = torch::stable::new_empty(keep, {batch, patches}, ScalarType::Int);
-  Tensor cu_kept = torch::stable::new_empty(keep, {batch + 1}, ScalarType::Int);
-  Tensor cu_dropped = torch::stable::new_empty(keep, {batch + 1}, ScalarType::Int);
-  const auto* mask = static_cast<const uint8_t*>(keep.const_data_ptr());
-  auto* place_of = static_cast<int32_t*>(order.mutable_data_ptr());
-  auto* kept_end = static_cast<int32_t*>(cu_kept.mutable_data_ptr());
-  auto* dropped_end = static_cast<int32_t*>(cu_dropped.mutable_data_ptr());
-  if (batch == 0) {
-    check(cudaMemsetAsync(kept_end, 0, sizeof(int32_t), launch.stream), "cudaMemsetAsync");
-    check(cudaMemsetAsync(dropped_end, 0, sizeof(int32_t), launch.stream), "cudaMemsetAsync");
-    return {order, cu_kept, cu_dropped};
+  const auto clear = [&](void* word) { check(cudaMemsetAsync(word, 0, 4, launch.stream), "cudaMemsetAsync"); };
+  if (p.batch == 0) {
+    clear(p.cu_kept);
+    clear(p.cu_dropped);
+    return;
   }
-  const auto blocks = static_cast<unsigned>(batch);
-  if (counts_alone(batch, patches)) {
-    partition_kernel<<<blocks, kThreads, 0, launch.stream>>>(mask, patches, place_of, kept_end, dropped_end);
+  const auto blocks = static_cast<unsigned>(p.batch);
+  if (counts_alone(p.batch, p.patches)) {
+    partition_kernel<<<blocks, kThreads, 0, launch.stream>>>(p.keep, p.patches, p.order, p.cu_kept, p.cu_dropped);
   } else {
     Tensor finished = torch::stable::new_empty(keep, {1}, ScalarType::Int);
-    auto* ticket = static_cast<unsigned*>(finished.mutable_data_ptr());
-    check(cudaMemsetAsync(ticket, 0, sizeof(unsigned), launch.stream), "cudaMemsetAsync");
-    partition_large_kernel<<<blocks, kThreads, 0, launch.stream>>>(mask, batch, patches, place_of, kept_end,
-                                                                   dropped_end, ticket);
+    auto* ticket = data<unsigned>(finished);
+    clear(ticket);
+    partition_large_kernel<<<blocks, kThreads, 0, launch.stream>>>(p.keep, p.batch, p.patches, p.order, p.cu_kept,
+                                                                   p.cu_dropped, ticket);
   }
   launch.done("partition");
-  return {order, cu_kept, cu_dropped};
 }
 
 }  // namespace
 }  // namespace lavit::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(lavit_cpp, CUDA, m) { m.impl("partition", TORCH_BOX(&lavit::cuda::partition)); }
+STABLE_TORCH_LIBRARY_IMPL(lavit_cpp, CUDA, m) { m.impl("partition", TORCH_BOX(&lavit::partition<lavit::cuda::run>)); }

@@ -6,6 +6,7 @@
 // along blockIdx.y. The limit is memory traffic: every byte is read once and written once.
 #pragma once
 
+#include "../ragged.h"
 #include "launch.h"
 
 #include <algorithm>
@@ -21,23 +22,6 @@ struct Move {
   int64_t from;
   int64_t to;
 };
-
-// Rows of sequence b, negative where offsets fall; in 64 bits, since offsets that do not fit may be far apart.
-__device__ inline int64_t length_of(const int32_t* cu, int64_t b) { return static_cast<int64_t>(cu[b + 1]) - cu[b]; }
-
-// Image that owns packed row t: the first b with t < cu[b + 1], or `batch` beyond the end.
-__device__ inline int64_t owner(const int32_t* cu, int64_t batch, int64_t t) {
-  int64_t low = 0, high = batch;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (cu[middle + 1] > t) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  return low;
-}
 
 template <typename Vector, typename Map>
 __global__ void __launch_bounds__(kThreads)
@@ -72,39 +56,36 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename Vector, typename Map>
-void launch_as(const Launch& launch, const Map& map, const char* from, char* to, int64_t rows, int64_t bytes,
-               const Fill& fill) {
-  const int64_t vectors = bytes / static_cast<int64_t>(sizeof(Vector));
+void launch_as(const Launch& launch, const Map& map, const Rows& rows, int64_t count, const Fill& fill) {
+  const int64_t vectors = rows.bytes / static_cast<int64_t>(sizeof(Vector));
   int log_lanes = 0;
   while (log_lanes < 5 && (int64_t{1} << log_lanes) < vectors) ++log_lanes;
   const int64_t stretch = (int64_t{1} << log_lanes) * kVectorsPerLane;
-  const int64_t blocks = ((rows << log_lanes) + kThreads - 1) / kThreads;
-  STD_TORCH_CHECK(blocks <= INT32_MAX, "rows: expected fewer than 2^31 blocks of rows, got ", rows, " rows");
+  const int64_t blocks = ((count << log_lanes) + kThreads - 1) / kThreads;
+  STD_TORCH_CHECK(blocks <= INT32_MAX, "rows: expected fewer than 2^31 blocks of rows, got ", count, " rows");
   const dim3 grid(static_cast<unsigned>(blocks),
                   static_cast<unsigned>(std::clamp<int64_t>((vectors + stretch - 1) / stretch, 1, 65535)));
-  move_rows<Vector, Map><<<grid, kThreads, 0, launch.stream>>>(map, from, to, rows, vectors, log_lanes, fill);
+  move_rows<Vector, Map>
+      <<<grid, kThreads, 0, launch.stream>>>(map, rows.from, rows.to, count, vectors, log_lanes, fill);
   launch.done("move_rows");
 }
 
-// Move `rows` rows of `bytes` bytes as the map says, in the widest vectors that row size and addresses allow.
+// Move `count` rows as the map says, in the widest vectors that row size and addresses allow.
 template <typename Map>
-void move(const Launch& launch, const Map& map, const void* from, void* to, int64_t rows, int64_t bytes,
-          const Fill& fill) {
-  if (rows == 0) return;
-  const auto* f = static_cast<const char*>(from);
-  auto* t = static_cast<char*>(to);
+void move(const Tensor& like, const Map& map, const Rows& rows, int64_t count, const Fill& fill) {
+  const Launch launch(like);
   const uint64_t together =
-      reinterpret_cast<uint64_t>(from) | reinterpret_cast<uint64_t>(to) | static_cast<uint64_t>(bytes);
+      reinterpret_cast<uint64_t>(rows.from) | reinterpret_cast<uint64_t>(rows.to) | static_cast<uint64_t>(rows.bytes);
   if (together % 16 == 0) {
-    launch_as<uint4>(launch, map, f, t, rows, bytes, fill);
+    launch_as<uint4>(launch, map, rows, count, fill);
   } else if (together % 8 == 0) {
-    launch_as<uint2>(launch, map, f, t, rows, bytes, fill);
+    launch_as<uint2>(launch, map, rows, count, fill);
   } else if (together % 4 == 0) {
-    launch_as<uint32_t>(launch, map, f, t, rows, bytes, fill);
+    launch_as<uint32_t>(launch, map, rows, count, fill);
   } else if (together % 2 == 0) {
-    launch_as<uint16_t>(launch, map, f, t, rows, bytes, fill);
+    launch_as<uint16_t>(launch, map, rows, count, fill);
   } else {
-    launch_as<uint8_t>(launch, map, f, t, rows, bytes, fill);
+    launch_as<uint8_t>(launch, map, rows, count, fill);
   }
 }
 

@@ -93,26 +93,9 @@ def assemble_sequences(
         of = "text, images" if total is None else "total"
         raise ValueError(f"{of}: expected at most {INT32_MAX} rows in all, got up to {rows}")
     kind_loss = sum(int(flags) << 3 * int(kind) for kind, flags in by_kind.items())
-    return Sequences(
-        *assemble_sequences_op(
-            text.values,
-            text.cu_seqlens,
-            images.values,
-            images.cu_seqlens,
-            segments.values,
-            segments.cu_seqlens,
-            loss,
-            kind_loss,
-            begin_id,
-            end_id,
-            first_code_id,
-            pad_id,
-            ignore_index,
-            num_codes,
-            total,
-            impl,
-        )
-    )
+    batches = (tensor for ragged in (text, images, segments) for tensor in (ragged.values, ragged.cu_seqlens))
+    numbers = (kind_loss, *ids.values(), ignore_index, num_codes, total)
+    return Sequences(*assemble_sequences_op(*batches, loss, *numbers, impl))
 
 
 def _check_numbers(name: str, x: Tensor) -> None:

@@ -6,15 +6,6 @@ import torch
 from torch import Tensor
 
 
-def assemble_sequences(
-    text: Tensor,
-    cu_text: Tensor,
-    images: Tensor,
-    cu_images: Tensor,
-    segments: Tensor,
-    cu_segments: Tensor,
-    loss: Tensor | None,
-    *constants: int,
-) -> tuple[Tensor, ...]:
-    tensors = (text, cu_text, images, cu_images, segments, cu_segments, loss)
-    return torch.ops.lavit_cpp.assemble_sequences(*(t if t is None else t.contiguous() for t in tensors), *constants)
+def assemble_sequences(*arguments: Tensor | int | None) -> tuple[Tensor, ...]:
+    """Arguments and results as in reference.py."""
+    return torch.ops.lavit_cpp.assemble_sequences(*(a.contiguous() if isinstance(a, Tensor) else a for a in arguments))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavit.kernels.assemble_sequences import cpp, reference
 from lavit.kernels.assemble_sequences.types import Loss, Segment
 from lavit.kernels.checks import debug_offsets
 from lavit.kernels.dispatch import Implementation, debugging, register
@@ -23,57 +22,35 @@ def most_rows(text: Tensor, images: Tensor, segments: Tensor) -> int:
     return text.shape[0] + images.shape[0] + 2 * segments.shape[0]
 
 
-@torch.library.custom_op("lavit::assemble_sequences", mutates_args=())
-def assemble_sequences_op(
-    text: Tensor,
-    cu_text: Tensor,
-    images: Tensor,
-    cu_images: Tensor,
-    segments: Tensor,
-    cu_segments: Tensor,
-    loss: Tensor | None,
-    kind_loss: int,
-    begin_id: int,
-    end_id: int,
-    first_code_id: int,
-    pad_id: int,
-    ignore_index: int,
-    num_codes: int | None,
-    total: int | None,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "lavit::assemble_sequences",
+    mutates_args=(),
+    schema="(Tensor text, Tensor cu_text, Tensor images, Tensor cu_images, Tensor segments, Tensor cu_segments,"
+    " Tensor? loss, SymInt kind_loss, SymInt begin_id, SymInt end_id, SymInt first_code_id, SymInt pad_id,"
+    " SymInt ignore_index, SymInt? num_codes, SymInt? total, str impl) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def assemble_sequences_op(text, cu_text, images, cu_images, segments, cu_segments, loss, *others):
+    *constants, num_codes, total, impl = others
+    tensors = (text, cu_text, images, cu_images, segments, cu_segments, loss)
     if debugging():
-        _debug(text, cu_text, images, cu_images, segments, cu_segments, loss, num_codes, total)
-    run = {"cpp": cpp, "reference": reference}[OPERATION.choose(impl, text.device)]
+        _debug(*tensors, num_codes, total)
     rows = most_rows(text, images, segments) if total is None else total
-    ids, labels, positions, cu_seqlens, feature_rows = run.assemble_sequences(
-        text, cu_text, images, cu_images, segments, cu_segments, loss,
-        kind_loss, begin_id, end_id, first_code_id, pad_id, ignore_index, rows,
-    )  # fmt: skip
+    run = OPERATION.module(impl, text).assemble_sequences
+    ids, labels, positions, cu_seqlens, feature_rows = run(*tensors, *constants, rows)
     if total is None:  # the bound is known without a first launch for the lengths; the result tells what is used of it
         rows = int(cu_seqlens[-1])
     return ids[:rows], labels[:rows], positions[:rows], cu_seqlens, feature_rows
 
 
 @assemble_sequences_op.register_fake
-def _(text: Tensor, cu_text: Tensor, images: Tensor, cu_images: Tensor, segments: Tensor, cu_segments: Tensor, *others):
+def _(text, cu_text, images, cu_images, segments, cu_segments, *others):
     total = others[-2]
     rows = torch.library.get_ctx().new_dynamic_size() if total is None else total
     packed = [text.new_empty((rows,), dtype=torch.int64) for _ in range(3)]
     return *packed, cu_segments.new_empty(cu_segments.shape), images.new_empty(images.shape, dtype=torch.int64)
 
 
-def _debug(
-    text: Tensor,
-    cu_text: Tensor,
-    images: Tensor,
-    cu_images: Tensor,
-    segments: Tensor,
-    cu_segments: Tensor,
-    loss: Tensor | None,
-    num_codes: int | None,
-    total: int | None,
-) -> None:
+def _debug(text, cu_text, images, cu_images, segments, cu_segments, loss, num_codes, total) -> None:
     """Reads everything: waits for the device."""
     debug_offsets("text.cu_seqlens", cu_text, total=text.shape[0])
     debug_offsets("images.cu_seqlens", cu_images, total=images.shape[0])

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavit.kernels.bin_pack import cpp, reference
 from lavit.kernels.checks import check_one_of, shape
 from lavit.kernels.dispatch import Implementation, register
 from lavit.kernels.extension import cpp_unusable
@@ -31,7 +30,6 @@ OPERATION = register(
     Implementation("cpp", "compiled, about linear in the samples", lambda _: cpp_unusable("cpu")),
     Implementation("reference", "plain Python: a sorted list of the rooms left"),
 )
-MODULES = {"cpp": cpp, "reference": reference}
 
 
 @dataclass(frozen=True)
@@ -158,9 +156,8 @@ class BinPacker:
 
 
 def _bins(lengths: Tensor, budget: int, window: int | None, method: str, impl: str, first: int) -> Bins:
-    module = MODULES[OPERATION.choose(impl, "cpu")]
     window = max(1, lengths.shape[0]) if window is None else window
-    order, cu, skipped = module.bin_pack(lengths, budget, window, method == "next_fit")
+    order, cu, skipped = OPERATION.module(impl, lengths).bin_pack(lengths, budget, window, method == "next_fit")
     tokens = int(lengths.sum() - lengths[skipped].sum())
     return Bins(order + first, cu, skipped + first, tokens, _fill_rate(tokens, cu.shape[0] - 1, budget))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lavit.kernels.checks import check_float, check_int64, check_rank, check_same_device, check_shape
+from lavit.kernels.checks import check_float, check_int64, check_same_device, check_shape
 from lavit.kernels.code_statistics.library import code_statistics_op
 
 __all__ = ["code_statistics"]
@@ -18,8 +18,7 @@ def code_statistics(x: Tensor, ids: Tensor, num_codes: int, *, impl: str = "auto
     Returns counts (K,) and sums (K, D), both float32 (float64 when x is float64). Deterministic: the same bits every
     run, no atomics. No gradient. Raises ValueError or TypeError on a wrong shape, dtype, device or K.
     """
-    check_float("x", x)
-    check_rank("x", x, "(n, D)")
+    check_float("x", x, "(n, D)")
     check_int64("ids", ids)
     check_shape("ids", ids, x.shape[:1], "x")
     check_same_device("ids", ids, "x", x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from lavit.kernels.code_statistics import cpu, reference
 from lavit.kernels.dispatch import Implementation, debugging, register
 from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
@@ -29,14 +28,10 @@ OPERATION = register(
     schema="(Tensor x, Tensor ids, SymInt num_codes, str impl) -> (Tensor, Tensor)",
 )
 def code_statistics_op(x, ids, num_codes, impl):
-    name = OPERATION.choose(impl, x.device)
+    run = OPERATION.module(impl, x)
     if debugging() and ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= num_codes):
         raise ValueError(f"ids: expected -1 to {num_codes - 1}, got {int(ids.min())} to {int(ids.max())}")
-    if name == "triton":
-        from lavit.kernels.code_statistics import triton
-
-        return triton.code_statistics(x, ids, num_codes)
-    return {"cpu": cpu, "reference": reference}[name].code_statistics(x, ids, num_codes)
+    return run.code_statistics(x, ids, num_codes)
 
 
 @code_statistics_op.register_fake

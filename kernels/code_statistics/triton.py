@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lavit.kernels.checks import INT32_MAX
-from lavit.kernels.triton_support import Variant, on_device_of
+from lavit.kernels.triton_support import Variant, on_device_of, variant
 from lavit.kernels.types import compute_dtype
 
 # Columns of a program, the next power of two of D at most, to the rows that it adds at a time and its warps. Most codes
@@ -74,9 +74,8 @@ def variants() -> list[Variant]:
     for columns, (rows, warps) in TILES.items():
         for dtype in ("fp32", "bf16", "fp64"):
             precision = "fp64" if dtype == "fp64" else "fp32"
-            signature = {"sorted_ids": "*i32", "order": "*i64", "x": f"*{dtype}", "counts": f"*{precision}"}
-            signature |= {"sums": f"*{precision}", "num_rows": "i32", "stride": "i32", "dim": "i32"}
-            constants = {"ROWS": rows, "COLUMNS": columns}
-            label = f"{dtype} {rows}x{columns}"
-            out.append(Variant(_segment_sums, label, signature, constants, ("dim",), num_warps=warps))
+            types = {"sorted_ids": "*i32", "order": "*i64", "x": f"*{dtype}"}
+            types |= {"counts": f"*{precision}", "sums": f"*{precision}"}
+            constants, label = {"ROWS": rows, "COLUMNS": columns}, f"{dtype} {rows}x{columns}"
+            out.append(variant(_segment_sums, label, types, constants, divisible=("dim",), num_warps=warps))
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavit.kernels.checks import INT32_MAX, check_float, check_int64, check_rank, check_same_device, check_shape
+from lavit.kernels.checks import INT32_MAX, check_float, check_int64, check_same_device, check_shape
 from lavit.kernels.gumbel_select.library import gumbel_select_op
 from lavit.kernels.types import Selection
 
@@ -41,8 +41,7 @@ def gumbel_select(
     Raises ValueError or TypeError on a wrong shape, dtype or device, when more than one of ``noise``, ``seeds`` and
     ``deterministic`` is given, when ``min_keep`` exceeds N, and above 2**31 - 1 patches in all.
     """
-    check_float("scores", scores)
-    check_rank("scores", scores, "(B, N, 2)")
+    check_float("scores", scores, "(B, N, 2)")
     batch, num_patches, classes = scores.shape
     if classes != 2:
         raise ValueError(f"scores: expected shape (B, N, 2), got {tuple(scores.shape)}")

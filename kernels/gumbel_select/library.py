@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from lavit.kernels.dispatch import Implementation, register
-from lavit.kernels.gumbel_select import reference
 from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
 
@@ -20,15 +17,6 @@ OPERATION = register(
 )
 
 
-def _implementation(impl: str, device: torch.device, num_patches: int) -> ModuleType:
-    if OPERATION.choose(impl, device) == "triton":
-        from lavit.kernels.gumbel_select import triton
-
-        if num_patches <= triton.LARGEST:
-            return triton
-    return reference
-
-
 @torch.library.custom_op(
     "lavit::gumbel_select",
     mutates_args=(),
@@ -36,8 +24,7 @@ def _implementation(impl: str, device: torch.device, num_patches: int) -> Module
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def gumbel_select_op(scores, noise, seeds, tau, min_keep, impl):
-    run = _implementation(impl, scores.device, scores.shape[1])
-    return run.gumbel_select(scores, noise, seeds, tau, min_keep)
+    return OPERATION.module(impl, scores).gumbel_select(scores, noise, seeds, tau, min_keep)
 
 
 @gumbel_select_op.register_fake
@@ -55,8 +42,7 @@ def _(scores, noise, seeds, tau, min_keep, impl):
     schema="(Tensor? grad_keep, Tensor? grad_prob, Tensor prob, float tau, ScalarType dtype, str impl) -> Tensor",
 )
 def gumbel_select_backward_op(grad_keep, grad_prob, prob, tau, dtype, impl):
-    run = _implementation(impl, prob.device, prob.shape[1])
-    return run.gumbel_select_backward(grad_keep, grad_prob, prob, tau, dtype)
+    return OPERATION.module(impl, prob).gumbel_select_backward(grad_keep, grad_prob, prob, tau, dtype)
 
 
 @gumbel_select_backward_op.register_fake

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lavit.kernels.triton_support import Variant, on_device_of
+from lavit.kernels.triton_support import Variant, on_device_of, variant
 from lavit.kernels.types import compute_dtype
 
 # BLOCK_N, the next power of two of N, to warps: 4 patches a thread take about 70 registers, 8 take 128, and more than
@@ -108,18 +108,9 @@ def _offsets(counts, cu_kept, cu_dropped, batch, num_patches, BLOCK: tl.constexp
 # A patch: two gradients and prob in, two gradients out, 20 bytes for 6 operations: 0.1 ms at B = N = 4096 on an H100.
 @triton.jit
 def _gradient(
-    grad_keep,
-    grad_prob,
-    prob,
-    grad_scores,
-    num_patches,
-    keep_image,
-    keep_patch,
-    prob_image,
-    prob_patch,
-    tau: tl.float64,
-    BLOCK_N: tl.constexpr,
-):
+    grad_keep, grad_prob, prob, grad_scores, num_patches, keep_image, keep_patch, prob_image, prob_patch,
+    tau: tl.float64, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """A program owns a block of patches of one image. Gradients come with their strides: they are often expanded."""
     image = tl.program_id(0).to(tl.int64)
     patch = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -139,6 +130,11 @@ def _gradient(
         d = tl.div_rn(d, tl.cast(tau, tl.float32))
     pairs = image * num_patches * 2 + patch[:, None] * 2 + tl.arange(0, 2)[None, :]
     tl.store(grad_scores + pairs, tl.join(d, -d).to(grad_scores.dtype.element_ty), mask=inside[:, None])
+
+
+def can_take(x: Tensor) -> bool:
+    """x: the scores or probabilities, of which a program takes a whole image."""
+    return x.shape[1] <= LARGEST
 
 
 def block_of(num_patches: int) -> int:
@@ -169,20 +165,9 @@ def gumbel_select(
     block = block_of(num_patches)
     with on_device_of(keep):
         _select[(batch,)](
-            scores,
-            noise,
-            seeds,
-            keep,
-            prob,
-            order,
-            counts,
-            num_patches,
-            min_keep,
-            tau,
-            block,
-            num_warps=WARPS[block],
-            maxnreg=registers(block),
-        )
+            scores, noise, seeds, keep, prob, order, counts, num_patches, min_keep, tau, block,
+            num_warps=WARPS[block], maxnreg=registers(block),
+        )  # fmt: skip
         _offsets[(1,)](counts, cu_kept, cu_dropped, batch, num_patches, SCAN)
     return keep, prob, order, cu_kept, cu_dropped
 
@@ -198,17 +183,9 @@ def gumbel_select_backward(
     keep_strides, prob_strides = ((0, 0) if g is None else g.stride() for g in (grad_keep, grad_prob))
     with on_device_of(prob):
         _gradient[(batch, triton.cdiv(num_patches, block))](
-            grad_keep,
-            grad_prob,
-            prob.contiguous(),
-            grad_scores,
-            num_patches,
-            *keep_strides,
-            *prob_strides,
-            tau,
-            block,
-            num_warps=WARPS[block],
-        )
+            grad_keep, grad_prob, prob.contiguous(), grad_scores,
+            num_patches, *keep_strides, *prob_strides, tau, block, num_warps=WARPS[block],
+        )  # fmt: skip
     return grad_scores
 
 
@@ -221,33 +198,24 @@ def variants() -> list[Variant]:
         for mode in ("seeds", "noise", "deterministic")
         if (dtype, mode) == ("fp32", "seeds") or block in (256, LARGEST)
     ]
-    integers = {"counts": "*i32", "cu_kept": "*i32", "cu_dropped": "*i32", "batch": "i32", "num_patches": "i32"}
-    out.append(Variant(_offsets, f"offsets {SCAN}", integers, {"BLOCK": SCAN}))
-    for block in (256, GRADIENT):
-        for dtype in ("fp32", "bf16", "fp64"):
-            out.append(_variant_of_gradient(dtype, block))
-    return out
+    integers = {"counts": "*i32", "cu_kept": "*i32", "cu_dropped": "*i32"}
+    out.append(variant(_offsets, f"offsets {SCAN}", integers, {"BLOCK": SCAN}))
+    return out + [_variant_of_gradient(dtype, block) for block in (256, GRADIENT) for dtype in ("fp32", "bf16", "fp64")]
 
 
 def _variant_of_select(dtype: str, block: int, mode: str) -> Variant:
     precision = "fp64" if dtype == "fp64" else "fp32"
-    signature = {"scores": f"*{dtype}", "noise": f"*{dtype}", "seeds": "*i64", "keep": f"*{precision}"}
-    signature |= {"prob": f"*{precision}", "order": "*i32", "counts": "*i32"}
-    signature |= {"num_patches": "i32", "min_keep": "i32", "tau": "fp64"}
-    constants: dict[str, int | None] = {name: None for name in ("noise", "seeds") if name != mode}
-    signature = {name: kind for name, kind in signature.items() if name not in constants}
-    constants["BLOCK_N"] = block
-    label, divisible = f"{dtype} {mode} {block}", ("num_patches",)
-    return Variant(
-        _select, label, signature, constants, divisible, num_warps=WARPS[block], maxnreg=registers(block)
-    )
+    types = {"scores": f"*{dtype}", "noise": f"*{dtype}", "seeds": "*i64", "order": "*i32", "counts": "*i32"}
+    types |= {"keep": f"*{precision}", "prob": f"*{precision}", "tau": "fp64"}
+    constants = {"BLOCK_N": block, **{name: None for name in ("noise", "seeds") if name != mode}}
+    others = {"divisible": ("num_patches",), "num_warps": WARPS[block], "maxnreg": registers(block)}
+    return variant(_select, f"{dtype} {mode} {block}", types, constants, **others)
 
 
 def _variant_of_gradient(dtype: str, block: int) -> Variant:
-    precision = "fp64" if dtype == "fp64" else "fp32"
-    signature = {name: f"*{precision}" for name in ("grad_keep", "grad_prob", "prob")}
-    signature |= {"grad_scores": f"*{dtype}", "num_patches": "i32", "keep_image": "i32", "prob_image": "i32"}
+    types = dict.fromkeys(("grad_keep", "grad_prob", "prob"), "*fp64" if dtype == "fp64" else "*fp32")
+    types |= {"grad_scores": f"*{dtype}", "tau": "fp64"}
     constants = {"keep_patch": 1, "prob_patch": 1, "BLOCK_N": block}
     divisible = ("num_patches", "keep_image", "prob_image")
     label = f"gradient {dtype} {block}"
-    return Variant(_gradient, label, signature | {"tau": "fp64"}, constants, divisible, num_warps=WARPS[block])
+    return variant(_gradient, label, types, constants, divisible=divisible, num_warps=WARPS[block])

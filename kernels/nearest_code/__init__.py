@@ -6,7 +6,7 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from lavit.kernels.checks import check_float, check_one_of, check_rank, check_same_device
+from lavit.kernels.checks import check_float, check_one_of, check_same_device
 from lavit.kernels.nearest_code.library import nearest_code_op
 
 __all__ = ["nearest_code"]
@@ -60,10 +60,8 @@ def nearest_code(
     Returns ids (n,) int64; ties go to the lowest id; a row with NaN or Inf gets -1, a code with NaN or Inf is never
     chosen. No gradient. Raises ValueError or TypeError on a wrong shape, dtype, device, metric or precision.
     """
-    check_float("x", x)
-    check_float("codebook", codebook)
-    check_rank("x", x, "(n, D)")
-    check_rank("codebook", codebook, "(K, D)")
+    check_float("x", x, "(n, D)")
+    check_float("codebook", codebook, "(K, D)")
     if codebook.shape[0] < 1 or codebook.shape[1] != x.shape[1]:
         raise ValueError(f"codebook: expected shape (K, {x.shape[1]}) with K >= 1, got {tuple(codebook.shape)}")
     check_same_device("codebook", codebook, "x", x)

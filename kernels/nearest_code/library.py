@@ -5,18 +5,12 @@ from __future__ import annotations
 import torch
 
 from lavit.kernels.dispatch import Implementation, register, without_autocast
-from lavit.kernels.nearest_code import cpp, cpu, reference
+from lavit.kernels.nearest_code import cpp
 from lavit.kernels.triton_support import triton_unusable
 
 
 def _not_cpu(device_type: str) -> str | None:
     return None if device_type == "cpu" else "made for the CPU's caches"
-
-
-def _triton(x, codebook, metric, normalize_x, precision):
-    from lavit.kernels.nearest_code.triton import search  # importing triton is slow, and it may be absent
-
-    return search(x, codebook, metric, normalize_x, precision)
 
 
 OPERATION = register(
@@ -28,8 +22,6 @@ OPERATION = register(
     preference={"cpu": ("cpp", "cpu", "reference")},
 )
 
-FORWARD = {"cpp": cpp.nearest_code, "cpu": cpu.nearest_code, "reference": reference.nearest_code, "triton": _triton}
-
 
 @torch.library.custom_op(
     "lavit::nearest_code",
@@ -38,7 +30,7 @@ FORWARD = {"cpp": cpp.nearest_code, "cpu": cpu.nearest_code, "reference": refere
 )
 @without_autocast
 def nearest_code_op(x, codebook, metric, normalize_x, precision, impl):
-    return FORWARD[OPERATION.choose(impl, x.device)](x, codebook, metric, normalize_x, precision)
+    return OPERATION.module(impl, x).nearest_code(x, codebook, metric, normalize_x, precision)
 
 
 @nearest_code_op.register_fake

@@ -24,6 +24,7 @@ from lavit.kernels.triton_support import (
     multiprocessors,
     newest,
     on_device_of,
+    variant,
 )
 from lavit.kernels.types import compute_dtype
 
@@ -169,7 +170,7 @@ def screen(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, fast: bo
     return Screened(keys if fast else keys[:2], third, window)
 
 
-def search(
+def nearest_code(
     x: Tensor,
     codebook: Tensor,
     metric: str,
@@ -226,64 +227,31 @@ def variants() -> list[Variant]:
     ]
     found: list[Variant] = []
     for architectures, name, dim, dtype, metric in cases:
-        for variant in _variants_of(name, dim, dtype, metric):
-            one = replace(variant, architectures=architectures)
+        for any_architecture in _variants_of(name, dim, dtype, metric):
+            one = replace(any_architecture, architectures=architectures)
             if not any(replace(one, label=other.label) == other for other in found):
                 found.append(one)
     return found
 
 
 def _variants_of(name: str, dim: int, dtype: torch.dtype, metric: str) -> list[Variant]:
-    tile, vector = CONFIGS[name], POINTERS[dtype]
+    tile, block_d, cosine = CONFIGS[name], dim if dim <= MIDDLE else CHUNK, metric == "cosine"
     label = f"{name} D={dim} {str(dtype).removeprefix('torch.')} {metric}"
-    width, block_d = (dim, dim) if dim <= MIDDLE else (dim, CHUNK)
-    cosine = metric == "cosine"
-    rows = max(16, PREPARE_ELEMENTS // block_d)
-    acc = tl.float64 if dtype == torch.float64 else tl.float32
-    shape = {"D": dim, "BLOCK_D": block_d}
-    how = {"D": dim, "BLOCK_D": _rescore_columns(block_d, dtype), "COSINE": cosine, "NORMALIZE": metric != "plain"}
-    how |= {"ACC": acc, "BLOCK_N": tile.block_n, "LANES": tile.lanes, "MAX_SPLITS": MAX_SPLITS, "ROWS": RESCORE_ROWS}
-    floats = dict.fromkeys(("largest_ptr", "bias_ptr"), "*fp32") if not cosine else {}
-    absent = dict.fromkeys(("largest_ptr", "bias_ptr"), None) if cosine else {}
-    found = []
-    if not cosine:
-        signature = {"c_ptr": vector, "out_ptr": "*fp32", "num_codes": "i32", "rows_per_program": "i32"}
-        found.append(Variant(largest_kernel, label, signature, {**shape, "ROWS": rows}))
-    signature = {"c_ptr": vector, "half_ptr": "*fp16", **floats, "stats_ptr": "*fp32"}
-    signature |= dict.fromkeys(("num_codes", "padded_codes", "rows_per_program"), "i32")
-    constants = {**shape, **absent, "WIDTH": width, "COSINE": cosine, "ROWS": rows, "PROGRAMS": MAX_PROGRAMS}
-    found.append(Variant(prepare_kernel, label, signature, constants))
-    for fast in (False, True):
-        signature = {"x_ptr": vector, "half_ptr": "*fp16", "stats_ptr": "*fp32", "first_ptr": "*fp32"}
-        signature |= {"second_ptr": "*i32" if fast else "*fp32"}
-        signature |= {} if cosine else {"bias_ptr": "*fp32"}
-        signature |= {} if fast else {"third_ptr": "*fp32", "window_ptr": "*fp32"}
-        signature |= dict.fromkeys(("n", "tiles", "tiles_per_split", "programs"), "i32")
-        constants = {**shape, "WIDTH": width, "NORMALIZE": metric != "plain", "HAS_BIAS": not cosine, "FAST": fast}
-        constants |= {"ID_BITS": 8, "ACC": acc, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "LANES": tile.lanes}
-        constants |= {"PROGRAMS": MAX_PROGRAMS} | ({"bias_ptr": None} if cosine else {})
-        constants |= {"third_ptr": None, "window_ptr": None} if fast else {}
-        found.append(
-            Variant(
-                screen_kernel,
-                f"{label} fast" if fast else label,
-                signature,
-                constants,
-                num_warps=tile.num_warps,
-                num_stages=tile.num_stages,
-                maxnreg=REGISTERS,
-                tensor_cores=True,
-            )
-        )
-        signature = {"x_ptr": vector, "c_ptr": vector, "keys_ptr": "*fp32", "ids_ptr": "*i64", "score_ptr": "*fp32"}
-        signature |= dict.fromkeys(("n", "num_codes", "splits"), "i32")
-        if fast:
-            signature |= {"tile_ptr": "*i32"}
-            found.append(Variant(pick_kernel, label, signature, how, num_warps=RESCORE_WARPS, maxnreg=REGISTERS))
-        else:
-            signature |= {"third_ptr": "*fp32", "window_ptr": "*fp32", "tiles_per_split": "i32"}
-            constants = {**how, "ID_BITS": 8, "SCAN": SCAN_CODES}
-            found.append(
-                Variant(rescore_kernel, label, signature, constants, num_warps=RESCORE_WARPS, maxnreg=REGISTERS)
-            )
+    types = {"x_ptr": POINTERS[dtype], "c_ptr": POINTERS[dtype], "half_ptr": "*fp16", "ids_ptr": "*i64"}
+    types |= {"tile_ptr": "*i32"}
+    constants = {"D": dim, "WIDTH": dim, "BLOCK_D": block_d, "ROWS": max(16, PREPARE_ELEMENTS // block_d)}
+    constants |= {"COSINE": cosine, "NORMALIZE": metric != "plain", "HAS_BIAS": not cosine, "ID_BITS": 8}
+    constants |= {"ACC": tl.float64 if dtype == torch.float64 else tl.float32, "PROGRAMS": MAX_PROGRAMS}
+    constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "LANES": tile.lanes, "MAX_SPLITS": MAX_SPLITS}
+    absent = {"largest_ptr": None, "bias_ptr": None} if cosine else {}
+    found = [] if cosine else [variant(largest_kernel, label, types, constants)]
+    found.append(variant(prepare_kernel, label, types, constants | absent))
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "maxnreg": REGISTERS, "tensor_cores": True}
+    for fast in (True, False):
+        fixed = constants | absent | {"FAST": fast} | ({"third_ptr": None, "window_ptr": None} if fast else {})
+        second = types | {"second_ptr": "*i32" if fast else "*fp32"}
+        found.append(variant(screen_kernel, f"{label} fast" if fast else label, second, fixed, **options))
+    exact = constants | {"BLOCK_D": _rescore_columns(block_d, dtype), "ROWS": RESCORE_ROWS, "SCAN": SCAN_CODES}
+    for kernel in (pick_kernel, rescore_kernel):
+        found.append(variant(kernel, label, types, exact, num_warps=RESCORE_WARPS, maxnreg=REGISTERS))
     return found

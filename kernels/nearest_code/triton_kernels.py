@@ -60,21 +60,10 @@ def largest_kernel(
 
 @triton.jit(do_not_specialize=["num_codes", "padded_codes", "rows_per_program"])
 def prepare_kernel(
-    c_ptr,
-    half_ptr,
-    bias_ptr,
-    largest_ptr,
-    stats_ptr,
-    num_codes,
-    padded_codes,
-    rows_per_program,
-    D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    COSINE: tl.constexpr,
-    ROWS: tl.constexpr,
+    c_ptr, half_ptr, bias_ptr, largest_ptr, stats_ptr, num_codes, padded_codes, rows_per_program,
+    D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, COSINE: tl.constexpr, ROWS: tl.constexpr,
     PROGRAMS: tl.constexpr,
-):
+):  # fmt: skip
     """float16 copies of a share of the codes, scaled by g: K (4 D + 2 WIDTH) bytes, once a call.
 
     Codes that are not finite, and the rows that fill the last tile, become NaN: the screening's maximum passes them
@@ -175,31 +164,12 @@ def _half_rows(x_ptr, rows, wanted, scale, first, D: tl.constexpr, BLOCK_D: tl.c
 
 @triton.jit(do_not_specialize=["n", "tiles", "tiles_per_split", "programs"])
 def screen_kernel(
-    x_ptr,
-    half_ptr,
-    bias_ptr,
-    stats_ptr,
-    first_ptr,
-    second_ptr,
-    third_ptr,
-    window_ptr,
-    n,
-    tiles,
-    tiles_per_split,
-    programs,
-    D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    FAST: tl.constexpr,
-    ID_BITS: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    LANES: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-):
+    x_ptr, half_ptr, bias_ptr, stats_ptr, first_ptr, second_ptr, third_ptr, window_ptr,
+    n, tiles, tiles_per_split, programs,
+    D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, NORMALIZE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    FAST: tl.constexpr, ID_BITS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr, PROGRAMS: tl.constexpr,
+):  # fmt: skip
     """BLOCK_M rows against one split of the codes; keeps per row and lane what the rescoring needs.
 
     n = 65536, K = 16384, D = 32: 1.07e9 scores, 6.9e10 operations, of which a tensor core of an H100 does 2048 a
@@ -302,18 +272,9 @@ def _owned_rows(
 
 @triton.jit
 def _scores(
-    x_ptr,
-    c_ptr,
-    rows,
-    wanted,
-    codes,
-    inverse,
-    num_codes,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    COSINE: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    x_ptr, c_ptr, rows, wanted, codes, inverse, num_codes,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, COSINE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """Scores of rows (R,) with codes (R or 1, E), as the definition has them: x.c / |c|, or x'.c - |c|^2 / 2.
 
     A code that is not finite, or out of range, gets -inf. Every score is summed in the same order wherever it is
@@ -361,29 +322,11 @@ def _finish(ids_ptr, score_ptr, rows, inside, best, best_id, square, inverse, fo
 
 @triton.jit(do_not_specialize=["n", "num_codes", "tiles_per_split", "splits"])
 def rescore_kernel(
-    x_ptr,
-    c_ptr,
-    keys_ptr,
-    third_ptr,
-    window_ptr,
-    ids_ptr,
-    score_ptr,
-    n,
-    num_codes,
-    tiles_per_split,
-    splits,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    COSINE: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    ID_BITS: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    LANES: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,
+    x_ptr, c_ptr, keys_ptr, third_ptr, window_ptr, ids_ptr, score_ptr, n, num_codes, tiles_per_split, splits,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, COSINE: tl.constexpr, NORMALIZE: tl.constexpr, ID_BITS: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_N: tl.constexpr, LANES: tl.constexpr, MAX_SPLITS: tl.constexpr, ROWS: tl.constexpr,
     SCAN: tl.constexpr,
-):
+):  # fmt: skip
     """The exact scores of the blocks that the bound could not rule out, a few rows a program.
 
     n = 65536, D = 32, a block of 32 codes: 4 KB of codes a row, 0.27 GB from L2, and 2048 operations a row.
@@ -440,25 +383,10 @@ def rescore_kernel(
 
 @triton.jit(do_not_specialize=["n", "num_codes", "splits"])
 def pick_kernel(
-    x_ptr,
-    c_ptr,
-    keys_ptr,
-    tile_ptr,
-    ids_ptr,
-    score_ptr,
-    n,
-    num_codes,
-    splits,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    COSINE: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    LANES: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+    x_ptr, c_ptr, keys_ptr, tile_ptr, ids_ptr, score_ptr, n, num_codes, splits,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, COSINE: tl.constexpr, NORMALIZE: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr, LANES: tl.constexpr, MAX_SPLITS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """precision="fast": the best of all lanes and splits by half-precision score, and the true score of that code."""
     rows, inside, square, inverse, finite = _owned_rows(x_ptr, n, D, BLOCK_D, NORMALIZE, ROWS, ACC)
     CODES: tl.constexpr = BLOCK_N // LANES

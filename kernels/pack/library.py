@@ -8,13 +8,11 @@ from torch import Tensor
 from lavit.kernels.checks import debug_offsets, debug_order
 from lavit.kernels.dispatch import Implementation, debugging, register
 from lavit.kernels.extension import cpp_unusable
-from lavit.kernels.pack import cpp, reference
 
 CPP = Implementation("cpp", "one compiled pass, rows moved as bytes", cpp_unusable)
 REFERENCE = Implementation("reference", "plain PyTorch: index arithmetic and gather")
 PACK = register("pack", CPP, REFERENCE)
-UNPACK = register("unpack", CPP, REFERENCE)
-MODULES = {"cpp": cpp, "reference": reference}
+UNPACK = register("unpack", CPP, REFERENCE, folder="pack")
 
 
 @torch.library.custom_op("lavit::pack", mutates_args=())
@@ -23,7 +21,7 @@ def pack_op(x: Tensor, order: Tensor, cu: Tensor, total: int | None, dropped: bo
         debug_order(order)
         debug_offsets("cu", cu, longest=order.shape[1], total=total)
     rows = int(cu[-1]) if total is None else total
-    return MODULES[PACK.choose(impl, x.device)].pack(x, order, cu, rows, dropped)
+    return PACK.module(impl, x).pack(x, order, cu, rows, dropped)
 
 
 @pack_op.register_fake
@@ -50,7 +48,7 @@ def unpack_op(values: Tensor, order: Tensor, cu: Tensor, fill: float, dropped: b
     if debugging():
         debug_order(order)
         debug_offsets("cu", cu, longest=order.shape[1], total=values.shape[0])
-    return MODULES[UNPACK.choose(impl, values.device)].unpack(values, order, cu, fill, dropped)
+    return UNPACK.module(impl, values).unpack(values, order, cu, fill, dropped)
 
 
 @unpack_op.register_fake

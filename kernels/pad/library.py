@@ -8,13 +8,11 @@ from torch import Tensor
 from lavit.kernels.checks import debug_offsets
 from lavit.kernels.dispatch import Implementation, debugging, register
 from lavit.kernels.extension import cpp_unusable
-from lavit.kernels.pad import cpp, reference
 
 CPP = Implementation("cpp", "one compiled pass, rows moved as bytes", cpp_unusable)
 REFERENCE = Implementation("reference", "plain PyTorch: index arithmetic and gather")
 PAD = register("pad", CPP, REFERENCE)
-UNPAD = register("unpad", CPP, REFERENCE)
-MODULES = {"cpp": cpp, "reference": reference}
+UNPAD = register("unpad", CPP, REFERENCE, folder="pad")
 
 
 @torch.library.custom_op("lavit::pad", mutates_args=())
@@ -23,7 +21,7 @@ def pad_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if debugging():
         debug_offsets("cu_seqlens", cu, total=values.shape[0])
-    return MODULES[PAD.choose(impl, values.device)].pad(values, cu, length, left, value)
+    return PAD.module(impl, values).pad(values, cu, length, left, value)
 
 
 @pad_op.register_fake
@@ -56,7 +54,7 @@ def unpad_op(padded: Tensor, cu: Tensor, left: bool, total: int | None, impl: st
     if debugging():
         debug_offsets("cu_seqlens", cu, total=total)
     rows = int(cu[-1]) if total is None else total
-    return MODULES[UNPAD.choose(impl, padded.device)].unpad(padded, cu, left, rows)
+    return UNPAD.module(impl, padded).unpad(padded, cu, left, rows)
 
 
 @unpad_op.register_fake

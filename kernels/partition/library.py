@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lavit.kernels.dispatch import Implementation, register
 from lavit.kernels.extension import cpp_unusable
-from lavit.kernels.partition import cpp, reference
 
 OPERATION = register(
     "partition",
@@ -18,8 +17,7 @@ OPERATION = register(
 
 @torch.library.custom_op("lavit::partition", mutates_args=())
 def partition_op(keep: Tensor, impl: str) -> tuple[Tensor, Tensor, Tensor]:
-    run = {"cpp": cpp, "reference": reference}[OPERATION.choose(impl, keep.device)]
-    return run.partition(keep)
+    return OPERATION.module(impl, keep).partition(keep)
 
 
 @partition_op.register_fake

@@ -5,14 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavit.kernels.checks import (
-    check_float,
-    check_one_of,
-    check_rank,
-    check_same_device,
-    check_same_dtype,
-    check_shape,
-)
+from lavit.kernels.checks import check_float, check_one_of, check_same_device, check_same_dtype, check_shape
 from lavit.kernels.policy_attention.library import policy_attention_op
 from lavit.kernels.types import compute_dtype
 
@@ -42,8 +35,7 @@ def policy_attention(
 
     Returns (B, N, H, D) in q's dtype. Raises ValueError or TypeError on a wrong shape, dtype, device or kind.
     """
-    check_float("q", q)
-    check_rank("q", q, "(B, N, H, D)")
+    check_float("q", q, "(B, N, H, D)")
     for name, x in (("k", k), ("v", v)):
         check_shape(name, x, q.shape, "q")
         check_same_dtype(name, x, "q", q)

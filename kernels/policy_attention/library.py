@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from lavit.kernels.dispatch import Implementation, register, without_autocast
-from lavit.kernels.policy_attention import reference
 from lavit.kernels.triton_support import triton_unusable
 
 OPERATION = register(
@@ -19,15 +16,6 @@ OPERATION = register(
 )
 
 
-def _implementation(impl: str, q: Tensor) -> ModuleType:
-    if OPERATION.choose(impl, q.device) == "triton":
-        from lavit.kernels.policy_attention import triton  # importing triton is slow, and it may be absent
-
-        if triton.can_take(q):
-            return triton
-    return reference
-
-
 @torch.library.custom_op(
     "lavit::policy_attention",
     mutates_args=(),
@@ -36,7 +24,7 @@ def _implementation(impl: str, q: Tensor) -> ModuleType:
 )
 @without_autocast
 def policy_attention_op(q, k, v, keep, kind, eps, scale, impl):
-    return _implementation(impl, q).policy_attention(q, k, v, keep, kind, eps, scale)
+    return OPERATION.module(impl, q).policy_attention(q, k, v, keep, kind, eps, scale)
 
 
 @policy_attention_op.register_fake
@@ -54,7 +42,7 @@ def _(q, k, v, keep, kind, eps, scale, impl):
 )
 @without_autocast
 def policy_attention_backward_op(grad, q, k, v, keep, out, lse, leak, mean, kind, eps, scale, impl):
-    run = _implementation(impl, q)
+    run = OPERATION.module(impl, q)
     return run.policy_attention_backward(grad, q, k, v, keep, out, lse, leak, mean, kind, eps, scale)
 
 

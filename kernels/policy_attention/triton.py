@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 from torch import Tensor
@@ -13,22 +11,18 @@ from lavit.kernels.triton_support import (
     FUSE,
     POINTERS,
     Tile,
+    Tiles,
     Variant,
     architecture_of,
     column_parts,
     newest,
+    of_width,
     on_device_of,
+    variant,
 )
 
 UNIT = 8  # elements, in which the kernels take strides
 NARROWEST, WIDEST = 16, 256
-
-
-@dataclass(frozen=True)
-class Config:
-    forward: Tile
-    query_gradient: Tile
-    key_gradient: Tile
 
 
 # By architecture (the newest not above the device's), by the greatest padded width of a class, for half precision: of
@@ -36,38 +30,35 @@ class Config:
 # A100 reads its operands into registers, so that it takes smaller ones.
 TABLE = {
     80: {
-        96: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(16, 64, 4, 2)),
-        128: Config(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(16, 64, 8, 2)),
-        256: Config(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+        96: Tiles(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(16, 64, 4, 2)),
+        128: Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(16, 64, 8, 2)),
+        256: Tiles(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
     90: {
-        96: Config(Tile(128, 32, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
-        128: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
-        256: Config(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+        96: Tiles(Tile(128, 32, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
+        128: Tiles(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
+        256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
     100: {
-        96: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
-        128: Config(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
-        256: Config(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+        96: Tiles(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+        128: Tiles(Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
+        256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
 }
 # float32 is multiplied without tensor cores, whose inputs would lose 13 of its bits.
-FLOAT32_WIDE = Config(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
+FLOAT32_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
 FLOAT32 = {
-    80: {128: Config(Tile(32, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
-    90: {128: Config(Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
+    80: {128: Tiles(Tile(32, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
+    90: {128: Tiles(Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
 }
 
 
-def config_of(architecture: int, dim: int, dtype: torch.dtype) -> Config:
-    """The tiles for an architecture, a width and a dtype."""
-    width = sum(column_parts(dim))
-    tiles = newest(FLOAT32 if dtype == torch.float32 else TABLE, architecture)
-    return tiles[min(c for c in tiles if c >= width)]
+def tiles_of(architecture: int, dim: int, dtype: torch.dtype) -> Tiles:
+    return of_width(newest(FLOAT32 if dtype == torch.float32 else TABLE, architecture), dim)
 
 
-def choose_config(q: Tensor) -> Config:
-    return config_of(architecture_of(q.device), q.shape[-1], q.dtype)
+def choose_tiles(q: Tensor) -> Tiles:
+    return tiles_of(architecture_of(q.device), q.shape[-1], q.dtype)
 
 
 def can_take(q: Tensor) -> bool:
@@ -91,9 +82,9 @@ def _units(*tensors: Tensor) -> list[int]:
 
 
 def policy_attention(
-    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, kind: str, eps: float, scale: float, config: Config | None = None
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, kind: str, eps: float, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As the reference. One launch; ``config`` replaces the table's tiles."""
+    """As the reference. One launch."""
     batch, n, heads, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = keep.new_empty((batch, heads, n))
@@ -101,14 +92,13 @@ def policy_attention(
     if q.numel() == 0:
         return out, lse, leak, keep.new_zeros((batch, heads, dim))
     mean = keep.new_empty((batch, heads, dim))
-    tile = (config or choose_config(q)).forward
+    tile = choose_tiles(q).forward
     q, k, v = strided(q), strided(k), strided(v)
     with on_device_of(q):
         forward_kernel[(triton.cdiv(n, tile.block_m) * heads * batch,)](
             q, k, v, keep.contiguous(), out, lse, leak, mean,
             n, heads, *_units(q, k, v), scale, eps,
-            dim, *column_parts(dim), kind == "causal", eps > 0, tile.block_m, tile.block_n,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, **FUSE,
+            dim, *column_parts(dim), kind == "causal", eps > 0, tile.block_m, tile.block_n, **tile.options, **FUSE,
         )  # fmt: skip
     return out, lse, leak, mean
 
@@ -126,7 +116,6 @@ def policy_attention_backward(
     kind: str,
     eps: float,
     scale: float,
-    config: Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As the reference. A launch for dq, one for dk, dv and dkeep, and sums over blocks and heads."""
     batch, n, heads, dim = q.shape
@@ -135,8 +124,8 @@ def policy_attention_backward(
         return dq, dk, dv, torch.zeros_like(keep)
     delta, slope, dkeep = (torch.empty_like(lse) for _ in range(3))
     top = torch.empty_like(lse, dtype=torch.int32)
-    config = config or choose_config(q)
-    of_queries, of_keys = config.query_gradient, config.key_gradient
+    tiles = choose_tiles(q)
+    of_queries, of_keys = tiles.queries, tiles.keys
     blocks = triton.cdiv(n, of_queries.block_m)
     leaked = keep.new_empty((batch, heads, blocks, dim)) if eps > 0 else mean
     grad, q, k, v, keep = strided(grad), strided(q), strided(k), strided(v), keep.contiguous()
@@ -145,62 +134,39 @@ def policy_attention_backward(
     with on_device_of(q):
         query_gradient_kernel[(blocks * heads * batch,)](
             grad, q, k, v, keep, out, lse, leak, mean, dq, delta, slope, top, leaked,
-            *sizes, *shape, of_queries.block_m, of_queries.block_n,
-            num_warps=of_queries.num_warps, num_stages=of_queries.num_stages, **FUSE,
+            *sizes, *shape, of_queries.block_m, of_queries.block_n, **of_queries.options, **FUSE,
         )  # fmt: skip
         if eps > 0:
             leaked = leaked.sum(dim=2)
         key_gradient_kernel[(triton.cdiv(n, of_keys.block_n) * heads * batch,)](
             grad, q, k, v, keep, lse, delta, slope, top, leaked, dk, dv, dkeep,
-            *sizes, *shape, of_keys.block_m, of_keys.block_n,
-            num_warps=of_keys.num_warps, num_stages=of_keys.num_stages, **FUSE,
+            *sizes, *shape, of_keys.block_m, of_keys.block_n, **of_keys.options, **FUSE,
         )  # fmt: skip
     return dq, dk, dv, dkeep.sum(dim=1)
 
 
-KERNELS = {"forward": forward_kernel, "query_gradient": query_gradient_kernel, "key_gradient": key_gradient_kernel}
+KERNELS = {"forward": forward_kernel, "queries": query_gradient_kernel, "keys": key_gradient_kernel}
 
 
 def variants() -> list[Variant]:
     """Every kernel at LaVIT's width: bfloat16, of either kind, and float32; and bfloat16 at a width of either class."""
     cases = [(88, torch.bfloat16, "causal"), (88, torch.bfloat16, "cross"), (88, torch.float32, "causal")]
     cases += [(64, torch.bfloat16, "causal"), (128, torch.bfloat16, "causal")]
-    return [
-        variant
-        for dim, dtype, kind in cases
-        for served in (80, 90, 100)
-        for variant in _variants_of(dim, dtype, kind, served)
-    ]
+    return [one for case in cases for served in (80, 90, 100) for one in _variants_of(*case, served)]
 
 
 def _variants_of(dim: int, dtype: torch.dtype, kind: str, served: int) -> list[Variant]:
-    config = config_of(served, dim, dtype)
-    tensors = {"g_ptr", "q_ptr", "k_ptr", "v_ptr", "out_ptr", "dq_ptr", "dk_ptr", "dv_ptr"}
+    tiles, (d0, d1) = tiles_of(served, dim, dtype), column_parts(dim)
+    types = {f"{x}_ptr": POINTERS[dtype] for x in ("g", "q", "k", "v", "out", "dq", "dk", "dv")}
+    types |= {"top_ptr": "*i32", "scale": "fp32", "eps": "fp32"}
     found = []
     for name, kernel in KERNELS.items():
-        tile = getattr(config, name)
-        d0, d1 = column_parts(dim)
+        tile = getattr(tiles, name)
         constants = {"D": dim, "D0": d0, "D1": d1, "CAUSAL": kind == "causal", "EPS": True}
         constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-        signature = {
-            argument: POINTERS[dtype] if argument in tensors
-            else "*i32" if argument == "top_ptr"
-            else "*fp32" if argument.endswith("_ptr")
-            else "fp32" if argument in ("scale", "eps")
-            else "i32"
-            for argument in kernel.arg_names
-            if argument not in constants
-        }  # fmt: skip
+        label = f"D={dim} {str(dtype).removeprefix('torch.')} {kind} {tile.block_m}x{tile.block_n}"
+        half = dtype != torch.float32
         found.append(
-            Variant(
-                kernel,
-                f"D={dim} {str(dtype).removeprefix('torch.')} {kind} {tile.block_m}x{tile.block_n}",
-                signature,
-                constants,
-                num_warps=tile.num_warps,
-                num_stages=tile.num_stages,
-                tensor_cores=dtype != torch.float32,
-                architectures=(served,),
-            )
+            variant(kernel, label, types, constants, tensor_cores=half, architectures=(served,), **tile.options)
         )
     return found

@@ -44,8 +44,7 @@ def varlen_attention(
     Returns (Tq, H, D) in q's dtype. An image without keys, or with weights 0 only, gives zeros and no gradient; unused
     rows give zeros. Raises ValueError or TypeError on a wrong shape, dtype or device.
     """
-    check_float("q", q)
-    check_rank("q", q, "(Tq, H, D)")
+    check_float("q", q, "(Tq, H, D)")
     check_rank("k", k, "(Tk, H, D)")
     check_shape("k", k, (k.shape[0], *q.shape[1:]), "q")
     check_shape("v", v, k.shape, "k")

@@ -11,7 +11,6 @@ from lavit.kernels.checks import debug_offsets
 from lavit.kernels.dispatch import Implementation, debugging, register, without_autocast
 from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
-from lavit.kernels.varlen_attention import reference, sdpa
 from lavit.kernels.varlen_attention.packages import PACKAGES
 
 OPERATION = register(
@@ -23,16 +22,9 @@ OPERATION = register(
     preference={"cuda": ("triton", "sdpa", "reference"), "cpu": ("sdpa", "reference")},
 )
 
-MODULES = {"sdpa": sdpa, "reference": reference, **PACKAGES}
-
 
 def _implementation(impl: str, q: Tensor) -> Any:
-    name = OPERATION.choose(impl, q.device)
-    if name != "triton":
-        return MODULES[name]
-    from lavit.kernels.varlen_attention import triton  # importing triton is slow, and it may be absent
-
-    return triton if triton.supports(q) else sdpa
+    return PACKAGES.get(OPERATION.choose(impl, q.device)) or OPERATION.module(impl, q)
 
 
 def _check_values(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool) -> None:

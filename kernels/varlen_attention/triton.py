@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from lavit.kernels.triton_support import Tile, Variant, architecture_of, column_parts, newest, on_device_of
+from lavit.kernels.triton_support import (
+    Tile,
+    Tiles,
+    Variant,
+    architecture_of,
+    column_parts,
+    newest,
+    of_width,
+    on_device_of,
+    variant,
+)
 from lavit.kernels.varlen_attention.triton_kernels import (
-    BACKWARD_INTEGERS,
     backward_keys_kernel,
     backward_queries_kernel,
     forward_kernel,
 )
-
-
-@dataclass(frozen=True)
-class Tiles:
-    forward: Tile
-    queries: Tile  # backward, the kernel that owns queries
-    keys: Tile  # backward, the kernel that owns keys
-
 
 HALF_NARROW = Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2))
 HALF_MIDDLE = Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2))
@@ -43,19 +43,13 @@ TABLE: dict[int, dict[int, dict[int, Tiles]]] = {
 LARGEST = 256
 
 
-def supports(q: Tensor) -> bool:
+def can_take(q: Tensor) -> bool:
     """Whether the kernels take q's dtype (not float64: its products have no tile form here) and width."""
     return q.dtype != torch.float64 and 0 < q.shape[-1] <= LARGEST and q.shape[-1] % 8 == 0
 
 
-def tiles_of(row: dict[int, dict[int, Tiles]], dtype: torch.dtype, dim: int) -> Tiles:
-    """The tiles of an architecture's row for a dtype and a width."""
-    by_width = row[dtype.itemsize]
-    return by_width[min(width for width in by_width if width >= sum(column_parts(dim)))]
-
-
-def choose_tiles(device: torch.device, dtype: torch.dtype, dim: int) -> Tiles:
-    return tiles_of(newest(TABLE, architecture_of(device)), dtype, dim)
+def choose_tiles(q: Tensor) -> Tiles:
+    return of_width(newest(TABLE, architecture_of(q.device))[q.dtype.itemsize], q.shape[-1])
 
 
 def rows_of_heads(x: Tensor) -> Tensor:
@@ -80,14 +74,13 @@ def varlen_attention(
     max_k: int,
     causal: bool,
     scale: float,
-    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """out (Tq, H, D), lse (Tq, H), as in reference.py; ``tiles`` replaces the table's, for measurements."""
+    """out (Tq, H, D), lse (Tq, H), as in reference.py."""
     total_q, heads, dim = q.shape
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
     if out.numel() == 0:
         return out, lse
-    tile = (tiles or choose_tiles(q.device, q.dtype, dim)).forward
+    tile = choose_tiles(q).forward
     q, k, v = (rows_of_heads(x) for x in (q, k, v))
     images, blocks = cu_q.shape[0] - 1, max(1, triton.cdiv(max_q, tile.block_m))
     with on_device_of(q):
@@ -95,8 +88,7 @@ def varlen_attention(
             q, k, v, None if key_weight is None else key_weight.contiguous(),
             cu_q.contiguous(), cu_k.contiguous(), out, lse,
             heads, blocks, images, total_q, *strides(q, k, v), scale,
-            dim, *column_parts(dim), causal, tile.block_m, tile.block_n,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
+            dim, *column_parts(dim), causal, tile.block_m, tile.block_n, **tile.options,
         )  # fmt: skip
     return out, lse
 
@@ -115,7 +107,6 @@ def varlen_attention_backward(
     max_k: int,
     causal: bool,
     scale: float,
-    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of reference.py. Two kernels, the second of which reads what the first leaves."""
     (total_q, heads, dim), total_k, images = q.shape, k.shape[0], cu_q.shape[0] - 1
@@ -125,24 +116,24 @@ def varlen_attention_backward(
     grad, q, k, v = (rows_of_heads(x) for x in (grad, q, k, v))
     cu_q, cu_k = cu_q.contiguous(), cu_k.contiguous()
     weight = None if key_weight is None else key_weight.contiguous()
-    chosen = tiles or choose_tiles(q.device, q.dtype, dim)
+    tiles = choose_tiles(q)
     shape = (dim, *column_parts(dim), causal)
     with on_device_of(q):
         if dq.numel():
-            tile = chosen.queries
+            tile = tiles.queries
             blocks = max(1, triton.cdiv(max_q, tile.block_m))
             backward_queries_kernel[((images + 1) * blocks * heads,)](
                 grad, q, k, v, weight, out, lse, cu_q, cu_k, delta, dq,
                 heads, blocks, images, total_q, *strides(grad, q, k, v), scale,
-                *shape, tile.block_m, tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+                *shape, tile.block_m, tile.block_n, **tile.options,
             )  # fmt: skip
         if dk.numel():
-            tile = chosen.keys
+            tile = tiles.keys
             blocks = max(1, triton.cdiv(max_k, tile.block_n))
             backward_keys_kernel[((images + 1) * blocks * heads,)](
                 grad, q, k, v, weight, lse, delta, cu_q, cu_k, dk, dv, None if weight is None else dw,
                 heads, blocks, images, total_k, *strides(grad, q, k, v), scale,
-                *shape, tile.block_m, tile.block_n, num_warps=tile.num_warps, num_stages=tile.num_stages,
+                *shape, tile.block_m, tile.block_n, **tile.options,
             )  # fmt: skip
     return dq, dk, dv, dw if key_weight is None else dw.sum(dim=0).to(key_weight.dtype)
 
@@ -158,14 +149,11 @@ def variants() -> list[Variant]:
     for row in TABLE.values():
         served = tuple(a for a in (80, 90, 100) if newest(TABLE, a) is row)
         for dim, kind, causal, weighted in cases:
-            tiles = tiles_of(row, TYPES[kind], dim)
+            tiles = of_width(row[TYPES[kind].itemsize], dim)
             found += [
-                _variant(kernel, tile, dim, kind, causal, weighted, served)
-                for kernel, tile in (
-                    (forward_kernel, tiles.forward),
-                    (backward_queries_kernel, tiles.queries),
-                    (backward_keys_kernel, tiles.keys),
-                )
+                _variant(forward_kernel, tiles.forward, dim, kind, causal, weighted, served),
+                _variant(backward_queries_kernel, tiles.queries, dim, kind, causal, weighted, served),
+                _variant(backward_keys_kernel, tiles.keys, dim, kind, causal, weighted, served),
             ]
     return found
 
@@ -173,26 +161,13 @@ def variants() -> list[Variant]:
 def _variant(
     kernel: Any, tile: Tile, dim: int, kind: str, causal: bool, weighted: bool, architectures: tuple[int, ...]
 ) -> Variant:
-    floats = ("lse", "delta", "weight", "dw", "scale")
-    constants: dict[str, int | None] = {"D": dim, "CAUSAL": causal}
-    constants["D0"], constants["D1"] = column_parts(dim)
+    types = dict.fromkeys(("grad", "q", "k", "v", "out", "dq", "dk", "dv"), f"*{kind}")
+    types |= dict.fromkeys(("lse", "delta", "weight", "dw"), "*fp32")
+    types |= {"cu_q": "*i32", "cu_k": "*i32", "scale": "fp32"}
+    d0, d1 = column_parts(dim)
+    constants: dict[str, int | None] = {"D": dim, "D0": d0, "D1": d1, "CAUSAL": causal}
     constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-    signature = {}
-    for name in kernel.arg_names:
-        if name in ("weight", "dw") and not weighted:
-            constants[name] = None
-        elif name not in constants:
-            integer = name in BACKWARD_INTEGERS
-            what = "i32" if integer or name.startswith("cu_") else "fp32" if name in floats else kind
-            signature[name] = what if integer or name == "scale" else f"*{what}"
+    constants |= {} if weighted else {"weight": None, "dw": None}
     label = f"{kind} D={dim}{' causal' if causal else ''}{' weighted' if weighted else ''}"
-    return Variant(
-        kernel,
-        label,
-        signature,
-        constants,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        tensor_cores=kind != "fp32",
-        architectures=architectures,
-    )
+    others = {"tensor_cores": kind != "fp32", "architectures": architectures, **tile.options}
+    return variant(kernel, label, types, constants, **others)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ragged import IMPLEMENTATIONS, same
 from torch import Tensor
+from usable import gpu_waits
 
 from lavit.kernels import Loss, Ragged, Segment, Sequences, assemble_sequences, segment_order
 
@@ -331,11 +332,8 @@ def test_gpu_equals_the_definition_without_synchronising(samples, tokens, dtype,
         batch.loss = [i % 8 for i in range(sum(map(len, batch.samples)))]
     arguments, loss, total = batch.arguments("cuda"), batch.loss_tensor("cuda"), batch.total(which)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with gpu_waits("error"):
         got = assemble_sequences(*arguments, loss=loss, total=total, impl="cpp")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert_same(got, definition(batch, total))
     assert_same(batch.run("cpp", None, "cuda"), definition(batch, None))
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from usable import skip_unless_usable
+from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import code_statistics
 from lavit.kernels.code_statistics.library import code_statistics_op
@@ -107,11 +107,8 @@ def test_compiles_without_a_graph_break(impl, device):
 def test_the_host_never_waits_and_a_graph_replays_the_same_bits():
     x, ids = (t.cuda() for t in case(65536, 32, 16384, dtype=torch.float32))
     expected = code_statistics(x, ids, 16384, impl="triton")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with gpu_waits("error"):
         again = code_statistics(x, ids, 16384, impl="triton")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = code_statistics(x, ids, 16384, impl="triton")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from usable import skip_unless_usable
+from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import Selection, gumbel_select
 from lavit.kernels.gumbel_select.library import gumbel_select_backward_op, gumbel_select_op
@@ -337,12 +337,9 @@ def test_the_host_never_waits_and_sizes_do_not_recompile():
     counts = []
     for batch, min_keep, tau in ((1, 0, 1.0), (2, 1, 1.0), (16, 16, 0.5), (33, 37, 0.3)):
         scores = scores_of(batch, 37).cuda().requires_grad_()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with gpu_waits("error"):
             got = gumbel_select(scores, min_keep=min_keep, tau=tau, impl="triton")
             (got.keep.sum() + got.prob.mean()).backward()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         counts.append(compiled())
     assert len(set(counts)) == 1
 

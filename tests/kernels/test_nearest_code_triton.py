@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nearest import assert_nearest, distances, vectors
-from usable import skip_unless_usable
+from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import nearest_code
 
@@ -115,7 +115,7 @@ def test_the_bound_is_tight_enough_to_rule_out_nearly_all(launcher, device, dim)
 def test_codes_closer_than_half_precision_are_told_apart(launcher, device, codes, metric, normalize_x, splits):
     """Whole clusters lie within the bound: many candidates, and lanes that must be searched whole."""
     x, codebook = (vectors(1, 32, 5) + 1e-2 * vectors(9, 32, 8)).to(device), CLOSE[codes](700, 32).to(device)
-    ids, _ = launcher.search(x, codebook, metric, normalize_x, "exact", launcher.CONFIGS["64x128"], splits)
+    ids, _ = launcher.nearest_code(x, codebook, metric, normalize_x, "exact", launcher.CONFIGS["64x128"], splits)
     assert_exact(ids, x, codebook, metric, normalize_x)
 
 
@@ -124,7 +124,7 @@ def test_equal_codes_everywhere_give_the_first(device, launcher, metric):
     """Every block ties: the exhaustive path, with ties across lanes, tiles and shares."""
     codebook = vectors(1, 32).expand(520, 32).clone()
     codebook[:3] = -codebook[:3]
-    ids, _ = launcher.search(vectors(5, 32).abs().to(device) * codebook[3].to(device), codebook.to(device),
+    ids, _ = launcher.nearest_code(vectors(5, 32).abs().to(device) * codebook[3].to(device), codebook.to(device),
                              metric, False, "exact", splits=2)  # fmt: skip
     assert ids.tolist() == [3] * 5
 
@@ -138,7 +138,7 @@ def test_every_tile_names_every_code(launcher, device, name, precision):
     codebook = F.normalize(vectors(num_codes, 16), dim=1).to(device)
     order = torch.randperm(num_codes, generator=torch.Generator().manual_seed(1))
     for splits in (1, 2):
-        ids, _ = launcher.search(codebook[order], codebook, "cosine", True, precision, tile, splits)
+        ids, _ = launcher.nearest_code(codebook[order], codebook, "cosine", True, precision, tile, splits)
         assert torch.equal(ids.cpu(), order)
 
 
@@ -154,7 +154,7 @@ def test_more_tiles_than_eight_bits_can_number(launcher, device):
     x, codebook = vectors(7, 16).to(device), vectors(20000, 16, 1).to(device)
     p = launcher.plan(x, 20000, tile)
     assert p.id_bits == 12 and p.tiles == 1250
-    ids, _ = launcher.search(x, codebook, "cosine", True, "exact", tile, 2)
+    ids, _ = launcher.nearest_code(x, codebook, "cosine", True, "exact", tile, 2)
     assert_exact(ids, x, codebook, "cosine", True)
 
 
@@ -167,14 +167,14 @@ def test_any_scale_of_vectors_and_codes(launcher, device, metric, normalize_x):
         codebook[5] = 0
     for of_x, of_codes in ((1e-18, 1.0), (1e18, 1.0), (1.0, 1e-12), (1e12, 1e15)):
         scaled = (x * of_x).to(device), (codebook * of_codes).to(device)
-        ids, _ = launcher.search(*scaled, metric, normalize_x, "exact")
+        ids, _ = launcher.nearest_code(*scaled, metric, normalize_x, "exact")
         assert_exact(ids, *scaled, metric, normalize_x)
 
 
 def test_fast_is_within_half_precision_of_the_best(launcher, device):
     """Unit vectors: an entry rounds by at most 2^-11 of itself, a product by twice that; the place takes 5 bits."""
     x, codebook = vectors(200, 32).to(device), vectors(900, 32, 1).to(device)
-    ids, score = launcher.search(x, codebook, "cosine", True, "fast")
+    ids, score = launcher.nearest_code(x, codebook, "cosine", True, "fast")
     d = distances(x.cpu(), codebook.cpu(), "cosine", True)
     chosen = d.gather(1, ids.cpu()[:, None])[:, 0]
     worst = 2 * (2 * 2**-11 + 2**-22 + 32 * 2**-22 + 2**-18)
@@ -195,14 +195,11 @@ def test_shares_fill_the_device_and_never_leave_the_codebook(launcher):
 def test_runs_in_a_cuda_graph_without_waiting_for_the_device():
     x, codebook = vectors(700, 32).cuda(), vectors(1000, 32, 1).cuda()
     ids = nearest_code(x, codebook, impl="triton")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with gpu_waits("error"):
         nearest_code(x, codebook, impl="triton")
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured = nearest_code(x, codebook, impl="triton")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     graph.replay()
     assert torch.equal(captured, ids)
     x.copy_(vectors(700, 32, 9))

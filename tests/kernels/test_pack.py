@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged import DTYPES, IMPLEMENTATIONS, ROW_SHAPES, masks, raw, same, values
-from usable import skip_unless_usable
+from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import Ragged, pack, pad, partition, unpack, unpad
 
@@ -191,12 +191,9 @@ def test_gpu_equals_the_reference_without_synchronising(dtype, row, dropped):
     total = int(cu[-1]) + 11
     gpu = [t.cuda() for t in (x, order, cu)]
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with gpu_waits("error"):
         packed = pack(*gpu, total=total, dropped=dropped, impl="cpp")
         back = unpack(packed, gpu[1], gpu[2], 29, fill=7, dropped=dropped, impl="cpp")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     want = pack(x, order, cu, total=total, dropped=dropped, impl="reference")
     assert same(packed.cpu(), want)
     assert same(back.cpu(), unpack(want, order, cu, 29, fill=7, dropped=dropped, impl="reference"))
@@ -207,11 +204,8 @@ def test_a_total_left_to_the_gpu_costs_one_wait():
     x, keep = torch.randn(4, 9, 3, device="cuda"), torch.rand(4, 9, device="cuda") > 0.5
     order, cu, _ = partition(keep, impl="cpp")
     with pytest.warns(UserWarning, match="synchronizing") as caught:
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
+        with gpu_waits("warn"):
             packed = pack(x, order, cu, impl="cpp")
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     assert len(caught) == 1
     assert torch.equal(packed, x[keep])
 

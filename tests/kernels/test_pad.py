@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged import DTYPES, IMPLEMENTATIONS, ROW_SHAPES, offsets, raw, same, values
-from usable import skip_unless_usable
+from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import Ragged, pad, unpad
 
@@ -162,12 +162,9 @@ def test_gpu_equals_the_reference_without_synchronising(side, dtype, row):
     cu, rows = offsets(n), values((sum(n), row), dtype)
     ragged = Ragged(rows.cuda(), cu.cuda(), 31)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with gpu_waits("error"):
         got = pad(ragged, 20, side=side, value=3, impl="cpp")
         back = unpad(got[0], ragged.cu_seqlens, side=side, total=60, impl="cpp")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     want = pad(Ragged(rows, cu, 31), 20, side=side, value=3, impl="reference")
     for a, b in zip(got, want, strict=True):
         assert same(a.cpu(), b)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from ragged import IMPLEMENTATIONS, masks, offsets
+from usable import gpu_waits
 
 from lavit.kernels import partition
 
@@ -75,10 +76,7 @@ def test_gpu_equals_the_reference_without_synchronising(shape, first):
     keep, on_gpu = mask[first:].view(shape), mask.cuda()[first:].view(shape)
     assert on_gpu.is_contiguous()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with gpu_waits("error"):
         got = partition(on_gpu, impl="cpp")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for a, b in zip(got, partition(keep, impl="reference"), strict=True):
         assert torch.equal(a.cpu(), b)

@@ -5,7 +5,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from usable import skip_unless_usable
+from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import policy_attention
 from lavit.kernels.policy_attention import reference
@@ -22,7 +22,7 @@ def launcher(device, monkeypatch):
 
     if device.type == "cpu":
         tiles = triton.Tile(64, 32, 4, 1), triton.Tile(32, 64, 4, 1), triton.Tile(64, 32, 4, 1)
-        monkeypatch.setattr(triton, "choose_config", lambda q: triton.Config(*tiles))
+        monkeypatch.setattr(triton, "choose_tiles", lambda q: triton.Tiles(*tiles))
     return triton
 
 
@@ -213,7 +213,7 @@ def test_widths_are_padded_to_two_powers_of_two_at_most(launcher):
     assert all(sum(a) <= sum(b) for a, b in pairwise(padded.values()))
     for architecture in (80, 89, 90, 100, 120):
         for dim, dtype in product(padded, (torch.bfloat16, torch.float32)):
-            assert launcher.config_of(architecture, dim, dtype)
+            assert launcher.tiles_of(architecture, dim, dtype)
 
 
 @pytest.mark.gpu
@@ -257,11 +257,8 @@ def test_recorded_without_waiting_and_replayed():
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with gpu_waits("error"):
             run(*inputs, "causal", 1e-6)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from usable import skip_unless_usable
 
 from lavit.kernels import varlen_attention
-from lavit.kernels.varlen_attention.library import sdpa, varlen_attention_op
+from lavit.kernels.varlen_attention import sdpa
+from lavit.kernels.varlen_attention.library import varlen_attention_op
 
 IMPLS = ["reference", "sdpa"]
 # The last image is large enough for the block of its own that sdpa gives to 2^13 logits and more.

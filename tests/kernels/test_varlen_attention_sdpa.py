@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lavit.kernels import varlen_attention
-from lavit.kernels.varlen_attention.library import sdpa
+from lavit.kernels.varlen_attention import sdpa
 
 # With 3 heads: 31 x 97 logits and 61 x 61 are blocks of their own, 5 x 7 and 5 x 5 are padded.
 LENGTHS_Q, LENGTHS_K, HEADS, DIM = [5, 31, 0, 61], [7, 97, 3, 53], 3, 88

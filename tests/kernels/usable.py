@@ -1,9 +1,12 @@
-"""For tests of several implementations: those that cannot run here are skipped, with the reason.
+"""For tests of several implementations: those that cannot run here are skipped, and what waits for the GPU is found.
 
 A module with a name of its own, since ``conftest`` is whichever of them pytest has loaded last.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -16,3 +19,13 @@ def skip_unless_usable(operation: str, impl: str, device: torch.device) -> None:
     reason = OPERATIONS[operation].implementations[impl].unusable(device.type)
     if reason is not None:
         pytest.skip(f"{operation}, {impl}: {reason}")
+
+
+@contextmanager
+def gpu_waits(mode: str) -> Iterator[None]:
+    """What the host's waiting for the GPU is within the block: an "error" or what torch should "warn" of."""
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
