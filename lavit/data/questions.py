@@ -29,8 +29,8 @@ from lavit.data.shapes import (
     MAX_OBJECTS,
     NUM_CLASSES,
     PLACES,
+    QUESTIONS,
     SHAPES,
-    SPLITS,
     ShapesWorld,
     caption,
     name,
@@ -50,8 +50,7 @@ ANSWERS = {
 
 _YES = 0.5  # the share of "yes"
 _NEAR = 0.5  # of the "no", how many are near misses
-_KEY = len(SPLITS)  # the generator's keys below this one draw the scenes
-_WORDS = 8  # two of Philox' counters for a scene
+_NUMBERS = 8  # for a scene
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,8 @@ def questions(world: ShapesWorld, cells: np.ndarray, start: int = 0) -> list[tup
     empty = np.flatnonzero((cells == EMPTY).all(1))
     if len(empty):
         raise ValueError(f"cells: expected an object in every scene, got none in scene {start + int(empty[0])}")
-    stream = np.random.Philox(key=np.array([world.seed, _KEY + SPLITS.index(world.split)], dtype=np.uint64))
-    stream.advance(start * (_WORDS // 4))
-    words = stream.random_raw(len(cells) * _WORDS).reshape(-1, _WORDS)
-    uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return [_ask(row, u) for row, u in zip(cells.tolist(), uniform.tolist(), strict=True)]
+    numbers = world.uniform(QUESTIONS, _NUMBERS, len(cells), start)
+    return [_ask(row, u) for row, u in zip(cells.tolist(), numbers.tolist(), strict=True)]
 
 
 def _ask(cells: list[int], uniform: list[float]) -> tuple[Question, ...]:
