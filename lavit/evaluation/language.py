@@ -6,7 +6,6 @@ the first process alone, the others have None. Items that cannot be used are nam
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,6 +20,7 @@ from lavit.data.edits import Edits
 from lavit.data.images import ImageError, load_image
 from lavit.data.questions import questions
 from lavit.data.shapes import Scenes, ShapesWorld
+from lavit.data.stream import seed_of as seed_of
 from lavit.evaluation.captioning import score_captions, score_scene_captions
 from lavit.evaluation.probe import CellProbe, train_probe
 from lavit.evaluation.runner import Evaluated, Skipped, evaluate_items
@@ -310,11 +310,6 @@ def encode_images(model: Model, processor: Any, images: np.ndarray) -> Tensor:
         raise ValueError("images: expected at least one, got none")
     parts = (images[begin : begin + AT_ONCE] for begin in range(0, len(images), AT_ONCE))
     return torch.cat([tokenizer.encode_features(processor.image_processor(part).to(device)) for part in parts])
-
-
-def seed_of(seed: int, item: int) -> int:
-    """The item's own seed, from its number alone."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{item}".encode(), digest_size=7).digest(), "little")
 
 
 def _all(
