@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,21 +42,27 @@ class Skipped:
 
 class Epochs:
     """One permutation of ``count`` items after the other, each drawn from (seed, epoch) and strung together; process
-    ``rank`` of ``world_size`` takes every ``world_size``-th. seed: anything with its own text."""
+    ``rank`` of ``world_size`` takes every ``world_size``-th. seed: anything with its own text. shuffle: False keeps the
+    order of the items in every epoch."""
 
-    def __init__(self, count: int, seed: object, rank: int, world_size: int) -> None:
+    def __init__(self, count: int, seed: object, rank: int, world_size: int, *, shuffle: bool = True) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: expected 0 <= rank < world_size = {world_size}, got {rank}")
-        self.count, self.seed, self.rank, self.world_size = count, seed, rank, world_size
+        self.count, self.seed, self.rank, self.world_size, self.shuffle = count, seed, rank, world_size, shuffle
         self._order = (-1, np.empty(0, np.int64))
 
-    def place(self, draw: int) -> tuple[int, int]:
-        """(epoch, place in it) of the process's draw, all from 0."""
-        return divmod(self.rank + draw * self.world_size, self.count)
+    def draws(self, epochs: int) -> int:
+        """How many draws the process has in the first ``epochs``."""
+        return max(0, -(-(epochs * self.count - self.rank) // self.world_size))
+
+    def epoch(self, draw: int) -> int:
+        return (self.rank + draw * self.world_size) // self.count
 
     def __getitem__(self, draw: int) -> int:
-        """The item of the process's draw."""
-        epoch, place = self.place(draw)
+        """The item of the process's draw, from 0."""
+        epoch, place = divmod(self.rank + draw * self.world_size, self.count)
+        if not self.shuffle:
+            return place
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
             self._order = (epoch, torch.randperm(self.count, generator=generator).numpy())
@@ -113,7 +120,8 @@ class DataStream(Iterator[dict[str, Tensor]]):
             raise ValueError("key: 'index' is taken by the numbers of the items")
         if len(self.dataset) == 0:
             raise ValueError("dataset: expected at least one item, got none")
-        self._order = Epochs(len(self.dataset), self.seed, self.rank, self.world_size)
+        self._order = Epochs(len(self.dataset), self.seed, self.rank, self.world_size, shuffle=self.shuffle)
+        self._end = sys.maxsize if self.epochs is None else self._order.draws(self.epochs)
         self._place = 0  # draws of this process that the batches handed out have used up
         self._bad: dict[int, Skipped] = {}
         self._ahead: deque[tuple[int, Callable[[], Tensor]]] = deque()  # draws that are being read, in their order
@@ -127,7 +135,7 @@ class DataStream(Iterator[dict[str, Tensor]]):
     @property
     def epoch(self) -> int:
         """The epoch of the next item, from 0."""
-        return self._order.place(self._place)[0]
+        return self._order.epoch(self._place)
 
     def __next__(self) -> dict[str, Tensor]:
         try:
@@ -178,20 +186,13 @@ class DataStream(Iterator[dict[str, Tensor]]):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _index(self, place: int) -> int | None:
-        """The item of this process's draw number ``place``; None after the last epoch."""
-        epoch, index = self._order.place(place)
-        if self.epochs is not None and epoch >= self.epochs:
-            return None
-        return self._order[place] if self.shuffle else index
-
     def _rows(self) -> tuple[int, list[int], Tensor]:
-        draws = map(self._index, range(self._place, self._place + self.batch_size))
-        indices = [index for index in draws if index is not None]
+        end = min(self._place + self.batch_size, self._end)
+        indices = [self._order[place] for place in range(self._place, end)]
         rows = torch.as_tensor(self.dataset[indices])  # type: ignore[index]
         if self.transform is not None and indices:
             rows = self._transformed(rows, len(indices))
-        return self._place + len(indices), indices, rows
+        return end, indices, rows
 
     def _items(self) -> tuple[int, list[int], Tensor]:
         place, indices, rows = self._place, list[int](), list[Tensor]()
@@ -215,10 +216,9 @@ class DataStream(Iterator[dict[str, Tensor]]):
     def _draw(self, place: int) -> tuple[int, Callable[[], Tensor]] | None:
         """Draw number ``place``, after those that follow it have been given to the threads."""
         # Two batches ahead: one that the threads work on while the other is being gathered.
-        while len(self._ahead) < (2 * self.batch_size if self.workers else 1):
-            index = self._index(place + len(self._ahead))
-            if index is None:
-                break
+        end = min(place + (2 * self.batch_size if self.workers else 1), self._end)
+        for draw in range(place + len(self._ahead), end):
+            index = self._order[draw]
             self._ahead.append((index, self._reading(index)))
         return self._ahead.popleft() if self._ahead else None
 
