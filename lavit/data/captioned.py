@@ -12,14 +12,11 @@ A question is about the image of captions.json with its ``image_id``, or else ab
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from PIL import Image
 
 from lavit.data.annotations import (
     AnnotationError,
@@ -31,7 +28,7 @@ from lavit.data.annotations import (
     read_texts,
     read_vqa,
 )
-from lavit.data.images import load_image
+from lavit.data.folder import ImageFiles as ImageFiles
 from lavit.data.mixture import Source
 from lavit.data.questions import PROMPT
 from lavit.data.shapes_language import EDIT, KINDS, ListedSource, Sequencing
@@ -68,28 +65,6 @@ class CaptionedFolder:
         for edit in self.edits:
             yield edit.text
         yield from self.texts
-
-
-class ImageFiles:
-    """Image files as a data set: RGB, or ImageError. ``name(i)``, ``paths`` and ``fingerprint`` as `ImageFolder`'s."""
-
-    def __init__(self, root: str | os.PathLike[str], paths: Sequence[Path]) -> None:
-        self.root, self.paths = Path(root), list(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return load_image(self.paths[index])
-
-    def name(self, index: int) -> str:
-        return str(self.paths[index])
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the paths below the folder, in their order."""
-        names = "\0".join(path.relative_to(self.root).as_posix() for path in self.paths)
-        return hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 def read_folder(
