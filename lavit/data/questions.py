@@ -15,13 +15,14 @@ The prompt for an image of a scene is its caption (``Scenes.captions``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, product
 from math import comb
 
 import numpy as np
 
+from lavit.data.record import Record
 from lavit.data.shapes import (
     CELLS,
     COLOURS,
@@ -54,28 +55,22 @@ _NUMBERS = 8  # for a scene
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(Record):
     """One of ``KINDS``, the words asked, and the true answer, one of ``ANSWERS[kind]``."""
 
     kind: str
     text: str
     answer: str
 
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Chance:
+class Chance(Record):
     """What answers to one kind of question score that look at nothing: the best ``answer`` given always, and answers
     drawn uniformly."""
 
     answer: str
     constant: float
     uniform: float
-
-    def as_dict(self) -> dict[str, str | float]:
-        return asdict(self)
 
 
 def questions(world: ShapesWorld, cells: np.ndarray, start: int = 0) -> list[tuple[Question, ...]]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lavit.data.images import ImageError
+from lavit.data.record import Record
 
 log = logging.getLogger("lavit.data")
 
@@ -32,8 +33,8 @@ class Dataset(Protocol):
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """An item that could not be read."""
+class Skipped(Record):
+    """An item that could not be used, and why."""
 
     index: int
     name: str

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch.distributed as dist
 
+from lavit.data.stream import Skipped as Skipped
 from lavit.training.distributed import is_distributed, rank, world_size
 
 T_co = TypeVar("T_co", covariant=True)
@@ -27,18 +28,6 @@ class Items(Protocol[T_co]):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> T_co: ...
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An item without a result, and why."""
-
-    index: int
-    name: str
-    reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavit.data.record import Record
 from lavit.evaluation.probe import CellProbe
 from lavit.evaluation.scenes import SceneReport, score_scenes
 
@@ -26,14 +27,11 @@ _FID_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 @dataclass(frozen=True)
-class Ranked:
+class Ranked(Record):
     """The scores of a prompt's samples, and which is best (the first one among equals)."""
 
     best: int
     scores: tuple[float, ...]
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def rerank(
@@ -119,14 +117,11 @@ class ClipScorer:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Figure(Record):
     """A number, or the reason why there is none here."""
 
     value: float | None
     reason: str | None = None
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def frechet_distance(
