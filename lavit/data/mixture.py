@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lavit.data.stream import Epochs
+from lavit.data.stream import Dataset, Epochs
 from lavit.kernels import BinPacker, Loss, Ragged, Segment
 from lavit.kernels.assemble_sequences.types import DEFAULT_LOSS
 
@@ -46,12 +46,8 @@ class Sample:
         return sum(map(len, self.texts)) + sum(of_image(image) + 2 for image in self.images)
 
 
-class Source(Protocol):
-    """Samples by number. May have ``fingerprint: str`` of what it holds."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
+Source = Dataset[Sample]
+"""Samples by number."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, astuple, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,14 +22,16 @@ from lavit.data.record import Record
 log = logging.getLogger("lavit.data")
 
 Transform = Callable[[Any], Tensor]
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Dataset(Protocol):
-    """Items by number. May also have ``name(i) -> str`` for messages and ``fingerprint: str`` of what it holds."""
+class Dataset(Protocol[T_co]):
+    """Items by number; taking one may fail. May also have ``name(i) -> str`` for messages and ``fingerprint: str`` of
+    what it holds."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Any: ...
+    def __getitem__(self, index: int, /) -> T_co: ...
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class DataStream(Iterator[dict[str, Tensor]]):
     own place. `close` ends the threads.
     """
 
-    dataset: Dataset | Tensor | np.ndarray
+    dataset: Dataset[Any] | Tensor | np.ndarray
     batch_size: int
     _: KW_ONLY
     key: str = "images"
