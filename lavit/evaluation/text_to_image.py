@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,9 @@ def rerank(
         if len(got) != len(part):
             raise ValueError(f"scorer: expected {len(part)} scores for as many images, got {len(got)}")
         scores += got.tolist()
-    ranked, begin = [], 0
+    ranked, rest = [], iter(scores)
     for number, images in enumerate(samples):
-        own = tuple(scores[begin : begin + len(images)])
-        begin += len(images)
+        own = tuple(islice(rest, len(images)))
         if any(map(math.isnan, own)):
             raise ValueError(f"scorer: gave NaN for prompt {number}, {prompts[number]!r}")
         ranked.append(Ranked(own.index(max(own)), own))
