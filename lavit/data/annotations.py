@@ -1,4 +1,4 @@
-"""Captions of image files, questions about them and edits of them: COCO captions, Karpathy's split, VQAv2, JSON lines.
+"""Captions of image files, questions about them, edits of them, and texts: COCO, Karpathy's split, VQAv2, JSON lines.
 
 A file that cannot be used at all raises ``AnnotationError``. A single entry that cannot be used, an image that is not
 there, or an answer to no question, is left out and named with the reason; the rest goes on.
@@ -243,7 +243,7 @@ def read_texts(path: str | os.PathLike[str]) -> Annotations[str]:
 
 def _lines(argument: str, path: Path, item: Callable[[str], T]) -> Annotations[T]:
     """What ``item`` makes of each line of a file but the empty ones. argument: whose file it is, for the message."""
-    read = Annotations[T]([])
+    read: Annotations[T] = Annotations([])
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
