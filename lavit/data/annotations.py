@@ -1,4 +1,4 @@
-"""Captions of image files, questions about them and edits of them: COCO captions, Karpathy's split, VQAv2, JSON lines.
+"""Captions of image files, questions about them, edits of them, and texts: COCO, Karpathy's split, VQAv2, JSON lines.
 
 A file that cannot be used at all raises ``AnnotationError``. A single entry that cannot be used, an image that is not
 there, or an answer to no question, is left out and named with the reason; the rest goes on.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
@@ -208,25 +208,71 @@ def read_edits(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> 
     images: the folder that the file names are relative to. Empty lines are passed over. Raises AnnotationError for a
     file that cannot be read.
     """
-    path, folder = Path(path), _folder(images)
-    items: list[EditItem] = []
-    bad: list[tuple[str, str]] = []
+    folder = _folder(images)
+
+    def edit(line: str) -> EditItem:
+        entry = _json(line, "column {0.colno}")
+        before, after = (_image(folder, [_text(entry, key)]) for key in ("image", "result"))
+        return EditItem(before, _text(entry, "text"), after)
+
+    return _lines("edits", Path(path), edit)
+
+
+def read_texts(path: str | os.PathLike[str]) -> Annotations[str]:
+    """The texts of a file: of .txt one a line, of .jsonl one a line as ``{"text": ...}`` or as a JSON text.
+
+    Empty lines are passed over; what is no such text is left out and named. Raises AnnotationError for a file that
+    cannot be read, of another ending, or without any text.
+    """
+    path = Path(path)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise AnnotationError(f"text: expected a file that ends in .txt or .jsonl, got {path}")
+
+    def text(line: str) -> str:
+        entry = _json(line, "column {0.colno}") if path.suffix == ".jsonl" else line
+        entry = {"text": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+            raise _Bad('expected a text or an object with a text "text"')
+        return _text(entry, "text")
+
+    read = _lines("text", path, text)
+    if not read.items:
+        raise AnnotationError(f"text: there is no text in {path} ({len(read.bad)} lines cannot be used)")
+    return read
+
+
+def _lines(argument: str, path: Path, item: Callable[[str], T]) -> Annotations[T]:
+    """What ``item`` makes of each line of a file but the empty ones. argument: whose file it is, for the message."""
+    read: Annotations[T] = Annotations([])
     try:
-        lines = path.read_bytes().splitlines()
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    if words := _decoded(line).strip():
+                        read.items.append(item(words))
+                except _Bad as reason:
+                    read.bad.append((f"{path.name}: line {number}", str(reason)))
     except OSError as error:
-        raise AnnotationError(f"cannot read {path}: {error.strerror or error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            before, after = (_image(folder, [_text(entry, key)]) for key in ("image", "result"))
-            items.append(EditItem(before, _text(entry, "text"), after))
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError among them
-            bad.append((f"{path.name}: line {number}", f"is not JSON ({' '.join(str(error).split())[:100]})"))
-        except _Bad as reason:
-            bad.append((f"{path.name}: line {number}", str(reason)))
-    return Annotations(items, bad)
+        raise AnnotationError(f"{argument}: cannot read {path}: {error.strerror or error}") from None
+    return read
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _Bad(f"is not UTF-8 text (byte {error.start})") from None
+
+
+def _json(text: str, place: str = "line {0.lineno} column {0.colno}") -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _Bad(f"is not JSON ({error.msg}, {place.format(error)})") from None
+    except RecursionError:
+        raise _Bad("is not JSON that can be read (nested too deeply)") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise _Bad(f"is not JSON that can be read ({error})") from None
 
 
 def _patterns(content: dict[str, Any], pattern: str | None) -> list[str]:
@@ -294,17 +340,11 @@ def _folder(path: str | os.PathLike[str]) -> Path:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise AnnotationError(f"{path}: no such file") from None
+        content = _json(_decoded(path.read_bytes()))
     except OSError as error:
         raise AnnotationError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: is not UTF-8 text (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise AnnotationError(f"{path}: is not JSON ({error.msg}, line {error.lineno} column {error.colno})") from None
-    except RecursionError:
-        raise AnnotationError(f"{path}: is not JSON that can be read (nested too deeply)") from None
+    except _Bad as reason:
+        raise AnnotationError(f"{path}: {reason}") from None
     if not isinstance(content, dict):
         raise AnnotationError(f"{path}: expected a JSON object, got {_kind(content)}")
     return content

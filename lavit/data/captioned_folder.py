@@ -12,28 +12,23 @@ A question is about the image of captions.json with its ``image_id``, or else ab
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
 
 from lavit.data.annotations import (
     AnnotationError,
-    Annotations,
     CaptionItem,
     EditItem,
     VQAItem,
     read_captions,
     read_edits,
+    read_texts,
     read_vqa,
 )
-from lavit.data.images import load_image
+from lavit.data.image_folder import ImageFiles as ImageFiles
 from lavit.data.mixture import Source
 from lavit.data.sequences import EDIT, KINDS, PROMPT, ListedSource, Sequencing
 
@@ -69,28 +64,6 @@ class CaptionedFolder:
         for edit in self.edits:
             yield edit.text
         yield from self.texts
-
-
-class ImageFiles:
-    """Image files as a data set: RGB, or ImageError. ``name(i)``, ``paths`` and ``fingerprint`` as `ImageFolder`'s."""
-
-    def __init__(self, root: str | os.PathLike[str], paths: Sequence[Path]) -> None:
-        self.root, self.paths = Path(root), list(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return load_image(self.paths[index])
-
-    def name(self, index: int) -> str:
-        return str(self.paths[index])
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the paths below the folder, in their order."""
-        names = "\0".join(path.relative_to(self.root).as_posix() for path in self.paths)
-        return hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 def read_folder(
@@ -136,52 +109,6 @@ def read_folder(
         read = read_texts(source)
         told, bad = read.items, bad + read.bad
     return CaptionedFolder(root, captions.items, asked, answers.exists(), changes, told, bad)
-
-
-def read_texts(path: str | os.PathLike[str]) -> Annotations[str]:
-    """The texts of a file: of .txt one a line, of .jsonl one a line as ``{"text": ...}`` or as a JSON text.
-
-    Empty lines are passed over; what is no such text is left out and named. Raises AnnotationError for a file that
-    cannot be read, of another ending, or without any text.
-    """
-    path = Path(path)
-    if path.suffix not in (".txt", ".jsonl"):
-        raise AnnotationError(f"text: expected a file that ends in .txt or .jsonl, got {path}")
-    items: list[str] = []
-    bad: list[tuple[str, str]] = []
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    items.append(_text(line, path.suffix == ".jsonl"))
-                except (ValueError, RecursionError) as error:
-                    bad.append((f"{path.name}: line {number}", _reason(error)))
-    except OSError as error:
-        raise AnnotationError(f"text: cannot read {path}: {error.strerror or error}") from None
-    if not items:
-        raise AnnotationError(f"text: there is no text in {path} ({len(bad)} lines cannot be used)")
-    return Annotations(items, bad)
-
-
-def _text(line: bytes, is_json: bool) -> str:
-    text: Any = line.decode("utf-8").strip()
-    if is_json:
-        text = json.loads(text)
-        text = text.get("text") if isinstance(text, dict) else text
-        if not isinstance(text, str):
-            raise ValueError('expected a text or an object with a text "text"')
-        text.encode()  # JSON can spell half of a surrogate pair
-        if not text.strip():
-            raise ValueError('"text" is empty')
-    return text
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeError):
-        return "is not text in UTF-8"
-    return f"is not JSON ({error})" if isinstance(error, (json.JSONDecodeError, RecursionError)) else str(error)
 
 
 def usual_answer(answers: Sequence[str]) -> str:

@@ -14,36 +14,14 @@ from lavit.data.images import MAX_PIXELS, load_image
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 
 
-class ImageFolder:
-    """The image files below a folder, at any depth, in the order of their relative paths.
+class ImageFiles:
+    """Image files below a folder as a data set: ``files[i]`` is RGB, or an ImageError (`lavit.data.load_image`).
 
-    The order is the same on every machine and file system. Names that begin with a dot are left out (thumbnails,
-    resource forks); linked folders are followed, each real folder once.
-
-    root: the folder. FileNotFoundError or NotADirectoryError where it is none, ValueError where no image is in it.
-    extensions: which files count as images, by the end of the name, upper or lower case.
-
-    ``folder[i]`` loads one image (`lavit.data.load_image`: RGB, or ImageError); ``len``, ``paths``, ``name(i)``.
+    root: the folder. paths: the files, in any order. ``len``, ``paths``, ``name(i)``.
     """
 
-    def __init__(
-        self, root: str | os.PathLike[str], extensions: Sequence[str] = EXTENSIONS, *, max_pixels: int = MAX_PIXELS
-    ):
-        self.root = Path(root)
-        self.max_pixels = max_pixels
-        if not self.root.exists():
-            raise FileNotFoundError(f"root: there is no folder {root}")
-        if not self.root.is_dir():
-            raise NotADirectoryError(f"root: expected a folder, got the file {root}")
-        if isinstance(extensions, str) or not extensions:
-            raise ValueError(f"extensions: expected a list such as ['.jpg', '.png'], got {extensions!r}")
-        endings = tuple(sorted({"." + e.lower().lstrip(".") for e in extensions}))
-        files = _files(self.root)
-        self.paths = sorted((f for f in files if f.name.lower().endswith(endings)), key=self._relative)
-        if not self.paths:
-            raise ValueError(
-                f"root: no image file below {root} (looked for {' '.join(endings)}; other files there: {len(files)})"
-            )
+    def __init__(self, root: str | os.PathLike[str], paths: Sequence[Path], *, max_pixels: int = MAX_PIXELS) -> None:
+        self.root, self.paths, self.max_pixels = Path(root), list(paths), max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -57,11 +35,39 @@ class ImageFolder:
     @property
     def fingerprint(self) -> str:
         """Of the relative paths in their order: the same as long as no file is added, removed or renamed."""
-        names = "\0".join(map(self._relative, self.paths)).encode("utf-8", "surrogateescape")
-        return hashlib.blake2b(names, digest_size=16).hexdigest()
+        names = "\0".join(path.relative_to(self.root).as_posix() for path in self.paths)
+        return hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+
+class ImageFolder(ImageFiles):
+    """The image files below a folder, at any depth, in the order of their relative paths.
+
+    The order is the same on every machine and file system. Names that begin with a dot are left out (thumbnails,
+    resource forks); linked folders are followed, each real folder once.
+
+    root: the folder. FileNotFoundError or NotADirectoryError where it is none, ValueError where no image is in it.
+    extensions: which files count as images, by the end of the name, upper or lower case.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], extensions: Sequence[str] = EXTENSIONS, *, max_pixels: int = MAX_PIXELS
+    ):
+        folder = Path(root)
+        if not folder.exists():
+            raise FileNotFoundError(f"root: there is no folder {root}")
+        if not folder.is_dir():
+            raise NotADirectoryError(f"root: expected a folder, got the file {root}")
+        if isinstance(extensions, str) or not extensions:
+            raise ValueError(f"extensions: expected a list such as ['.jpg', '.png'], got {extensions!r}")
+        endings = tuple(sorted({"." + e.lower().lstrip(".") for e in extensions}))
+        files = _files(folder)
+        images = [file for file in files if file.name.lower().endswith(endings)]
+        if not images:
+            raise ValueError(
+                f"root: no image file below {root} (looked for {' '.join(endings)}; other files there: {len(files)})"
+            )
+        images.sort(key=lambda file: file.relative_to(folder).as_posix())
+        super().__init__(folder, images, max_pixels=max_pixels)
 
 
 def _files(root: Path) -> list[Path]:

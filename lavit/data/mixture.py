@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lavit.data.stream import Dataset, Epochs
 from lavit.kernels import BinPacker, Loss, Ragged, Segment
 from lavit.kernels.assemble_sequences.types import DEFAULT_LOSS
 
@@ -46,12 +46,8 @@ class Sample:
         return sum(map(len, self.texts)) + sum(of_image(image) + 2 for image in self.images)
 
 
-class Source(Protocol):
-    """Samples by number. May have ``fingerprint: str`` of what it holds."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
+Source = Dataset[Sample]
+"""Samples by number."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def _nothing() -> Ragged:
     return Ragged(torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int32), 0)
 
 
-class Mixture:
+class Mixture(Iterator[tuple[int, Sample]]):
     """Samples without end from several sources, in the proportion of their weights.
 
     The next sample is from the source that is farthest behind its share; of the first n samples every source has its
@@ -124,36 +120,24 @@ class Mixture:
                 raise ValueError(f"sources: expected at least one sample in {name}, got none")
         if not sum(weights.values()) > 0:
             raise ValueError("weights: expected one above 0, got none")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank: expected 0 <= rank < world_size = {world_size}, got {rank}")
         self.names = tuple(name for name in sources if weights[name] > 0)
         self.sources = tuple(sources[name] for name in self.names)
         self.shares = np.array([weights[name] for name in self.names], dtype=np.float64)
         self.shares /= self.shares.sum()
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.drawn = np.zeros(len(self.names), dtype=np.int64)
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
-
-    def __iter__(self) -> Mixture:
-        return self
+        self._orders = [
+            Epochs(len(source), f"{seed}/{name}", rank, world_size)
+            for name, source in zip(self.names, self.sources, strict=True)
+        ]
 
     def __next__(self) -> tuple[int, Sample]:
         """Which source, and its next sample."""
         behind = self.shares * (self.drawn.sum() + 1) - self.drawn
         which = int(behind.argmax())
-        sample = self.sources[which][self._index(which, int(self.drawn[which]))]
+        sample = self.sources[which][self._orders[which][int(self.drawn[which])]]
         self.drawn[which] += 1
         return which, sample
-
-    def _index(self, which: int, place: int) -> int:
-        count = len(self.sources[which])
-        epoch, offset = divmod(self.rank + place * self.world_size, count)
-        if self._orders.get(which, (-1,))[0] != epoch:
-            words = f"{self.seed}/{self.names[which]}/{epoch}".encode()
-            digest = hashlib.blake2b(words, digest_size=7).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-            self._orders[which] = epoch, torch.randperm(count, generator=generator).numpy()
-        return int(self._orders[which][1][offset])
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.drawn.tolist(), **self._identity()}
@@ -177,7 +161,7 @@ class Mixture:
         }
 
 
-class PackedStream:
+class PackedStream(Iterator[PackedRow]):
     """Rows of a token budget from a mixture, without end: samples go through best-fit decreasing, a window at a time.
 
     budget: tokens of a row. of_image: number of an image -> its tokens. window: samples that are packed together; a
@@ -198,9 +182,6 @@ class PackedStream:
     @property
     def fill_rate(self) -> float:
         return self.tokens / (self.rows * self.budget) if self.rows else 1.0
-
-    def __iter__(self) -> Iterator[PackedRow]:
-        return self
 
     def __next__(self) -> PackedRow:
         while not self._ready:

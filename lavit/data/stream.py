@@ -4,41 +4,82 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, astuple, dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lavit.data.images import ImageError
+from lavit.data.record import Record
 
 log = logging.getLogger("lavit.data")
 
 Transform = Callable[[Any], Tensor]
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Dataset(Protocol):
-    """Items by number. May also have ``name(i) -> str`` for messages and ``fingerprint: str`` of what it holds."""
+class Dataset(Protocol[T_co]):
+    """Items by number; taking one may fail. May also have ``name(i) -> str`` for messages and ``fingerprint: str`` of
+    what it holds."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Any: ...
+    def __getitem__(self, index: int, /) -> T_co: ...
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """An item that could not be read."""
+class Skipped(Record):
+    """An item that could not be used, and why."""
 
     index: int
     name: str
     reason: str
 
 
-class DataStream:
+class Epochs:
+    """One permutation of ``count`` items after the other, each drawn from (seed, epoch) and strung together; process
+    ``rank`` of ``world_size`` takes every ``world_size``-th. seed: anything with its own text. shuffle: False keeps the
+    order of the items in every epoch."""
+
+    def __init__(self, count: int, seed: object, rank: int, world_size: int, *, shuffle: bool = True) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: expected 0 <= rank < world_size = {world_size}, got {rank}")
+        self.count, self.seed, self.rank, self.world_size, self.shuffle = count, seed, rank, world_size, shuffle
+        self._order = (-1, np.empty(0, np.int64))
+
+    def draws(self, epochs: int) -> int:
+        """How many draws the process has in the first ``epochs``."""
+        return max(0, -(-(epochs * self.count - self.rank) // self.world_size))
+
+    def epoch(self, draw: int) -> int:
+        return (self.rank + draw * self.world_size) // self.count
+
+    def __getitem__(self, draw: int) -> int:
+        """The item of the process's draw, from 0."""
+        epoch, place = divmod(self.rank + draw * self.world_size, self.count)
+        if not self.shuffle:
+            return place
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+            self._order = (epoch, torch.randperm(self.count, generator=generator).numpy())
+        return int(self._order[1][place])
+
+
+def seed_of(*names: object) -> int:
+    """A generator's seed. A hash, because names that differ by 1 must not give related numbers, nor (1, 0) those of
+    (0, 1)."""
+    return int.from_bytes(hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=7).digest(), "little")
+
+
+@dataclass(eq=False, repr=False)
+class DataStream(Iterator[dict[str, Tensor]]):
     """Batches ``{key: (B, ...) tensor, "index": (B,) int64}`` of a dataset, one epoch after the other.
 
     Every epoch is one permutation of the dataset, drawn from (seed, epoch). The epochs are strung together; of that row
@@ -60,46 +101,33 @@ class DataStream:
     own place. `close` ends the threads.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset | Tensor | np.ndarray,
-        batch_size: int,
-        *,
-        key: str = "images",
-        transform: Transform | None = None,
-        shuffle: bool = True,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        epochs: int | None = None,
-        workers: int = 0,
-    ):
-        least = {"batch_size": 1, "world_size": 1, "workers": 0}
-        for name, value in (("batch_size", batch_size), ("world_size", world_size), ("workers", workers)):
-            if value < least[name]:
-                raise ValueError(f"{name}: expected at least {least[name]}, got {value}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank: expected 0 <= rank < world_size = {world_size}, got {rank}")
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs: expected at least 1 or None, got {epochs}")
-        if key == "index":
+    dataset: Dataset[Any] | Tensor | np.ndarray
+    batch_size: int
+    _: KW_ONLY
+    key: str = "images"
+    transform: Transform | None = None
+    shuffle: bool = True
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    epochs: int | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("world_size", 1), ("workers", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs: expected at least 1 or None, got {self.epochs}")
+        if self.key == "index":
             raise ValueError("key: 'index' is taken by the numbers of the items")
-        if len(dataset) == 0:
+        if len(self.dataset) == 0:
             raise ValueError("dataset: expected at least one item, got none")
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.key = key
-        self.transform = transform
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epochs = epochs
-        self.workers = workers
+        self._order = Epochs(len(self.dataset), self.seed, self.rank, self.world_size, shuffle=self.shuffle)
+        self._end = sys.maxsize if self.epochs is None else self._order.draws(self.epochs)
         self._place = 0  # draws of this process that the batches handed out have used up
         self._bad: dict[int, Skipped] = {}
-        self._order = (-1, np.empty(0, np.int64))
-        self._ahead: deque[tuple[int, Future[Tensor]]] = deque()  # draws that are being read, in their order
+        self._ahead: deque[tuple[int, Callable[[], Tensor]]] = deque()  # draws that are being read, in their order
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -110,16 +138,13 @@ class DataStream:
     @property
     def epoch(self) -> int:
         """The epoch of the next item, from 0."""
-        return (self.rank + self._place * self.world_size) // len(self.dataset)
-
-    def __iter__(self) -> DataStream:
-        return self
+        return self._order.epoch(self._place)
 
     def __next__(self) -> dict[str, Tensor]:
         try:
             place, indices, rows = self._rows() if isinstance(self.dataset, Tensor | np.ndarray) else self._items()
         except BaseException:
-            self._forget_ahead()  # what was read for the failed batch is gone: read it again next time
+            self.close()  # what was read for the failed batch is gone: read it again next time
             raise
         if not indices:
             raise StopIteration
@@ -147,13 +172,13 @@ class DataStream:
         for name in here.keys() - {"place", "skipped"}:
             if state[name] != here[name]:
                 raise ValueError(f"state: was saved with {name} = {state[name]!r}, this stream has {here[name]!r}")
-        self._forget_ahead()
+        self.close()
         self._place = state["place"]
         self._bad = {index: Skipped(index, name, reason) for index, name, reason in state["skipped"]}
 
     def close(self) -> None:
         """End the threads. The stream may be used again; it then starts new ones."""
-        self._forget_ahead()
+        self._ahead.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
@@ -164,37 +189,21 @@ class DataStream:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _index(self, place: int) -> int | None:
-        """The item of this process's draw number ``place``; None after the last epoch."""
-        epoch, offset = divmod(self.rank + place * self.world_size, len(self.dataset))
-        if self.epochs is not None and epoch >= self.epochs:
-            return None
-        if not self.shuffle:
-            return offset
-        if self._order[0] != epoch:
-            # A hash, because seeds that differ by 1 must not give related orders, nor (1, 0) that of (0, 1).
-            digest = hashlib.blake2b(f"{self.seed}/{epoch}".encode(), digest_size=7).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-            self._order = (epoch, torch.randperm(len(self.dataset), generator=generator).numpy())
-        return int(self._order[1][offset])
-
     def _rows(self) -> tuple[int, list[int], Tensor]:
-        place, indices = self._place, list[int]()
-        while len(indices) < self.batch_size and (index := self._index(place)) is not None:
-            indices.append(index)
-            place += 1
-        if not indices:
-            return place, indices, torch.empty(0)
+        end = min(self._place + self.batch_size, self._end)
+        indices = [self._order[place] for place in range(self._place, end)]
         rows = torch.as_tensor(self.dataset[indices])  # type: ignore[index]
-        return place, indices, rows if self.transform is None else self._transformed(rows, len(indices))
+        if self.transform is not None and indices:
+            rows = self._transformed(rows, len(indices))
+        return end, indices, rows
 
     def _items(self) -> tuple[int, list[int], Tensor]:
         place, indices, rows = self._place, list[int](), list[Tensor]()
         misses = 0
         while len(indices) < self.batch_size and (drawn := self._draw(place)) is not None:
-            index, future = drawn
+            index, read = drawn
             place += 1
-            row = self._result(index, future)
+            row = self._result(index, read)
             if row is None:
                 misses += 1
                 self._give_up_after(misses)
@@ -207,28 +216,23 @@ class DataStream:
             indices.append(index)
         return place, indices, torch.cat(rows) if rows else torch.empty(0)
 
-    def _draw(self, place: int) -> tuple[int, Future[Tensor]] | None:
+    def _draw(self, place: int) -> tuple[int, Callable[[], Tensor]] | None:
         """Draw number ``place``, after those that follow it have been given to the threads."""
         # Two batches ahead: one that the threads work on while the other is being gathered.
-        while len(self._ahead) < (2 * self.batch_size if self.workers else 1):
-            index = self._index(place + len(self._ahead))
-            if index is None:
-                break
-            self._ahead.append((index, self._read(index)))
+        end = min(place + (2 * self.batch_size if self.workers else 1), self._end)
+        for draw in range(place + len(self._ahead), end):
+            index = self._order[draw]
+            self._ahead.append((index, self._reading(index)))
         return self._ahead.popleft() if self._ahead else None
 
-    def _read(self, index: int) -> Future[Tensor]:
-        if self.workers and index not in self._bad:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="lavit-data")
-            return self._pool.submit(self._row, index)
-        future: Future[Tensor] = Future()
-        if index not in self._bad:
-            try:
-                future.set_result(self._row(index))
-            except Exception as error:
-                future.set_exception(error)
-        return future
+    def _reading(self, index: int) -> Callable[[], Tensor]:
+        if not self.workers or index in self._bad:
+            return partial(self._row, index)
+        # Threads, not processes: decoding an image lets go of the interpreter's lock, threads start in no time, and no
+        # row is copied and nothing pickled on the way.
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="lavit-data")
+        return self._pool.submit(self._row, index).result
 
     def _row(self, index: int) -> Tensor:
         """Item ``index`` as a batch of one."""
@@ -247,12 +251,12 @@ class DataStream:
             raise ValueError(f"transform: expected a tensor with {count} rows for {count} items, got {got}")
         return rows
 
-    def _result(self, index: int, future: Future[Tensor]) -> Tensor | None:
+    def _result(self, index: int, read: Callable[[], Tensor]) -> Tensor | None:
         """The row, or None for an item that cannot be read."""
         if index in self._bad:
             return None
         try:
-            return future.result()
+            return read()
         except (ImageError, OSError) as error:
             name = self._name(index)
             self._bad[index] = Skipped(index, name, str(error).removeprefix(f"{name}: "))
@@ -272,8 +276,3 @@ class DataStream:
     def _name(self, index: int) -> str:
         name = getattr(self.dataset, "name", None)
         return name(index) if callable(name) else f"item {index}"
-
-    def _forget_ahead(self) -> None:
-        for _, future in self._ahead:
-            future.cancel()
-        self._ahead.clear()

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lavit.data.record import Record
 from lavit.language.postprocessing import cut_caption as cut_caption
 from lavit.shapes.questions import read_caption
 from lavit.shapes.scores import SceneReport, score_scenes
@@ -23,16 +24,13 @@ INSTALL = "pip install 'lavit[evaluation]'"
 
 
 @dataclass(frozen=True)
-class SceneCaptionReport:
+class SceneCaptionReport(Record):
     """readable: share of captions that say something in the world's words at all. objects: what they say is where, with
     its chance levels; a caption that cannot be read says nothing. ``objects.score.exact`` is the share of captions that
     are word for word the true one."""
 
     readable: float
     objects: SceneReport
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def score_scene_captions(captions: Sequence[str], cells: np.ndarray) -> SceneCaptionReport:
@@ -49,7 +47,7 @@ def score_scene_captions(captions: Sequence[str], cells: np.ndarray) -> SceneCap
 
 
 @dataclass(frozen=True)
-class CaptionScores:
+class CaptionScores(Record):
     """scores: by metric, as pycocoevalcap gives them. skipped: metric -> why it was not computed. tokenizer: "ptb", the
     one of published numbers, or "plain" (words in lower case) where there is no Java for it; published numbers then do
     not compare. captions: how many were judged. missing: references without a caption, which do not count."""
@@ -59,9 +57,6 @@ class CaptionScores:
     tokenizer: str
     captions: int
     missing: list[Hashable]
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")

@@ -7,38 +7,20 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch.distributed as dist
 
+from lavit.data.stream import Dataset
+from lavit.data.stream import Skipped as Skipped
 from lavit.training.engine.distributed import is_distributed, rank, world_size
 
-T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 R = TypeVar("R")
 
 BAD = (ValueError, OSError)
 """What an item that cannot be used raises; `lavit.data.ImageError` is a ValueError."""
-
-
-class Items(Protocol[T_co]):
-    """Items by number; taking one may fail."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> T_co: ...
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An item without a result, and why."""
-
-    index: int
-    name: str
-    reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -53,7 +35,7 @@ class Evaluated(Generic[R]):
 
 
 def evaluate_items(
-    items: Items[T],
+    items: Dataset[T],
     function: Callable[[list[T]], Sequence[R]],
     *,
     batch_size: int = 1,
@@ -97,7 +79,7 @@ def evaluate_items(
 
 
 def _batch(
-    items: Items[T],
+    items: Dataset[T],
     indices: Sequence[int],
     function: Callable[[list[T]], Sequence[R]],
     bad: tuple[type[Exception], ...],

@@ -6,7 +6,6 @@ the first process alone, the others have None. Items that cannot be used are nam
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from lavit.data.annotations import CaptionItem, VQAItem
 from lavit.data.images import ImageError, load_image
+from lavit.data.stream import seed_of as seed_of
 from lavit.evaluation.captioning import score_captions, score_scene_captions
 from lavit.evaluation.runner import Evaluated, Skipped, evaluate_items
 from lavit.evaluation.text_to_image import score_generated_scenes
@@ -202,6 +202,7 @@ def generate_scenes(
     scenes: Scenes,
     probe: CellProbe,
     *,
+    prompts: Sequence[Any] | None = None,
     own: TokenStatistics | None = None,
     seed: int = 0,
     batch_size: int = 32,
@@ -210,65 +211,21 @@ def generate_scenes(
 ) -> TaskReport:
     """Images drawn for the captions of scenes, by the objects that a probe reads from their decoded features.
 
-    probe: of `decoded_probe`. own: of the scenes' images, as `tokenize_and_decode` gives them, if that is done already.
+    probe: of `decoded_probe`. prompts: what asks for each scene instead of its caption, a text or [image, text].
+    own: of the scenes' images, as `tokenize_and_decode` gives them, if that is done already.
     seed: of the images; scene i has its own, whatever the batch and the number of processes.
     In the score ``objects`` is of the images drawn, beside chance; ``true_tokens`` of the scenes' own tokens, decoded:
     what the tokenizer loses and the probe mistakes; ``tokens`` their mean numbers.
     """
-    shared: tuple[Any, ...] = (probe, own, seed, batch_size, progress, settings)
-    return _draw(model, processor, scenes.captions, scenes.captions, scenes, *shared)
-
-
-def edit_scenes(
-    model: Model,
-    processor: Any,
-    pairs: Edits,
-    probe: CellProbe,
-    *,
-    own: TokenStatistics | None = None,
-    seed: int = 0,
-    batch_size: int = 32,
-    progress: Progress | None = None,
-    **settings: Any,
-) -> TaskReport:
-    """Images drawn for an image and the words that ask for one change of it, as `generate_scenes` judges them.
-
-    own: of the changed images. In the score ``wordless`` is the most, figure by figure, that guesses score which look
-    at the image but do not read the words.
-    """
-    prompts = [[image, text] for image, text in zip(pairs.before.images, pairs.texts, strict=True)]
-    shared: tuple[Any, ...] = (probe, own, seed, batch_size, progress, settings)
-    report = _draw(model, processor, prompts, pairs.texts, pairs.after, *shared)
-    if report.score is not None:
-        found = [one["scene"] for one in report.results]
-        truth = pairs.after.cells[found]
-        guesses = [score_scenes(cells[found], truth).score.as_dict() for cells in pairs.wordless]
-        guesses.append(report.score["objects"]["constant"])
-        report.score["wordless"] = {figure: max(guess[figure] for guess in guesses) for figure in guesses[0]}
-    return report
-
-
-def _draw(
-    model: Model,
-    processor: Any,
-    prompts: Sequence[Any],
-    texts: Sequence[str],
-    scenes: Scenes,
-    probe: CellProbe,
-    own: TokenStatistics | None,
-    seed: int,
-    batch_size: int,
-    progress: Progress | None,
-    settings: Mapping[str, Any],
-) -> TaskReport:
-    """texts: the words of each prompt. scenes: what each asks for."""
+    asked: Sequence[Any] = scenes.captions if prompts is None else prompts
+    texts = [prompt if isinstance(prompt, str) else prompt[-1] for prompt in asked]
     chosen = {**SMALL, **settings}
     device = next(probe.parameters()).device
 
     def run(batch: list[int]) -> list[tuple[list[int], int]]:
         seeds = [seed_of(seed, i) for i in batch]
         drawn = model.generate_tokens(
-            [prompts[i] for i in batch], processor, seeds=seeds, batch_size=len(batch), **chosen
+            [asked[i] for i in batch], processor, seeds=seeds, batch_size=len(batch), **chosen
         ).codes
         with torch.no_grad():
             read = probe.read(model.visual_tokenizer.decode(drawn).float().to(device)).tolist()
@@ -293,6 +250,35 @@ def _draw(
     return TaskReport(_of_first(score), results, done.skipped, chosen)
 
 
+def edit_scenes(
+    model: Model,
+    processor: Any,
+    pairs: Edits,
+    probe: CellProbe,
+    *,
+    own: TokenStatistics | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TaskReport:
+    """Images drawn for an image and the words that ask for one change of it, as `generate_scenes` judges them.
+
+    own: of the changed images. In the score ``wordless`` is the most, figure by figure, that guesses score which look
+    at the image but do not read the words.
+    """
+    prompts = [[image, text] for image, text in zip(pairs.before.images, pairs.texts, strict=True)]
+    shared: dict[str, Any] = {"own": own, "seed": seed, "batch_size": batch_size, "progress": progress, **settings}
+    report = generate_scenes(model, processor, pairs.after, probe, prompts=prompts, **shared)
+    if report.score is not None:
+        found = [one["scene"] for one in report.results]
+        truth = pairs.after.cells[found]
+        guesses = [score_scenes(cells[found], truth).score.as_dict() for cells in pairs.wordless]
+        guesses.append(report.score["objects"]["constant"])
+        report.score["wordless"] = {figure: max(guess[figure] for guess in guesses) for figure in guesses[0]}
+    return report
+
+
 def decoded_probe(model: Model, processor: Any, scenes: Scenes, *, steps: int = 400, seed: int = 0) -> CellProbe:
     """A probe that has learned to read scenes from what their tokens decode to; the same on all processes."""
     decoded = tokenize_and_decode(model.visual_tokenizer, encode_images(model, processor, scenes.images)).decoded
@@ -310,11 +296,6 @@ def encode_images(model: Model, processor: Any, images: np.ndarray) -> Tensor:
         raise ValueError("images: expected at least one, got none")
     parts = (images[begin : begin + AT_ONCE] for begin in range(0, len(images), AT_ONCE))
     return torch.cat([tokenizer.encode_features(processor.image_processor(part).to(device)) for part in parts])
-
-
-def seed_of(seed: int, item: int) -> int:
-    """The item's own seed, from its number alone."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{item}".encode(), digest_size=7).digest(), "little")
 
 
 def _all(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavit.data.record import Record
 from lavit.shapes.probe import CellProbe
 from lavit.shapes.scores import SceneReport, score_scenes
 
@@ -26,14 +28,11 @@ _FID_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 @dataclass(frozen=True)
-class Ranked:
+class Ranked(Record):
     """The scores of a prompt's samples, and which is best (the first one among equals)."""
 
     best: int
     scores: tuple[float, ...]
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def rerank(
@@ -62,10 +61,9 @@ def rerank(
         if len(got) != len(part):
             raise ValueError(f"scorer: expected {len(part)} scores for as many images, got {len(got)}")
         scores += got.tolist()
-    ranked, begin = [], 0
+    ranked, rest = [], iter(scores)
     for number, images in enumerate(samples):
-        own = tuple(scores[begin : begin + len(images)])
-        begin += len(images)
+        own = tuple(islice(rest, len(images)))
         if any(map(math.isnan, own)):
             raise ValueError(f"scorer: gave NaN for prompt {number}, {prompts[number]!r}")
         ranked.append(Ranked(own.index(max(own)), own))
@@ -119,14 +117,11 @@ class ClipScorer:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Figure(Record):
     """A number, or the reason why there is none here."""
 
     value: float | None
     reason: str | None = None
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def frechet_distance(
@@ -185,7 +180,7 @@ def score_generated_scenes(probe: CellProbe, features: Tensor, asked: np.ndarray
     """Whether the objects asked for are in generated scenes of the shapes world, as a probe reads them.
 
     features: (n, N, C) of the generated images, encoded or decoded from tokens, as those that the probe has learned
-    from. asked: cells (n, 4) of the prompts' scenes; `lavit.shapes.questions.read_caption` gives them for a caption.
+    from. asked: cells (n, 4) of the prompts' scenes; `lavit.data.questions.read_caption` gives them for a caption.
     What the probe itself mistakes counts as missing: see its own score on real images.
     """
     return score_scenes(probe.read(features).numpy(), asked)

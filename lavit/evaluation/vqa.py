@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from lavit.data.record import Record
 from lavit.language.postprocessing import cut_answer as cut_answer
 from lavit.shapes.questions import Question, chance
 
@@ -63,7 +64,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class VQAScore:
+class VQAScore(Record):
     """Accuracy over all answered questions and by type. ``unanswered``: ids of questions without an answer, which do
     not count."""
 
@@ -71,9 +72,6 @@ class VQAScore:
     by_question_type: dict[str, Share]
     by_answer_type: dict[str, Share]
     unanswered: list[Hashable] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -87,14 +85,11 @@ class GuessedShare:
 
 
 @dataclass(frozen=True)
-class SceneAnswerReport:
+class SceneAnswerReport(Record):
     """Questions of the shapes world: over all, and by kind. Chance over all is that of each kind's own guess."""
 
     overall: GuessedShare
     by_kind: dict[str, GuessedShare]
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def normalize_answer(text: str) -> str:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lavit.data.sequences import EDIT, ListedSource, Sequencing
-from lavit.shapes.world import CELLS, EMPTY, MAX_OBJECTS, NUM_CLASSES, PLACES, SPLITS, Scenes, ShapesWorld, name
+from lavit.shapes.world import CELLS, EDITS, EMPTY, MAX_OBJECTS, NUM_CLASSES, PLACES, Scenes, ShapesWorld, name
 
-_KEY = 2 * len(SPLITS)  # the generator's keys below this one draw the scenes and the questions
-_WORDS = 4  # one of Philox' counters for a scene
+_NUMBERS = 4  # for a scene
 _REMOVED = 0.5  # of the objects that are changed, how many go where others stay
 
 
@@ -48,15 +47,18 @@ class Edits:
         return _texts(self.after, self.before)
 
 
-def edits(world: ShapesWorld, count: int, start: int = 0) -> Edits:
-    """One change of each of the world's scenes ``start`` to ``start + count - 1``. Raises ValueError for a negative
-    number."""
-    scenes = world.scenes(count, start)
-    stream = np.random.Philox(key=np.array([world.seed, _KEY + SPLITS.index(world.split)], dtype=np.uint64))
-    stream.advance(start * (_WORDS // 4))
-    words = stream.random_raw(count * _WORDS).reshape(-1, _WORDS)
-    uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    cells = [_change(row, u) for row, u in zip(scenes.cells.tolist(), uniform.tolist(), strict=True)]
+def edits(world: ShapesWorld, count: int, start: int = 0, *, scenes: Scenes | None = None) -> Edits:
+    """One change of each of the world's scenes ``start`` to ``start + count - 1``.
+
+    scenes: these, where they are drawn already. Raises ValueError for a negative number, and for another number of
+    scenes.
+    """
+    if scenes is None:
+        scenes = world.scenes(count, start)
+    if len(scenes) != count:
+        raise ValueError(f"scenes: expected {count}, got {len(scenes)}")
+    numbers = world.uniform(EDITS, _NUMBERS, count, start)
+    cells = [_change(row, u) for row, u in zip(scenes.cells.tolist(), numbers.tolist(), strict=True)]
     changed = np.array(cells, dtype=np.int64).reshape(-1, CELLS)
     return Edits(scenes, world.scenes(count, start, cells=changed))
 

@@ -7,12 +7,13 @@ half a pixel. The nearest one by squared error, or nothing, is what is seen. It 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from lavit.data.record import Record
 from lavit.shapes.questions import possible_scenes
 from lavit.shapes.scores import scene_chance, score_scenes
 from lavit.shapes.world import CELL, CELLS, COLOURS, EMPTY, GREY, GRID, RADIUS, RGB, SHAPES, SIZE, render
@@ -29,7 +30,7 @@ _AT_ONCE = 512  # images: bounds the memory
 
 
 @dataclass(frozen=True)
-class Rates:
+class Rates(Record):
     """scene: share of scenes with every cell right. object_recall: of the objects asked for, those found at their place
     with their shape and colour. cell: share of cells that are right, empty ones among them."""
 
@@ -37,12 +38,9 @@ class Rates:
     object_recall: float
     cell: float
 
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Record):
     """What was seen in ``scenes`` images beside what was asked for.
 
     unclear: share of cells that nothing fits; they are wrong. constant and other are what guessing scores: for each
@@ -66,9 +64,6 @@ class Drawn:
     @property
     def cell(self) -> float:
         return self.rates.cell
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class SceneReader:

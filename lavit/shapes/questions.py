@@ -15,13 +15,14 @@ The prompt for an image of a scene is its caption (``Scenes.captions``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, product
 from math import comb
 
 import numpy as np
 
+from lavit.data.record import Record
 from lavit.data.sequences import PROMPT
 from lavit.shapes.world import (
     CELLS,
@@ -30,8 +31,8 @@ from lavit.shapes.world import (
     MAX_OBJECTS,
     NUM_CLASSES,
     PLACES,
+    QUESTIONS,
     SHAPES,
-    SPLITS,
     ShapesWorld,
     caption,
     name,
@@ -48,33 +49,26 @@ ANSWERS = {
 
 _YES = 0.5  # the share of "yes"
 _NEAR = 0.5  # of the "no", how many are near misses
-_KEY = len(SPLITS)  # the generator's keys below this one draw the scenes
-_WORDS = 8  # two of Philox' counters for a scene
+_NUMBERS = 8  # for a scene
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(Record):
     """One of ``KINDS``, the words asked, and the true answer, one of ``ANSWERS[kind]``."""
 
     kind: str
     text: str
     answer: str
 
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Chance:
+class Chance(Record):
     """What answers to one kind of question score that look at nothing: the best ``answer`` given always, and answers
     drawn uniformly."""
 
     answer: str
     constant: float
     uniform: float
-
-    def as_dict(self) -> dict[str, str | float]:
-        return asdict(self)
 
 
 def questions(world: ShapesWorld, cells: np.ndarray, start: int = 0) -> list[tuple[Question, ...]]:
@@ -91,11 +85,8 @@ def questions(world: ShapesWorld, cells: np.ndarray, start: int = 0) -> list[tup
     empty = np.flatnonzero((cells == EMPTY).all(1))
     if len(empty):
         raise ValueError(f"cells: expected an object in every scene, got none in scene {start + int(empty[0])}")
-    stream = np.random.Philox(key=np.array([world.seed, _KEY + SPLITS.index(world.split)], dtype=np.uint64))
-    stream.advance(start * (_WORDS // 4))
-    words = stream.random_raw(len(cells) * _WORDS).reshape(-1, _WORDS)
-    uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return [_ask(row, u) for row, u in zip(cells.tolist(), uniform.tolist(), strict=True)]
+    numbers = world.uniform(QUESTIONS, _NUMBERS, len(cells), start)
+    return [_ask(row, u) for row, u in zip(cells.tolist(), numbers.tolist(), strict=True)]
 
 
 def _ask(cells: list[int], uniform: list[float]) -> tuple[Question, ...]:
@@ -174,7 +165,7 @@ def chance() -> dict[str, Chance]:
 
 
 def read_caption(text: str) -> list[int] | None:
-    """The cells that `lavit.shapes.world.caption` would have described by exactly these words, or None."""
+    """The cells that `lavit.data.shapes.caption` would have described by exactly these words, or None."""
     cells = [EMPTY] * CELLS
     for part in text.split(" and "):
         place, kind = _PHRASES.get(part, (None, EMPTY))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from lavit.data.record import Record
 from lavit.shapes.questions import possible_scenes
 from lavit.shapes.world import CELLS, EMPTY, NUM_CLASSES
 
 
 @dataclass(frozen=True)
-class SceneScore:
+class SceneScore(Record):
     """exact: share of scenes with every cell right. recall: of the objects asked for, those found at their place with
     their shape and colour. precision: of the objects found, those asked for; 0 where none was found."""
 
@@ -20,12 +21,9 @@ class SceneScore:
     recall: float
     precision: float
 
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class SceneReport:
+class SceneReport(Record):
     """What was found in ``scenes`` scenes, with ``right``, ``missing`` and ``extra`` objects in all, beside what
     guessing finds: ``constant``, for each figure the best scene of the world given always, and ``other``, another
     scene of the world each time."""
@@ -37,9 +35,6 @@ class SceneReport:
     extra: int
     constant: SceneScore
     other: SceneScore
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def score_scenes(found: np.ndarray, asked: np.ndarray) -> SceneReport:

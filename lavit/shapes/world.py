@@ -32,6 +32,8 @@ NUM_CLASSES = 1 + len(SHAPES) * len(COLOURS)
 """What a cell can hold: nothing (0), or ``1 + shape * 4 + colour``."""
 
 SPLITS = ("train", "test")
+SCENES, QUESTIONS, EDITS = range(3)
+"""What a world draws; each has random words of its own."""
 
 RGB = np.array([[0.86, 0.16, 0.16], [0.15, 0.68, 0.24], [0.18, 0.32, 0.88], [0.93, 0.83, 0.17]], dtype=np.float32)
 """The colours in [0, 1]."""
@@ -44,7 +46,6 @@ _TRUTH_WORDS = 4 + 4 * CELLS  # places and count, then shape with colour, x, y a
 _WORDS = _NOISE_WORDS + _TRUTH_WORDS
 _WORDS_PER_COUNTER = 4  # of Philox4x64
 _CHUNK = 2048  # scenes drawn at a time: bounds the memory of the floating-point image
-assert _WORDS % _WORDS_PER_COUNTER == 0
 
 _DECODE_NOISE = np.array([NormalDist().inv_cdf((k + 0.5) / 256) * _NOISE for k in range(256)], dtype=np.float32)
 
@@ -127,11 +128,23 @@ class ShapesWorld:
             yield self.scenes(batch_size, start)
             start += batch_size
 
+    def uniform(self, use: int, each: int, count: int, start: int = 0) -> np.ndarray:
+        """Random numbers for scenes ``start`` to ``start + count - 1``: (count, each) float64 in [0, 1).
+
+        use: ``QUESTIONS`` or ``EDITS``. each: numbers for a scene, a multiple of 4.
+        """
+        return _uniform(self._words(use, each, count, start))
+
+    def _words(self, use: int, each: int, count: int, start: int) -> np.ndarray:
+        assert each % _WORDS_PER_COUNTER == 0
+        key = use * len(SPLITS) + SPLITS.index(self.split)
+        stream = np.random.Philox(key=np.array([self.seed, key], dtype=np.uint64))
+        stream.advance(start * (each // _WORDS_PER_COUNTER))
+        return stream.random_raw(count * each).reshape(count, each)
+
     def _draw(self, start: int, count: int, instead: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        stream = np.random.Philox(key=np.array([self.seed, SPLITS.index(self.split)], dtype=np.uint64))
-        stream.advance(start * (_WORDS // _WORDS_PER_COUNTER))
-        words = stream.random_raw(count * _WORDS).reshape(count, _WORDS)
-        uniform = (words[:, _NOISE_WORDS:] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        words = self._words(SCENES, _WORDS, count, start)
+        uniform = _uniform(words[:, _NOISE_WORDS:])
         places, details = uniform[:, :4], uniform[:, 4:].reshape(count, CELLS, 4)
         # The order of four uniform numbers is a uniform permutation, and independent of every symmetric function of
         # them, such as their sum modulo 1, which is uniform as well: one more number, for the count of objects.
@@ -147,6 +160,11 @@ class ShapesWorld:
         noise = np.ascontiguousarray(words[:, :_NOISE_WORDS]).astype("<u8", copy=False).view(np.uint8)
         images += _DECODE_NOISE[noise].reshape(images.shape)
         return np.rint(images.clip(0, 1) * 255).astype(np.uint8), cells
+
+
+def _uniform(words: np.ndarray) -> np.ndarray:
+    """uint64 -> float64 in [0, 1), by the upper 53 bits."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def render(cells: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> np.ndarray:

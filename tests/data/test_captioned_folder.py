@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from lavit.data import AnnotationError, ImageError
-from lavit.data.captioned_folder import ImageFiles, captioned_sources, read_folder, read_texts, usual_answer
+from lavit.data.annotations import read_edits, read_texts
+from lavit.data.captioned_folder import ImageFiles, captioned_sources, read_folder, usual_answer
 from lavit.data.sequences import PROMPT, Sequencing
 from lavit.kernels import Loss, Segment
 
@@ -180,10 +181,34 @@ def test_texts_that_cannot_be_used_are_named_and_the_rest_goes_on(tmp_path):
     read = read_texts(tmp_path / "t.jsonl")
     assert read.items == ["a", "c"]
     assert [name for name, _ in read.bad] == [f"t.jsonl: line {number}" for number in (2, 3, 4, 5, 6)]
-    reasons = "an object with a text, is not JSON, not text in UTF-8, is empty, not text in UTF-8".split(", ")
+    reasons = "an object with a text, is not JSON, is not UTF-8, is empty, that UTF-8 can hold".split(", ")
     assert all(part in reason for (_, reason), part in zip(read.bad, reasons, strict=True))
     (tmp_path / "t.txt").write_text("one\n\n  two \n")
     assert read_texts(tmp_path / "t.txt").items == ["one", "two"]
+
+
+def test_broken_lines_of_edits_and_texts_are_told_in_the_same_words(tmp_path):
+    lines = [
+        b"\xef\xbb\xbf",
+        b'{"text": "\xff"}',
+        b'{"text": ',
+        b"[" * 100_000,
+        b"9" * 5000,
+        b'{"image": "a", "result": "a", "text": "\\ud800"}',
+    ]
+    paths = tmp_path / "edits.jsonl", tmp_path / "text.jsonl"
+    for path in paths:
+        path.write_bytes(b"\r\n".join([*lines, b'{"image": "a", "result": "a", "text": "good"}']))
+    (tmp_path / "a").touch()
+    edits, texts = read_edits(paths[0], tmp_path), read_texts(paths[1])
+    assert [item.text for item in edits.items] == texts.items == ["good"]
+    assert [name for name, _ in edits.bad] == [f"edits.jsonl: line {number}" for number in (2, 3, 4, 5, 6)]
+    assert [name for name, _ in texts.bad] == [f"text.jsonl: line {number}" for number in (2, 3, 4, 5, 6)]
+    reasons = [reason for _, reason in texts.bad]
+    assert reasons[0] == "is not UTF-8 text (byte 10)" and reasons[1] == "is not JSON (Expecting value, column 9)"
+    assert "nested too deeply" in reasons[2] and "digits" in reasons[3]
+    assert reasons[4] == '"text" is not text that UTF-8 can hold'
+    assert [reason for _, reason in edits.bad] == reasons
 
 
 def test_a_given_text_file_stands_for_the_folders(folder, tmp_path):

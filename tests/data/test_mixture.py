@@ -73,6 +73,11 @@ def test_epochs_are_different_permutations_and_processes_share_them():
     assert [parts[i % 3][i // 3] for i in range(21)] == alone
 
 
+def test_the_order_of_the_samples_stays_what_it_was():
+    drawn = [(which, len(sample.texts[0])) for which, sample in islice(two_sources(seed=5, rank=1, world_size=2), 9)]
+    assert drawn == [(0, 1), (1, 5), (0, 2), (0, 5), (1, 7), (0, 4), (0, 2), (1, 4), (0, 3)]
+
+
 def test_rows_hold_every_sample_once_within_the_budget():
     stream = PackedStream(two_sources(), 24, of_image, window=30)
     rows = [next(stream)]

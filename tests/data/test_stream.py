@@ -155,6 +155,13 @@ def test_finite_stream_gives_every_item_once_an_epoch(count, batch, world, epoch
         lengths += [len(b["index"]) for b in batches[:-1]]
     assert sorted(seen) == sorted(list(range(count)) * epochs)
     assert all(n == batch for n in lengths)
+    rows = [DataStream(torch.arange(count), batch, rank=r, world_size=world, epochs=epochs) for r in range(world)]
+    assert [i for stream in rows for i in indices(stream)] == seen  # rows of an array end as single items do
+
+
+def test_the_order_of_the_items_stays_what_it_was():
+    stream = DataStream(torch.arange(12), 8, seed=3, rank=1, world_size=2)
+    assert indices(take(stream, 2)) == [9, 2, 1, 5, 0, 7, 11, 3, 9, 6, 2, 0, 11, 7, 3, 2]
 
 
 @pytest.mark.parametrize("kind", ["array", "memmap", "tensor", "bfloat16"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
 from lavit.data.sequences import Sequencing
 from lavit.kernels import Loss, Segment
 from lavit.shapes.edits import edits, edits_source, instruction, instructions
+from lavit.shapes.questions import questions
 from lavit.shapes.world import CELL, CELLS, EMPTY, GRID, NUM_CLASSES, PLACES, Scenes, ShapesWorld, name
 
 WORLD = ShapesWorld(3)
@@ -56,6 +59,24 @@ def test_a_change_depends_on_world_split_and_number_alone():
     assert edits(ShapesWorld(3, "test"), 400).texts != PAIRS.texts != edits(ShapesWorld(4), 400).texts
     assert np.array_equal(part.before.images, SCENES.images[50:80])
     assert len(edits(WORLD, 0)) == 0 and edits(WORLD, 0).wordless[1].shape == (0, CELLS)
+
+
+def test_changes_of_scenes_that_are_drawn_already_are_the_same():
+    given = edits(WORLD, 30, start=50, scenes=SCENES[50:80])
+    assert given.before.images.base is SCENES.images
+    assert given.texts == PAIRS.texts[50:80] and np.array_equal(given.after.images, PAIRS.after.images[50:80])
+    with pytest.raises(ValueError, match="scenes: expected 30, got 29"):
+        edits(WORLD, 30, scenes=SCENES[:29])
+
+
+def test_the_random_words_of_scenes_questions_and_edits_stay_what_they_were():
+    def digest(text: str) -> str:
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    pairs = edits(WORLD, 400, start=7)
+    assert digest(repr(pairs.texts + pairs.undoing)) == "316bcf48a8a2dd5c"
+    assert digest(repr(questions(WORLD, pairs.before.cells, 7))) == "08643d3ee70408a9"
+    assert hashlib.blake2b(pairs.after.cells.tobytes(), digest_size=8).hexdigest() == "cc645b80eecf6e3a"
 
 
 def test_nothing_is_likelier_without_the_words_than_the_guess():

@@ -18,7 +18,7 @@ from lavit.data.sequences import Sequencing, encoder_of
 from lavit.language.processing import LaVITProcessor
 from lavit.shapes.edits import Edits, edits, edits_source
 from lavit.shapes.sequences import shapes_sources
-from lavit.shapes.world import ShapesWorld
+from lavit.shapes.world import Scenes, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 from lavit.tokenizer.processing import encoder_tensors
 from lavit.training.engine.feature_cache import open_or_build
@@ -109,10 +109,11 @@ def sequencing(config: LanguageTrainingConfig, processor: LaVITProcessor) -> Seq
     return Sequencing(encoder_of(text), text.eos_token_id, config.predict_codes, config.predict_prompts)
 
 
-def edited_scenes(config: LanguageTrainingConfig) -> Edits:
-    """The first of the world's scenes, as many as the mixture needs, beside what they are changed to."""
+def edited_scenes(config: LanguageTrainingConfig, scenes: Scenes | None = None) -> Edits:
+    """The first of the world's scenes, as many as the mixture needs, beside what they are changed to. scenes: the
+    first ``config.scenes`` of them, where they are drawn already."""
     count = min(config.edited, config.scenes) if config.mixture.edit > 0 else 0
-    return edits(ShapesWorld(config.seed), count)
+    return edits(ShapesWorld(config.seed), count, scenes=None if scenes is None else scenes[:count])
 
 
 def shapes_data(
@@ -121,7 +122,7 @@ def shapes_data(
     """The shapes world's samples and images. store: its first scenes and then the changed ones, already tokenized."""
     world = ShapesWorld(config.seed)
     scenes = world.scenes(config.scenes)
-    pairs = edited_scenes(config)
+    pairs = edited_scenes(config, scenes)
     images = len(scenes) + len(pairs)
     if store is None:
         logger.info("encoding and tokenizing %d scenes", images)

@@ -106,6 +106,18 @@ def test_codes_of_shown_images_are_predicted_if_asked():
     assert shown["image_loss"] == 0 and predicted["image_loss"] > 0 and predicted["labels"] > shown["labels"]
 
 
+def test_every_scene_and_every_changed_one_is_drawn_once(monkeypatch):
+    drawn, draw = [], ShapesWorld._draw
+
+    def counted(world, start, count, instead):
+        drawn.append((count, instead is not None))
+        return draw(world, start, count, instead)
+
+    monkeypatch.setattr(ShapesWorld, "_draw", counted)
+    train_language(settings(**{"mixture.edit": 1.0, "edited": 10, "loop.steps": 1}), tokenizer=tokenizer())
+    assert drawn == [(24, False), (10, True)]
+
+
 def test_images_are_learned_that_are_asked_for_with_an_image():
     only = {"mixture.caption": 0.0, "mixture.question": 0.0, "mixture.image": 0.0, "mixture.edit": 1.0, "edited": 24}
     result = train_language(settings(**only, **{"loop.steps": 40, "schedule.lr": 5e-3}), tokenizer=tokenizer())
