@@ -32,7 +32,6 @@ VARIABLES = {INK: "ink", SOFT: "soft", HAIR: "hair", BAND: "band", BLUE: "blue",
 
 SETTINGS = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib
-    "font.size": 12,
     "text.parse_math": False,  # a dollar in a name is a dollar
     "text.color": INK,
     "svg.fonttype": "none",
@@ -57,12 +56,12 @@ SETTINGS = {
 
 
 @contextmanager
-def drawing(salt: str = "lavit") -> Iterator[None]:
+def drawing(salt: str = "lavit", size: float = 12) -> Iterator[None]:
     """Matplotlib with these settings, whatever the user's are, which are theirs again afterwards. salt: of the ids in
-    an SVG; pictures on one page need different ones."""
+    an SVG; pictures on one page need different ones. size: of text, in points."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**SETTINGS, "svg.hashsalt": salt})
+        matplotlib.rcParams.update({**SETTINGS, "svg.hashsalt": salt, "font.size": size})
         yield
 
 
@@ -199,7 +198,7 @@ def draw_strip(axes: Axes, groups: Mapping[str, Sequence[float]], width: float, 
         axes.bar(i, third - first, 2 * half, first, color=WASH, gid="box")
         shifts, heights = zip(*swarm(values, 1.15 * dot / column, half - dot / column), strict=True)
         axes.plot(np.add(shifts, i), heights, "o", color=BLUE, markersize=dot, alpha=0.62, gid="dot")
-        axes.plot([i - half, i + half], [mean, mean], color=AMBER, linewidth=2.5, solid_capstyle="butt", gid="mean")
+        axes.plot([i - half, i + half], [mean, mean], color=AMBER, linewidth=0.57 * dot, solid_capstyle="butt", gid="mean")
         axes.annotate(f"{mean:.1f}", (i + half, mean), (4, 0), textcoords="offset points", va="center", weight="bold")
     axes.set_xticks(range(len(groups)), [drawable(name) for name in groups])
     axes.set_xlim(-0.5, len(groups) - 0.3)
@@ -270,7 +269,6 @@ def _svg(axes: Axes, title: str, description: str) -> str:
             if (name, parent.tag) in (("id", "g"), ("clip-path", parent.tag)):
                 continue
             if name == "style":
-                value = re.sub("; font-family: [^;]*|font-family: [^;]*; ", "", value)
                 value = re.sub("#[0-9a-f]{6}", lambda found: _variable(found[0]), value)
             elif name == "d":
                 value = re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split()))
