@@ -19,8 +19,8 @@ from torch import Tensor
 from lavit.commands.folders import load_tokenizer
 from lavit.commands.inputs import Unread, check_file, image_files, image_seed, pick_device, picture_format, read_images
 from lavit.files import atomic_write
-from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.report.token_map import LARGEST, draw_sheet, draw_token_map, shrink
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 
 SHEET_TILES, TILE = 400, 256
 MAP_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf")

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lavit
+from lavit import report
 from lavit.data import load_image
 from lavit.data.edits import edits
 from lavit.data.shapes import Scenes, ShapesWorld, caption
 from lavit.evaluation import CellProbe, TokenStatistics, chance, tokenize_and_decode, tokens_by_objects, train_probe
-from lavit.figure import write_figure
 from lavit.files import atomic_write
 from lavit.kernels import dispatch
 from lavit.photographs import find_photographs
@@ -31,9 +31,9 @@ from lavit.quickstart import language, pixels
 from lavit.quickstart.config import QuickstartConfig
 from lavit.quickstart.summary import summary, summary_lines
 from lavit.quickstart.timing import call_seconds, step_seconds
-from lavit.report import LanguageResult, Photo, PixelsResult, ProbeRow, QuickstartResult, Scene, Stage, write_report
+from lavit.report import LanguageResult, Photo, PixelsResult, ProbeRow, QuickstartResult, Scene, Stage
+from lavit.report.token_map import shrink
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
-from lavit.tokenmap import shrink
 from lavit.training import runs
 from lavit.training.distributed import pick_device
 from lavit.training.encoder import pretrain_encoder
@@ -172,8 +172,8 @@ class _Quickstart:
             language=spoken,
             pixels=painted,
         )
-        write_report(result, config.output / REPORT)
-        write_figure(result, config.output / FIGURE)
+        report.write_report(result, config.output / REPORT)
+        report.write_figure(result, config.output / FIGURE)
         Image.fromarray(test.images[0]).save(config.output / SCENE)
         with atomic_write(config.output / RESULTS, "w") as file:
             file.write(json.dumps(summary(result), indent=2) + "\n")

@@ -19,49 +19,36 @@ from PIL import Image
 
 from lavit.files import atomic_write
 from lavit.report import format, plots
-from lavit.report.result import (
-    LanguageResult,
-    Photo,
-    PixelsResult,
-    QuickstartResult,
-    Rate,
-    Scene,
-    mean_of,
-    mean_tokens,
-    perplexity,
-    phases,
-)
+from lavit.report.result import QuickstartResult, Rate, mean_of, mean_tokens, perplexity, phases
 from lavit.report.token_map import draw_token_map
 
-Curves = tuple[tuple[str, str, str, str], ...]
-"""Of each curve the key of the history's rows, title, unit, and a sentence."""
-
-SPEED = "Throughput of the training loop."
-ENCODER: Curves = (
-    ("loss", "Encoder loss", "loss", "Of its pre-training; frozen afterwards."),
-    ("accuracy", "Encoder accuracy", "share right", "On the question it is pre-trained with."),
-)
-TOKENIZER: Curves = (
-    ("loss", "Loss", "loss", "The sum of the parts, as it is minimised."),
-    ("reconstruction_loss", "Reconstruction", "1 \u2212 cosine", "Of the features rebuilt from the tokens."),
-    ("ratio_loss", "Keep-rate penalty", "squared gap", "Squared gap of the keep rate to its target."),
-    ("commitment_loss", "Commitment", "squared distance", "Of a vector to the code that stands for it."),
-    ("keep_rate", "Keep rate", "share of patches", "How much of an image becomes tokens."),
-    ("codes_used", "Codes in use", "codes", "Different codes seen lately."),
-    ("perplexity", "Perplexity", "codes", "Evenly used codes that would carry as much."),
-    ("images_per_second", "Speed", "images/s", SPEED),
-)
-LANGUAGE: Curves = (
-    ("loss", "Loss", "loss", "Of all tokens that are predicted, words and codes."),
-    ("text_loss", "Words", "nats a token", "Of captions and answers."),
-    ("image_loss", "Codes", "nats a token", "Of the tokens of images."),
-    ("tokens_per_second", "Speed", "tokens/s", f"{SPEED[:-1]}, nothing of it padding."),
-)
-PIXELS: Curves = (
-    ("loss", "Loss", "loss", "Squared error of what the U-Net predicts."),
-    ("images_per_second", "Speed", "images/s", SPEED),
-)
-RATES = {"scene": "every cell right", "recall": "objects there", "cell": "cells right"}
+CURVES: dict[str, list[tuple[str, str, str, str]]] = {
+    "Encoder": [
+        ("loss", "Encoder loss", "loss", "Of its pre-training; frozen afterwards."),
+        ("accuracy", "Encoder accuracy", "share right", "On the question it is pre-trained with."),
+    ],
+    "Tokenizer": [
+        ("loss", "Loss", "loss", "The sum of the parts, as it is minimised."),
+        ("reconstruction_loss", "Reconstruction", "1 \u2212 cosine", "Of the features rebuilt from the tokens."),
+        ("ratio_loss", "Keep-rate penalty", "squared gap", "Squared gap of the keep rate to its target."),
+        ("commitment_loss", "Commitment", "squared distance", "Of a vector to the code that stands for it."),
+        ("keep_rate", "Keep rate", "share of patches", "How much of an image becomes tokens."),
+        ("codes_used", "Codes in use", "codes", "Different codes seen lately."),
+        ("perplexity", "Perplexity", "codes", "Evenly used codes that would carry as much."),
+        ("images_per_second", "Speed", "images/s", "Throughput of the training loop."),
+    ],
+    "Language model": [
+        ("loss", "Loss", "loss", "Of all tokens that are predicted, words and codes."),
+        ("text_loss", "Words", "nats a token", "Of captions and answers."),
+        ("image_loss", "Codes", "nats a token", "Of the tokens of images."),
+        ("tokens_per_second", "Speed", "tokens/s", "Throughput of the training loop, nothing of it padding."),
+    ],
+    "U-Net": [
+        ("loss", "Loss", "loss", "Squared error of what the U-Net predicts."),
+        ("images_per_second", "Speed", "images/s", "Throughput of the training loop."),
+    ],
+}
+"""Of each curve of each network the key of the history's rows, title, unit, and a sentence."""
 
 
 def write_report(result: QuickstartResult, path: str | os.PathLike[str]) -> None:
@@ -72,44 +59,19 @@ def write_report(result: QuickstartResult, path: str | os.PathLike[str]) -> None
 
 def render_report(result: QuickstartResult) -> str:
     """The page as text. Parts of the result that are empty become a sentence that says so."""
-    means = mean_tokens(result.content)
-    columns = {str(objects): result.content[objects] for objects in means}
     later = [stage for stage in (result.language, result.pixels) if stage]
     return _environment().get_template("page.html.j2").render(
         result=result,
+        language=result.language,
+        pixels=result.pixels,
         patches=math.prod(result.grid),
-        tokens=[n for group in result.content.values() for n in group],
-        means=means,
+        means=mean_tokens(result.content),
         trend=_trend(result.content),
-        content_chart=_chart(
-            plots.strip(
-                "Tokens against the number of objects", columns, x_label="objects in the scene", y_label="tokens"
-            )
-        ),
-        cosine_chart=_chart(
-            plots.histogram(
-                "Reconstruction cosine of the held-out scenes",
-                result.cosines,
-                x_label="cosine",
-                y_label="scenes",
-                high=1.0,
-            )
-        ),
-        code_chart=_chart(
-            plots.ranked("Use of the codes", result.code_counts, x_label="codes, by frequency", y_label="uses")
-        ),
-        probe=[(row.what, Rate(row.tokens, row.chance, row.encoder)) for row in result.probe],
-        spoken_rates=_language_rates(result.language) if result.language else [],
-        painted_rates=_painted_rates(result.pixels) if result.pixels else [],
-        spans=phases(result.history),
-        learning=_learning(result),
-        facts=[
-            ("seed", result.seed),
-            ("length", result.length),
-            *((name, _words(value)) for stage in later for name, value in stage.settings.items()),
-            *result.versions.items(),
-        ],
-        parameters=dict(item for part in (result, *later) for item in part.parameters.items()),
+        rates=_rates(result),
+        phases=phases(result.history),
+        learning={network: cards for network in CURVES if (cards := _curves(result, network))},
+        settings=[(name, _words(value)) for stage in later for name, value in stage.settings.items()],
+        parameters={name: count for part in (result, *later) for name, count in part.parameters.items()},
     )  # fmt: skip
 
 
@@ -124,6 +86,23 @@ def differing(words: str, other: str) -> Markup:
     return Markup(" ").join(parts)
 
 
+class Embedded(NamedTuple):
+    source: str
+    width: int
+    height: int
+
+
+def embed(image: np.ndarray | Image.Image, photograph: bool = False) -> Embedded:
+    """The pixels as a URI: PNG, or JPEG for a photograph (a tenth of the size, no visible loss)."""
+    image, file = Image.fromarray(np.asarray(image)), io.BytesIO()
+    if photograph:
+        image.convert("RGB").save(file, "JPEG", quality=90, subsampling=0, optimize=True)
+    else:
+        image.save(file, "PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return Embedded(f"data:image/{'jpeg' if photograph else 'png'};base64,{data}", image.width, image.height)
+
+
 @cache
 def _environment() -> Environment:
     """Whatever a template shows is escaped, and changes nothing of what stands around it."""
@@ -135,37 +114,55 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: format.plain(value) if type(value) is str else value,
     )
-    made.filters.update(
-        {f.__name__: f for f in (format.integer, format.decimal, format.percent, format.duration, mean_of, perplexity)}
-    )
+    filters = (format.integer, format.decimal, format.percent, format.duration, mean_of, perplexity)
+    made.filters.update({function.__name__: function for function in filters})
     made.tests["finite"] = math.isfinite
-    made.globals.update(differing=differing, embed=_embed, token_map=_token_map)
+    made.globals.update(
+        differing=differing,
+        embed=embed,
+        token_map=lambda of, grid: draw_token_map(Image.fromarray(of.image), of.keep, grid),
+        strip=lambda *args: _markup(plots.strip(*args)),
+        histogram=lambda *args: _markup(plots.histogram(*args)),
+        ranked=lambda *args: _markup(plots.ranked(*args)),
+    )
     return made
 
 
-class Embedded(NamedTuple):
-    source: str
-    width: int
-    height: int
+def _markup(svg: str | None) -> Markup:
+    return Markup(svg or "")  # ours; it escapes the words that it holds
 
 
-def _embed(image: np.ndarray | Image.Image, photograph: bool = False) -> Embedded:
-    """The pixels as a URI: PNG, or JPEG for a photograph (a tenth of the size, no visible loss)."""
-    image, file = image if isinstance(image, Image.Image) else Image.fromarray(image), io.BytesIO()
-    if photograph:
-        image.convert("RGB").save(file, "JPEG", quality=90, subsampling=0, optimize=True)
-    else:
-        image.save(file, "PNG", optimize=True)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return Embedded(f"data:image/{'jpeg' if photograph else 'png'};base64,{data}", image.width, image.height)
+def _curves(result: QuickstartResult, network: str) -> list[tuple[str, str, Markup]]:
+    """Title, sentence and chart of each curve of a network that has a value."""
+    stages = {"Encoder": result.encoder_history, "Tokenizer": result.history}
+    stages["Language model"] = result.language.history if result.language else []
+    stages["U-Net"] = result.pixels.history if result.pixels else []
+    spans = [(start, end) for _, start, end in phases(result.history)] if network == "Tokenizer" else []
+    found = []
+    for key, title, unit, note in CURVES[network]:
+        rows = [(float(row["step"]), float(row[key])) for row in stages[network] if row.get(key) is not None]
+        steps, values = zip(*rows, strict=True) if rows else ((), ())
+        if chart := _markup(plots.line(f"{network}: {title}", steps, values, "step", unit, spans, floor=0)):
+            found.append((title, note, chart))
+    return found
 
 
-def _token_map(of: Scene | Photo, grid: tuple[int, int]) -> Image.Image:
-    return draw_token_map(Image.fromarray(of.image), of.keep, grid)
-
-
-def _chart(svg: str | None) -> Markup | None:
-    return None if svg is None else Markup(svg)  # made by plots, which escapes
+def _rates(result: QuickstartResult) -> dict[str, list[tuple[str, Rate]]]:
+    """Of each part of the run what was judged, and how it did."""
+    kinds = {"scene": "every cell right", "recall": "objects there", "cell": "cells right"}
+    language, pixels = [], []
+    if of := result.language:
+        language = [("Captions word for word right", of.captions.get("exact"))]
+        language += [("Objects named in captions", of.captions.get("recall")), ("Answers right", of.answers.get("mean"))]
+        language += [(f"Answers: {kind}", rate) for kind, rate in of.answers.items() if kind != "mean"]
+        language += [(f"Images asked for: {kinds[kind]}", of.images.get(kind)) for kind in kinds]
+        language += [(f"Changes asked for: {kinds[kind]}", of.edits.get(kind)) for kind in kinds]
+    if result.pixels:
+        ways = result.pixels.ways.items()
+        pixels = [(f"Painted from {way}: {kinds[kind]}", rates.get(kind)) for way, rates in ways for kind in kinds]
+    probe = [(row.what, Rate(row.tokens, row.chance, row.encoder)) for row in result.probe]
+    found = {"probe": probe, "language": language, "pixels": pixels}
+    return {part: [(what, rate) for what, rate in rows if rate is not None] for part, rows in found.items()}
 
 
 def _trend(content: Mapping[int, Sequence[int]]) -> str:
@@ -176,62 +173,10 @@ def _trend(content: Mapping[int, Sequence[int]]) -> str:
     listed = ", ".join(f"{value:.1f} for {objects}" for objects, value in means.items())
     values, pairs = list(means.values()), [(objects, n) for objects, tokens in content.items() for n in tokens]
     follows = all(a < b for a, b in zip(values[:-1], values[1:], strict=True))
-    trend = "More objects get more tokens" if follows else "The number of tokens does not rise with every object"
     if len({n for _, n in pairs}) > 1:  # a correlation with a constant does not exist
         listed += f"; correlation {format.decimal(correlation(*zip(*pairs, strict=True)), 2)}"
+    trend = "More objects get more tokens" if follows else "The number of tokens does not rise with every object"
     return f"{trend}: {listed}."
-
-
-def _learning(result: QuickstartResult) -> list[tuple[str, list[tuple[str, str, Markup]]]]:
-    """Each network that learned, with title, sentence and chart of each of its curves that has a value."""
-    groups: list[tuple[str, Sequence[Mapping[str, Any]], Curves]] = [
-        ("Encoder", result.encoder_history, ENCODER),
-        ("Tokenizer", result.history, TOKENIZER),
-        ("Language model", result.language.history if result.language else [], LANGUAGE),
-        ("U-Net", result.pixels.history if result.pixels else [], PIXELS),
-    ]
-    spans = [(start, end) for _, start, end in phases(result.history)]
-    found = []
-    for network, history, curves in groups:
-        cards = []
-        for key, title, unit, note in curves:
-            rows = [(float(row["step"]), float(row[key])) for row in history if row.get(key) is not None]
-            steps, values = zip(*rows, strict=True) if rows else ((), ())
-            chart = plots.line(
-                f"{network}: {title}",
-                steps,
-                values,
-                x_label="step",
-                y_label=unit,
-                phases=spans if curves is TOKENIZER else (),
-            )
-            if chart:
-                cards.append((title, note, Markup(chart)))
-        if cards:
-            found.append((network, cards))
-    return found
-
-
-def _language_rates(result: LanguageResult) -> list[tuple[str, Rate]]:
-    answers = {kind: rate for kind, rate in result.answers.items() if kind != "mean"}
-    rows: list[tuple[str, Rate | None]] = [
-        ("Captions word for word right", result.captions.get("exact")),
-        ("Objects named in captions", result.captions.get("recall")),
-        ("Answers right", result.answers.get("mean")),
-        *((f"Answers: {kind}", rate) for kind, rate in answers.items()),
-        *((f"Images asked for: {what}", result.images.get(name)) for name, what in RATES.items()),
-        *((f"Changes asked for: {what}", result.edits.get(name)) for name, what in RATES.items()),
-    ]
-    return [(what, rate) for what, rate in rows if rate is not None]
-
-
-def _painted_rates(result: PixelsResult) -> list[tuple[str, Rate]]:
-    return [
-        (f"Painted from {way}: {what}", rates[name])
-        for way, rates in result.ways.items()
-        for name, what in RATES.items()
-        if name in rates
-    ]
 
 
 def _words(value: Any) -> str:

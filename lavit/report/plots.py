@@ -1,7 +1,7 @@
-"""Charts as SVG for the page, drawn by matplotlib: text stays text, colours are those of the page's style sheet.
+"""Charts as SVG for the page, by matplotlib: text stays text, colours are those of the page's style sheet.
 
-Every chart says its content in words to screen readers. Its parts have a class for what they show: ``line``, ``point``,
-``bar``, ``dot``, ``box``, ``mean``, ``area``, ``band``, ``switch``. Without a finite value there is no chart.
+Every chart says its content in words to screen readers, and its parts have a class: ``line``, ``point``, ``bar``,
+``dot``, ``box``, ``mean``, ``area``, ``band``, ``switch``. Without a finite value there is no chart, but None.
 """
 
 from __future__ import annotations
@@ -13,45 +13,32 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import MaxNLocator
 
 from lavit.report.format import THIN, plain
 
 INK, SOFT, HAIR, BAND = "#1c1e22", "#565c66", "#eceae4", "#f3f3f1"
 BLUE, WASH, AMBER = "#2457c5", "#e4eaf8", "#a34c00"
 VARIABLES = {INK: "ink", SOFT: "soft", HAIR: "hair", BAND: "band", BLUE: "blue", WASH: "wash", AMBER: "amber"}
-"""The style sheet's name of each colour: an inline chart follows the page into the dark."""
+"""The style sheet's name of each colour: a chart follows its page into the dark."""
 
 SETTINGS = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib
     "text.parse_math": False,  # a dollar in a name is a dollar
     "text.color": INK,
     "svg.fonttype": "none",
-    "axes.edgecolor": SOFT,
-    "axes.labelcolor": SOFT,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.xmargin": 0,
-    "axes.ymargin": 0,
-    "grid.color": HAIR,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.bottom": False,
-    "ytick.left": False,
-    "lines.solid_capstyle": "round",
-    "lines.markeredgewidth": 0,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), SOFT),
+    **{"axes.axisbelow": True, "axes.grid": True, "axes.grid.axis": "y", "grid.color": HAIR},
+    **{"axes.xmargin": 0, "axes.ymargin": 0, "axes.autolimit_mode": "round_numbers"},
+    **{"xtick.bottom": False, "ytick.left": False, "lines.solid_capstyle": "round", "lines.markeredgewidth": 0},
 }
 
 
@@ -75,105 +62,70 @@ def _characters() -> frozenset[int]:
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
-def tick(value: float) -> str:
+def tick(value: float, _: Any = None) -> str:
     return f"{value:,.10g}".replace(",", THIN).replace("-", "\u2212")
-
-
-def ticks(low: float, high: float, wanted: int, whole: bool = False) -> np.ndarray:
-    """Round values that cover ``low`` to ``high`` evenly, in about ``wanted`` steps."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value, but for rounding
-        high = low + (abs(low) or 1.0)
-    return MaxNLocator(wanted, steps=[1, 2, 5, 10], integer=whole).tick_values(low, high)
-
-
-def scale(axis: Axis, values: Sequence[float] | np.ndarray, low: float, high: float) -> None:
-    """Let the axis go from ``low`` to ``high``, with those of the round values that lie there."""
-    slack = 1e-6 * (high - low)
-    shown = [v for v in values if low - slack <= v <= high + slack]
-    axis.set_ticks(shown, [tick(v) for v in shown])
-    axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
 
 
 def thin(xs: Sequence[float], ys: Sequence[float], most: int = 240) -> tuple[np.ndarray, np.ndarray]:
     """A curve with NaN for what is not finite; of more than ``most`` points, the means of ``most`` groups."""
-    x, y = np.asarray(xs, float), np.asarray(ys, float)
-    y = np.where(np.isfinite(y), y, math.nan)
-    if len(x) > most:
-        groups = [part for part in np.array_split(np.arange(len(x)), most)]
-        y = np.array([np.nanmean(y[g]) if np.isfinite(y[g]).any() else math.nan for g in groups])
-        x = np.array([x[g].mean() for g in groups])
-    return x, y
+    groups = np.array_split(np.arange(len(xs)), min(len(xs), most) or 1)
+    finite = [[v for v in np.take(ys, g) if math.isfinite(v)] or [math.nan] for g in groups]
+    return np.array([np.take(xs, g).mean() for g in groups]), np.array([np.mean(values) for values in finite])
 
 
 def line(
     title: str,
     xs: Sequence[float],
     ys: Sequence[float],
-    *,
     x_label: str,
     y_label: str,
     phases: Sequence[tuple[float, float]] = (),
-    floor: float | None = 0.0,
+    floor: float = math.nan,
 ) -> str | None:
     """A curve over steps with its last point marked; it has a gap where it is not finite.
 
     phases: start and end of each phase on the x axis; they are numbered from 1 above the curve and switches are marked.
-    floor: a value that the y axis covers in any case; None leaves that end to the data.
+    floor: a value that the y axis covers in any case.
     """
+    if not np.isfinite(ys).any():
+        return None
     x, y = thin(xs, ys)
     (seen,) = np.isfinite(y).nonzero()
-    if not len(seen):
-        return None
     with drawing(title):
         axes = _axes(340, 208, x_label, y_label)
-        low = min([np.nanmin(y), *([] if floor is None else [floor])])
-        rows = ticks(low, np.nanmax(y), 4)
-        scale(axes.yaxis, rows, rows[0], rows[-1])
-        # The frame ends where the run ends.
         start, end = min([x[0], *(a for a, _ in phases)]), max([x[-1], *(b for _, b in phases)])
-        end = end if end > start else start + 1
-        scale(axes.xaxis, ticks(start, end, 4), start, end)
         axes.plot(x, y, color=BLUE, linewidth=2, gid="line")
         alone = [i for i in seen if i == seen[-1] or not {i - 1, i + 1} & set(seen)]
         axes.plot(x[alone], y[alone], "o", color=BLUE, gid="point")
+        axes.update_datalim([(start, floor)], updatex=False)
+        axes.autoscale_view(scalex=False)
+        axes.set_xlim(start, end if end > start else start + 1)  # the frame ends where the run ends
         for number, (a, b) in enumerate(phases, 1):
             if number % 2 == 0:
                 axes.axvspan(a, b, color=BAND, linewidth=0, zorder=0, gid="band")
             if number > 1:
                 axes.axvline(a, color=SOFT, linewidth=1.3, linestyle=(0, (3, 3)), gid="switch")
             if len(phases) > 1:
-                place = {"transform": axes.get_xaxis_transform(), "ha": "center", "color": BLUE, "weight": "bold"}
-                axes.text((a + b) / 2, 1.03, str(number), **place)
-        first, last = seen[0], seen[-1]
-        words = f"{y_label} from {y[first]:.4g} at {x_label} {x[first]:.0f} to {y[last]:.4g} at {x_label} {x[last]:.0f}."
+                _above(axes, (a + b) / 2, str(number), BLUE, "center")
+        (first, to), (begin, stop) = y[seen[[0, -1]]], x[seen[[0, -1]]]
+        words = f"{y_label} from {first:.4g} at {x_label} {begin:.0f} to {to:.4g} at {x_label} {stop:.0f}."
         return _svg(axes, title, words)
 
 
-def histogram(
-    title: str, values: Sequence[float], *, x_label: str, y_label: str, high: float | None = None
-) -> str | None:
-    """How often each range of values occurs, with the mean marked.
-
-    high: the x axis ends here if no value is larger (1 for a cosine).
-    """
+def histogram(title: str, values: Sequence[float], x_label: str, y_label: str, high: float) -> str | None:
+    """How often each range of values occurs, with the mean marked; the x axis ends at ``high`` if no value is larger."""
     values = [float(v) for v in values if math.isfinite(v)]
     if not values:
         return None
     with drawing(title):
         axes = _axes(400, 270, x_label, y_label)
-        top = max([*values, *([] if high is None else [high])])
+        low, high, mean = min(values), max(high, *values), float(np.mean(values))
         # A few percent of room keeps all-equal values from becoming a single slab as wide as the chart.
-        edges = ticks(min(min(values), top - 0.02 * (abs(top) or 1)), top, 24)
-        counts, _, _ = axes.hist(np.clip(values, edges[0], edges[-1]), edges, rwidth=0.92, color=BLUE, gid="bar")
-        scale(axes.xaxis, ticks(edges[0], edges[-1], 5), edges[0], edges[-1])
-        rows = ticks(0, max(counts), 4, whole=True)
-        scale(axes.yaxis, rows, 0, rows[-1])
-        mean = float(np.mean(values))
+        span = min(low, high - 0.02 * (abs(high) or 1)), high
+        axes.hist(values, 24, range=span, rwidth=0.92, color=BLUE, gid="bar")
         axes.axvline(mean, color=AMBER, linewidth=2.5, gid="mean")
-        side = "right" if 2 * mean > edges[0] + edges[-1] else "left"
-        axes.text(mean, 1.02, f"mean {mean:.3f}", ha=side, weight="bold", transform=axes.get_xaxis_transform())
-        words = f"{len(values)} values from {min(values):.3f} to {max(values):.3f}, mean {mean:.3f}."
-        return _svg(axes, title, words)
+        _above(axes, mean, f"mean {mean:.3f}", INK, "right" if 2 * mean > low + high else "left")
+        return _svg(axes, title, f"{len(values)} values from {low:.3f} to {max(values):.3f}, mean {mean:.3f}.")
 
 
 def swarm(values: Sequence[float], gap: float, half: float) -> list[tuple[float, float]]:
@@ -185,7 +137,7 @@ def swarm(values: Sequence[float], gap: float, half: float) -> list[tuple[float,
     return dots
 
 
-def draw_strip(axes: Axes, groups: Mapping[str, Sequence[float]], width: float, dot: float) -> None:
+def draw_strip(axes: Axes, groups: Mapping[Any, Sequence[float]], width: float, dot: float) -> None:
     """Every value as a dot, one column a group, with quartiles as a box and the mean as a line.
 
     width: of the axes, and dot: its diameter, in points. Equal values lie side by side, so that the width of a column
@@ -198,15 +150,14 @@ def draw_strip(axes: Axes, groups: Mapping[str, Sequence[float]], width: float, 
         axes.bar(i, third - first, 2 * half, first, color=WASH, gid="box")
         shifts, heights = zip(*swarm(values, 1.15 * dot / column, half - dot / column), strict=True)
         axes.plot(np.add(shifts, i), heights, "o", color=BLUE, markersize=dot, alpha=0.62, gid="dot")
-        axes.plot([i - half, i + half], [mean, mean], color=AMBER, linewidth=0.57 * dot, solid_capstyle="butt", gid="mean")
+        axes.plot([i - half, i + half], [mean, mean], color=AMBER, linewidth=0.57 * dot, gid="mean")
         axes.annotate(f"{mean:.1f}", (i + half, mean), (4, 0), textcoords="offset points", va="center", weight="bold")
-    axes.set_xticks(range(len(groups)), [drawable(name) for name in groups])
-    axes.set_xlim(-0.5, len(groups) - 0.3)
-    rows = ticks(0, max(map(max, groups.values())), 5, whole=True)
-    scale(axes.yaxis, rows, 0, rows[-1])
+    axes.set_xticks(range(len(groups)), [drawable(str(name)) for name in groups])
+    axes.set(xlim=(-0.5, len(groups) - 0.3), ylim=(0, None))
+    axes.yaxis.get_major_locator().set_params(integer=True)
 
 
-def strip(title: str, groups: Mapping[str, Sequence[float]], *, x_label: str, y_label: str) -> str | None:
+def strip(title: str, groups: Mapping[Any, Sequence[float]], x_label: str, y_label: str) -> str | None:
     """``draw_strip`` as a chart of its own; groups without a value are left out."""
     groups = {name: values for name, values in groups.items() if len(values)}
     if not groups:
@@ -218,70 +169,62 @@ def strip(title: str, groups: Mapping[str, Sequence[float]], *, x_label: str, y_
         return _svg(axes, title, "; ".join(means) + ".")
 
 
-def ranked(title: str, counts: Sequence[int], *, x_label: str, y_label: str) -> str | None:
+def ranked(title: str, counts: Sequence[int], x_label: str, y_label: str) -> str | None:
     """Counts from the largest to the smallest as an area, with the level of an even spread; None if all are zero."""
-    total, used, most = sum(counts), sum(1 for n in counts if n > 0), max(counts, default=0)
-    if total == 0:
+    if not sum(counts):
         return None
     with drawing(title):
         axes = _axes(400, 270, x_label, y_label)
         _, heights = thin(range(len(counts)), sorted(counts, reverse=True), 512)
-        edges = np.linspace(0, len(counts), len(heights) + 1)
+        edges, level = np.linspace(0, len(counts), len(heights) + 1), sum(counts) / len(counts)
         axes.stairs(heights, edges, fill=True, color=WASH, gid="area")
         axes.stairs(heights, edges, baseline=None, color=BLUE, linewidth=2, gid="line")
-        level = total / len(counts)
         axes.axhline(level, color=SOFT, linewidth=1.3, linestyle=(0, (3, 3)), gid="switch")
-        above = {"xytext": (-2, 4), "textcoords": "offset points", "ha": "right", "weight": "bold"}
-        axes.annotate("even use", (len(counts), level), **above)
-        scale(axes.xaxis, ticks(0, len(counts), 4, whole=True), 0, len(counts))
-        rows = ticks(0, most, 4, whole=True)
-        scale(axes.yaxis, rows, 0, rows[-1])
-        words = f"{used} of {len(counts)} used; the most used one {most} times, an even spread would be {level:.1f}."
-        return _svg(axes, title, words)
+        place = {"xytext": (-2, 4), "textcoords": "offset points", "ha": "right", "weight": "bold"}
+        axes.annotate("even use", (len(counts), level), **place)
+        axes.set(xlim=(0, len(counts)), ylim=(0, None))
+        words = f"{sum(n > 0 for n in counts)} of {len(counts)} used; the most used one {max(counts)} times, "
+        return _svg(axes, title, f"{words}an even spread would be {level:.1f}.")
 
 
 def _axes(width: float, height: float, x_label: str, y_label: str) -> Axes:
     axes = Figure((width / 72, height / 72), layout="constrained").add_subplot()
-    axes.set_xlabel(drawable(x_label))
-    axes.set_ylabel(drawable(y_label))
+    axes.set(xlabel=drawable(x_label), ylabel=drawable(y_label))
+    axes.locator_params(nbins=5, steps=[1, 2, 5, 10])
+    axes.xaxis.set_major_formatter(tick)
+    axes.yaxis.set_major_formatter(tick)
     return axes
 
 
+def _above(axes: Axes, x: float, words: str, ink: str, side: str) -> None:
+    axes.text(x, 1.03, words, color=ink, ha=side, weight="bold", transform=axes.get_xaxis_transform())
+
+
 def _svg(axes: Axes, title: str, description: str) -> str:
-    """The figure of the axes as an element for a page: no name space, no id that is not used, colours as variables."""
+    """The figure of the axes as an element for a page: without name spaces and unused ids, with colours as variables."""
     file = io.StringIO()
-    axes.figure.patch.set_visible(False)
-    axes.patch.set_visible(False)
-    axes.figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    axes.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(file.getvalue())
-    for parent in list(root.iter()):
-        parent.tag = parent.tag.rpartition("}")[2]
-        for child in list(parent):
-            # Its rule would hold for the whole page, and nothing that we draw needs clipping.
-            if child.tag.endswith(("}metadata", "}style", "}clipPath")):
-                parent.remove(child)
-        old = dict(parent.attrib)
-        parent.attrib.clear()
-        for name, value in old.items():
-            name = name.rpartition("}")[2]
-            if name == "id" and re.fullmatch("[a-z]+", value):
-                name = "class"
-            if (name, parent.tag) in (("id", "g"), ("clip-path", parent.tag)):
-                continue
-            if name == "style":
-                value = re.sub("#[0-9a-f]{6}", lambda found: _variable(found[0]), value)
-            elif name == "d":
-                value = re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split()))
-            parent.set(name, value)
-        if parent.tag != "text":
-            parent.text = None
-        parent.tail = None
-    box = root.get("viewBox", "")
-    root.attrib.clear()
+    for node in root.iter():
+        node.tag, node.tail = node.tag.rpartition("}")[2], None
+        node.text = node.text if node.tag == "text" else None
+        # matplotlib's own rule would hold for the whole page, and nothing that we draw needs clipping.
+        node[:] = [child for child in node if not child.tag.endswith(("}style", "}clipPath"))]
+        found = {name.rpartition("}")[2]: value for name, value in node.items()}
+        name = found.pop("id", "") if node.tag == "g" else ""
+        found.pop("clip-path", None)
+        if name.isalpha():  # given to a part here; matplotlib's own have numbers
+            found["class"] = name
+        if "style" in found:
+            found["style"] = re.sub("#[0-9a-f]{6}", _variable, found["style"])
+        if "d" in found:
+            found["d"] = re.sub(r"(\.\d\d)\d+", r"\1", " ".join(found["d"].split()))
+        node.attrib = found
     words = plain(f"{title}. {description}")
-    root.attrib.update({"class": "chart", "viewBox": box, "role": "img", "aria-label": words})
+    root.attrib = {"class": "chart", "viewBox": root.get("viewBox", ""), "role": "img", "aria-label": words}
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _variable(colour: str) -> str:
-    return f"var(--{VARIABLES[colour]})" if colour in VARIABLES else colour
+def _variable(colour: re.Match[str]) -> str:
+    return f"var(--{VARIABLES[colour[0]]})" if colour[0] in VARIABLES else colour[0]
