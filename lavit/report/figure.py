@@ -17,16 +17,7 @@ from PIL import Image
 from lavit.files import atomic_write
 from lavit.report.format import decimal, duration, integer, percent
 from lavit.report.plots import AMBER, BLUE, INK, SOFT, draw_strip, drawable, drawing
-from lavit.report.result import (
-    LanguageResult,
-    Photo,
-    PixelsResult,
-    QuickstartResult,
-    Rate,
-    Scene,
-    mean_of,
-    mean_tokens,
-)
+from lavit.report.result import LanguageResult, Photo, PixelsResult, QuickstartResult, Rate, Scene, mean_of, mean_tokens
 from lavit.report.token_map import draw_token_map
 
 WIDTH, HEIGHT = 960, 520
@@ -34,7 +25,8 @@ LANGUAGE_HEIGHT = 264  # more, where a language model was trained
 PIXELS_HEIGHT = 204  # more, where a U-Net was trained
 _SCALE = 2  # pixels for each unit of the layout, so that text stays sharp on a dense screen
 _POINT = 0.72  # points for each unit: a hundred are an inch
-_MARGIN, _LEFT, _GAP, _SMALL = 30, 570, 12, 9.4
+_MARGIN, _LEFT, _GAP = 30, 570, 12
+_SMALL, _TITLE = 9.4, 14  # sizes of text
 _RIGHT = _MARGIN + _LEFT + 42  # where the chart and the numbers begin
 _WAYS = {  # of painting: over an image, and beside a rate
     "image": ("its tokens", "from its tokens"),
@@ -59,7 +51,7 @@ def draw_figure(result: QuickstartResult) -> Image.Image:
         _draw_scenes(page, spread(result.scenes, 4), result.grid)
         _draw_photos(page, result.photos, result.grid, 312 if result.scenes else 96)
         _draw_content(page, result)
-        _draw_numbers(page, _tokenizer_numbers(result), 320)
+        _draw_numbers(page, result)
         if result.language:
             _draw_language(page, result.language, HEIGHT + 14)
         if result.pixels:
@@ -84,79 +76,81 @@ class _Page:
         self.figure = Figure((WIDTH / 100, height / 100), dpi=100 * _SCALE)
         self.canvas = FigureCanvasAgg(self.figure)
 
-    def text(self, x: float, y: float, words: str, size: float = _SMALL, ink: str = INK, ha: str = "left") -> None:
-        place = {"size": size * _POINT, "color": ink, "ha": ha, "va": "baseline"}
-        self.figure.text(x / WIDTH, 1 - y / self.height, drawable(words), **place)
+    def text(self, x: float, y: float, words: str, ink: str = INK, size: float = _SMALL, ha: str = "left") -> None:
+        font = {"size": size * _POINT, "color": ink, "ha": ha, "va": "baseline"}
+        self.figure.text(x / WIDTH, 1 - y / self.height, drawable(words), **font)
 
     def lines(
-        self, x: float, y: float, words: str, width: float, most: int, ink: str = INK, size: float = _SMALL
+        self, x: float, y: float, words: str, width: float, most: int, ink: str = INK, middle: float = 0
     ) -> float:
-        """Words in at most ``most`` lines of ``width`` with an ellipsis for the rest. Returns where the next would be."""
-        lines, room = [""], width * _SCALE
+        """Words in at most ``most`` lines of ``width``, the first at ``y`` or, with ``middle`` 0.5, half of them above
+        it. An ellipsis stands for the rest. Returns where the next line would be."""
+        font, lines = FontProperties(size=_SMALL * _POINT), [""]
+        measure = self.canvas.get_renderer().get_text_width_height_descent
         for word in drawable(words).split():
-            while self._width(word, size) > room:
+            while measure(word, font, False)[0] > width * _SCALE:
                 word = word[:-1]
             longer = f"{lines[-1]} {word}".strip()
-            if lines[-1] and self._width(longer, size) > room:
-                lines.append(word)
-            else:
+            if measure(longer, font, False)[0] <= width * _SCALE:
                 lines[-1] = longer
-        for number, line in enumerate(lines[:most], 1):
-            self.text(x, y, line + (" …" if number == most < len(lines) else ""), size, ink)
-            y += 1.35 * size
-        return y
+            else:
+                lines.append(word)
+        if len(lines) > most:
+            lines[most - 1 :] = [f"{lines[most - 1]} …"]
+        for number, line in enumerate(lines):
+            self.text(x, y + 13 * (number - middle * (len(lines) - 1)), line, ink)
+        return y + 13 * len(lines)
 
-    def verdict(self, x: float, y: float, right: bool, ha: str = "left") -> None:
-        self.text(x, y, "✓ right" if right else "✗ wrong", ink=BLUE if right else AMBER, ha=ha)
+    def verdict(self, x: float, y: float, right: bool, ha: str = "right") -> None:
+        self.text(x, y, "✓ right" if right else "✗ wrong", BLUE if right else AMBER, ha=ha)
 
     def picture(self, image: Image.Image | np.ndarray, x: float, y: float, width: float, height: float) -> None:
-        """An array keeps its pixels visible, an image is smoothed."""
-        smooth = isinstance(image, Image.Image)
-        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
-        pixels = np.asarray(image.resize((round(width * _SCALE), round(height * _SCALE)), how))
+        """A picture is smoothed, an array keeps its pixels visible."""
+        how = Image.Resampling.LANCZOS if isinstance(image, Image.Image) else Image.Resampling.NEAREST
+        size = round(width * _SCALE), round(height * _SCALE)
+        pixels = np.asarray(Image.fromarray(np.asarray(image)).resize(size, how))
         bottom = round(self.height * _SCALE) - round(y * _SCALE) - len(pixels)
         self.figure.figimage(pixels, round(x * _SCALE), bottom, origin="upper")
 
-    def rule(self, y: float) -> None:
-        ends = _RIGHT / WIDTH, 1 - _MARGIN / WIDTH
-        self.figure.add_artist(Line2D(ends, [1 - y / self.height] * 2, color="#e2e0da", linewidth=_POINT))
-
-    def _width(self, words: str, size: float) -> float:
-        font = FontProperties(size=size * _POINT)
-        return self.canvas.get_renderer().get_text_width_height_descent(words, font, False)[0]
+    def numbers(self, numbers: Sequence[tuple[str, str]], top: float) -> None:
+        """Numbers, and what they are, in the column on the right."""
+        for i, (number, note) in enumerate(numbers):
+            y, ends = top + 34 * i, (_RIGHT / WIDTH, 1 - _MARGIN / WIDTH)
+            rule = Line2D(ends, [1 - (y - 23) / self.height] * 2, color="#e2e0da", linewidth=_POINT)
+            self.figure.add_artist(rule)
+            self.text(_RIGHT, y, number, BLUE, 15.5)
+            self.lines(_RIGHT + 104, y - 1, note, WIDTH - _MARGIN - _RIGHT - 104, 2, SOFT, middle=0.5)
 
 
 def _draw_scenes(page: _Page, scenes: Sequence[Scene], grid: tuple[int, int]) -> None:
-    page.text(_MARGIN, 44, "What it keeps of scenes that it has never seen", 14)
+    page.text(_MARGIN, 44, "What it keeps of scenes that it has never seen", size=_TITLE)
     if not scenes:
-        page.text(_MARGIN, 70, "This run tokenized no held-out scene.", 11, SOFT)
+        page.text(_MARGIN, 70, "This run tokenized no held-out scene.", SOFT)
     side = (_LEFT - 3 * _GAP) / 4
     for i, scene in enumerate(scenes):
         x, y = _MARGIN + i * (side + _GAP), 58 + side
         page.picture(draw_token_map(Image.fromarray(scene.image), scene.keep, grid), x, 58, side, side)
-        page.text(x, y + 24, _count(scene), 15.5)
-        page.verdict(x + side, y + 24, scene.correct, "right")
-        page.text(x, y + 40, "read back from the tokens:", ink=SOFT)
+        page.text(x, y + 24, _count(scene), size=15.5)
+        page.verdict(x + side, y + 24, scene.correct)
+        page.text(x, y + 40, "read back from the tokens:", SOFT)
         page.lines(x, y + 54, scene.read_back, side, 3)
 
 
 def _draw_photos(page: _Page, photos: Sequence[Photo], grid: tuple[int, int], top: float) -> None:
-    page.text(_MARGIN, top, "… and of photographs, having learned from drawn shapes alone", 14)
+    page.text(_MARGIN, top, "… and of photographs, having learned from drawn shapes alone", size=_TITLE)
     if not photos:
-        page.text(_MARGIN, top + 26, "No photographs in this run.", 11, SOFT)
+        page.text(_MARGIN, top + 26, "No photographs in this run.", SOFT)
         return
     maps = [draw_token_map(Image.fromarray(photo.image), photo.keep, grid) for photo in photos]
-    x, y, most = float(_MARGIN), top + 14, HEIGHT - _MARGIN - 34 - top
     # As many as make one row of the whole width, at the most as high as there is room.
-    widths = np.cumsum([drawn.width / drawn.height for drawn in maps])
-    heights = (_LEFT - _GAP * np.arange(len(maps))) / widths
-    shown = next((i for i, height in enumerate(heights) if height <= most), len(maps) - 1)
-    height = min(heights[shown], most)
-    for photo, drawn in zip(photos[: shown + 1], maps, strict=False):
+    heights = (_LEFT - _GAP * np.arange(len(maps))) / np.cumsum([drawn.width / drawn.height for drawn in maps])
+    x, y, most = float(_MARGIN), top + 14, HEIGHT - _MARGIN - 34 - top
+    last = next((i for i, height in enumerate(heights) if height <= most), len(maps) - 1)
+    height = min(heights[last], most)
+    for photo, drawn in zip(photos[: last + 1], maps, strict=False):
         width = height * drawn.width / drawn.height
         page.picture(drawn, x, y, width, height)
-        page.text(x, y + height + 17, _count(photo), 10.5)
+        page.text(x, y + height + 17, _count(photo))
         x += width + _GAP
 
 
@@ -165,60 +159,51 @@ def _count(of: Scene | Photo) -> str:
 
 
 def _draw_content(page: _Page, result: QuickstartResult) -> None:
-    page.text(_RIGHT, 44, "Tokens against objects in the scene", 14)
+    page.text(_RIGHT, 44, "Tokens against objects in the scene", size=_TITLE)
     groups = {f"{n} object{'' if n == 1 else 's'}": result.content[n] for n in mean_tokens(result.content)}
     if not groups:
-        page.text(_RIGHT, 70, "This run counted no tokens.", 11, SOFT)
+        page.text(_RIGHT, 70, "This run counted no tokens.", SOFT)
         return
-    left, width = _RIGHT + 24, WIDTH - _MARGIN - _RIGHT - 24
-    axes = page.figure.add_axes((left / WIDTH, 1 - 276 / page.height, width / WIDTH, 212 / page.height))
+    left, width = _RIGHT + 22, WIDTH - _MARGIN - _RIGHT - 22
+    axes = page.figure.add_axes((left / WIDTH, 1 - 270 / page.height, width / WIDTH, 206 / page.height))
     draw_strip(axes, groups, width * _POINT, 3.2 * _POINT)
 
 
-def _tokenizer_numbers(result: QuickstartResult) -> list[tuple[str, str]]:
-    found = []
+def _draw_numbers(page: _Page, result: QuickstartResult) -> None:
+    numbers = []
     if result.cosines:
-        found.append((decimal(mean_of(result.cosines)), "cosine of rebuilt and true features"))
+        numbers.append((decimal(mean_of(result.cosines)), "cosine of rebuilt and true features"))
     for row in result.probe[:2]:
-        found.append((percent(row.tokens), f"{row.what}, from tokens (encoder {percent(row.encoder)})"))
+        numbers.append((percent(row.tokens), f"{row.what}, from tokens (encoder {percent(row.encoder)})"))
     if result.code_counts:
-        used, codes = sum(1 for n in result.code_counts if n), len(result.code_counts)
-        found.append((integer(used), f"of {integer(codes)} codes in use"))
+        used = sum(1 for n in result.code_counts if n)
+        numbers.append((integer(used), f"of {integer(len(result.code_counts))} codes in use"))
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
-    return [*found, (duration(result.seconds), f"in all, on {result.device}, {threads}")]
-
-
-def _draw_numbers(page: _Page, numbers: Sequence[tuple[str, str]], top: float) -> None:
-    """Numbers, and what they are."""
-    for i, (number, note) in enumerate(numbers):
-        y = top + 34 * i
-        page.rule(y - 23)
-        page.text(_RIGHT, y, number, 15.5, BLUE)
-        page.lines(_RIGHT + 104, y - 7, note, WIDTH - _MARGIN - _RIGHT - 104, 2, SOFT)
+    page.numbers([*numbers, (duration(result.seconds), f"in all, on {result.device}, {threads}")], 330)
 
 
 def _draw_language(page: _Page, result: LanguageResult, top: float) -> None:
     """The first held-out scenes in the model's words, the first requests, and the rates, in four columns."""
-    page.text(_MARGIN, top, "What the language model says of such scenes, and draws when asked", 14)
+    page.text(_MARGIN, top, "What the language model says of such scenes, and draws when asked", size=_TITLE)
     width, side = (_LEFT - 4 * _GAP) / 3, 64
+    if not result.spoken and not result.requests:
+        page.text(_MARGIN, top + 26, "This run showed nothing that it says or draws.", SOFT)
     for i, scene in enumerate(result.spoken[:2]):
         x, y = _MARGIN + i * (width + 2 * _GAP), top + 16
         page.picture(scene.image, x, y, side, side)
-        page.text(x + side + 10, y + 9, "says:", ink=SOFT)
-        page.verdict(x + width, y + 9, scene.said == scene.caption, "right")
+        page.text(x + side + 10, y + 9, "says:", SOFT)
+        page.verdict(x + width, y + 9, scene.said == scene.caption)
         level = max(page.lines(x + side + 10, y + 24, scene.said, width - side - 10, 5) + 12, y + side + 18)
         for answer in scene.answers[:4]:
-            page.text(x + width, level, _short(answer.given or "nothing"), ink=BLUE if answer.correct else AMBER, ha="right")
-            level = page.lines(x, level, answer.question, width - 54, 2, SOFT) + 5
+            ink, given = BLUE if answer.correct else AMBER, answer.given or "nothing"
+            page.text(x + width, level, given if len(given) < 9 else f"{given[:7]}…", ink, ha="right")
+            level = page.lines(x, level, answer.question, width - 60, 2, SOFT) + 4
     for i, request in enumerate(result.requests[:2]):
         x, y, right = _MARGIN + 2 * (width + 2 * _GAP), top + 25 + 96 * i, request.prompt == request.read
-        page.text(x, y, f"asked, drawn in {request.tokens} tokens:", ink=SOFT)
-        page.verdict(x + width, y, right, "right")
+        page.text(x, y, f"asked, drawn in {request.tokens} tokens:", SOFT)
+        page.verdict(x + width, y, right)
         level = page.lines(x, y + 14, request.prompt, width, 3)
-        if not right:
-            page.lines(x, level, f"read: {request.read}", width, 2, AMBER)
-    if not result.spoken and not result.requests:
-        page.text(_MARGIN, top + 26, "This run showed nothing that it says or draws.", 11, SOFT)
+        page.lines(x, level, "" if right else f"read: {request.read}", width, 2, AMBER)
     rates = (
         (result.captions.get("exact"), "captions word for word right"),
         (result.answers.get("mean"), "answers right"),
@@ -226,43 +211,39 @@ def _draw_language(page: _Page, result: LanguageResult, top: float) -> None:
     )
     numbers = [(percent(rate.model), f"{note} ({_beside(rate, 'true tokens')})") for rate, note in rates if rate]
     if "drawn" in result.tokens:
-        note = f"tokens an image drawn (true images {decimal(result.tokens['true'], 1)})"
-        numbers.append((decimal(result.tokens["drawn"], 1), note))
-    _draw_numbers(page, numbers, top + 24)
+        true = decimal(result.tokens["true"], 1)
+        numbers.append((decimal(result.tokens["drawn"], 1), f"tokens an image drawn (true images {true})"))
+    page.numbers(numbers, top + 24)
 
 
-def _short(words: str) -> str:
-    return words if len(words) <= 8 else f"{words[:7]}…"
+def _draw_pixels(page: _Page, result: PixelsResult, top: float) -> None:
+    """The first held-out scenes, each beside what was painted for it in every way, and the rates of the ways."""
+    page.text(_MARGIN, top, "Such scenes, painted from tokens", size=_TITLE)
+    if not result.paintings:
+        page.text(_MARGIN, top + 26, "This run painted no held-out scene.", SOFT)
+    width = (_LEFT - 3 * _GAP) / 2
+    for i, one in enumerate(result.paintings[:2]):
+        x, y, count = _MARGIN + i * (width + 3 * _GAP), top + 27, 1 + len(one.images)
+        side = min(84, (width - (count - 1) * 8) / count)
+        page.text(x, y, "scene", SOFT)
+        page.picture(one.image, x, y + 6, side, side)
+        for n, (way, image) in enumerate(one.images.items(), 1):
+            left = x + n * (side + 8)
+            page.lines(left, y, _name(way)[0], side, 1, SOFT)
+            page.picture(image, left, y + 6, side, side)
+            page.verdict(left, y + side + 18, one.read[way] == one.true(way), "left")
+        level = page.lines(x, y + side + 34, f"caption: {one.caption}", width, 2)
+        for way, words in one.words.items():
+            level = page.lines(x, level, f"{_name(way)[0]}: {words}", width, 2)
+    rates = {way: rates["recall"] for way, rates in result.ways.items() if "recall" in rates}.items()
+    notes = [f"objects there, {_name(way)[1]} ({_beside(rate, 'painted again')})" for way, rate in rates]
+    page.numbers([(percent(rate.model), note) for (_, rate), note in zip(rates, notes, strict=True)], top + 24)
+
+
+def _name(way: str) -> tuple[str, str]:
+    return _WAYS.get(way, (way, f"from {way}"))
 
 
 def _beside(rate: Rate, ceiling: str) -> str:
     most = "" if math.isnan(rate.ceiling) else f"{ceiling} {percent(rate.ceiling)}, "
     return f"{most}chance {percent(rate.chance)}"
-
-
-def _draw_pixels(page: _Page, result: PixelsResult, top: float) -> None:
-    """The first held-out scenes, each beside what was painted for it in every way, and the rates of the ways."""
-    page.text(_MARGIN, top, "Such scenes, painted from tokens", 14)
-    names = {way: _WAYS.get(way, (way, f"from {way}")) for way in result.ways}
-    width = (_LEFT - 3 * _GAP) / 2
-    for i, one in enumerate(result.paintings[:2]):
-        x, y, count = _MARGIN + i * (width + 3 * _GAP), top + 27, 1 + len(one.images)
-        side = min(84, (width - (count - 1) * 8) / count)
-        page.text(x, y, "scene", ink=SOFT)
-        page.picture(one.image, x, y + 6, side, side)
-        for n, (way, image) in enumerate(one.images.items(), 1):
-            left = x + n * (side + 8)
-            page.lines(left, y, names.get(way, (way, ""))[0], side, 1, SOFT)
-            page.picture(image, left, y + 6, side, side)
-            page.verdict(left, y + side + 18, one.read[way] == one.true(way))
-        level = page.lines(x, y + side + 34, f"caption: {one.caption}", width, 2)
-        for way, words in one.words.items():
-            level = page.lines(x, level, f"{names.get(way, (way, ''))[0]}: {words}", width, 2)
-    if not result.paintings:
-        page.text(_MARGIN, top + 26, "This run painted no held-out scene.", 11, SOFT)
-    numbers = [
-        (percent(rates["recall"].model), f"objects there, {names[way][1]} ({_beside(rates['recall'], 'painted again')})")
-        for way, rates in result.ways.items()
-        if "recall" in rates
-    ]
-    _draw_numbers(page, numbers, top + 24)

@@ -153,7 +153,10 @@ def _rates(result: QuickstartResult) -> dict[str, list[tuple[str, Rate]]]:
     language, pixels = [], []
     if of := result.language:
         language = [("Captions word for word right", of.captions.get("exact"))]
-        language += [("Objects named in captions", of.captions.get("recall")), ("Answers right", of.answers.get("mean"))]
+        language += [
+            ("Objects named in captions", of.captions.get("recall")),
+            ("Answers right", of.answers.get("mean")),
+        ]
         language += [(f"Answers: {kind}", rate) for kind, rate in of.answers.items() if kind != "mean"]
         language += [(f"Images asked for: {kinds[kind]}", of.images.get(kind)) for kind in kinds]
         language += [(f"Changes asked for: {kinds[kind]}", of.edits.get(kind)) for kind in kinds]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lavit.figure import HEIGHT, LANGUAGE_HEIGHT, PIXELS_HEIGHT, WIDTH, draw_figure, spread, write_figure
 from lavit.report import (
     Answer,
     LanguageResult,
@@ -20,6 +19,7 @@ from lavit.report import (
     Scene,
     Spoken,
 )
+from lavit.report.figure import HEIGHT, LANGUAGE_HEIGHT, PIXELS_HEIGHT, WIDTH, draw_figure, spread, write_figure
 
 
 def scene(tokens: int, caption: str = "a red circle top left") -> Scene:

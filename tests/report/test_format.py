@@ -1,15 +1,12 @@
-"""Numbers have one format, and the frame of a page keeps text text."""
+"""Numbers have one format, and words from outside change nothing around them."""
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 
 import pytest
-from PIL import Image
 
-from lavit.page import decimal, document, duration, image_tag, integer, percent, table
+from lavit.report.format import decimal, duration, integer, percent, plain
 
 
 @pytest.mark.parametrize(
@@ -36,23 +33,12 @@ def test_numbers_without_a_value_are_a_dash() -> None:
     )
 
 
-@pytest.mark.parametrize(("photograph", "kind"), [(False, "png"), (True, "jpeg")])
-def test_images_travel_inside_the_page(photograph: bool, kind: str) -> None:
-    image = Image.new("RGB", (12, 7), (200, 30, 40))
-    tag = image_tag(image, 'a "red" <box>', photograph=photograph)
-    assert 'alt="a &quot;red&quot; &lt;box&gt;"' in tag and 'width="12" height="7"' in tag
-    data = tag.split(f"data:image/{kind};base64,")[1].split('"')[0]
-    with Image.open(io.BytesIO(base64.b64decode(data))) as back:
-        pixel = back.convert("RGB").getpixel((5, 3))
-        assert back.size == image.size and isinstance(pixel, tuple)
-        assert max(abs(a - b) for a, b in zip(pixel, (200, 30, 40), strict=True)) <= (3 if photograph else 0)
+@pytest.mark.parametrize("character", ["\u202e", "\u202a", "\u2066", "\u2067", "\u2069", "\x00", "\x1b", "\udcff"])
+def test_what_turns_others_around_or_cannot_be_written_is_replaced(character: str) -> None:
+    assert plain(f"a{character}b") == "a\ufffdb"
+    plain(f"a{character}b").encode("utf-8")
 
 
-def test_titles_and_names_are_escaped() -> None:
-    assert "<title>&lt;b&gt;</title>" in document("<b>", "")
-    assert "&lt;b&gt;" in table(["<b>"], [["x"]], "<i>") and "<i>" not in table(["<b>"], [["x"]], "<i>")
-
-
-def test_a_row_of_the_wrong_length_is_refused() -> None:
-    with pytest.raises(ValueError):
-        table(["a", "b"], [["1", "2", "3"]], "t")
+@pytest.mark.parametrize("words", ["<b>\"x\" & 'y'</b>", "a\tb\nc", "日本語 עברית café \U0001f600", "1\u202f000"])
+def test_other_words_stay_as_they_are(words: str) -> None:
+    assert plain(words) == words

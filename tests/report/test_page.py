@@ -2,195 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import re
-from dataclasses import replace
-from html.parser import HTMLParser
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
-import numpy as np
 import pytest
+from PIL import Image
+from plausible import Outline, plausible_language, plausible_pixels, plausible_result
 
-from lavit.kernels.dispatch import Choice
 from lavit.report import (
-    Answer,
     LanguageResult,
-    Photo,
     ProbeRow,
     QuickstartResult,
-    Rate,
-    Request,
-    Scene,
-    Spoken,
     Stage,
     differing,
     mean_tokens,
     perplexity,
     phases,
+    plots,
     render_report,
     write_report,
 )
-
-COLOURS = {"red": (210, 48, 44), "green": (52, 168, 83), "blue": (50, 96, 214), "yellow": (240, 196, 25)}
-PLACES = ("top left", "top right", "bottom left", "bottom right")
-
-
-def plausible_scene(rng: np.random.Generator, objects: int) -> Scene:
-    """A scene that looks like one of a run: objects on grey, kept patches on them and a few beside."""
-    image = (np.full((32, 32, 3), 128) + rng.normal(0, 4, (32, 32, 3))).clip(0, 255).astype(np.uint8)
-    keep, names = rng.random((8, 8)) < 0.05, []
-    for place in sorted(rng.choice(4, objects, replace=False)):
-        colour, shape = rng.choice(list(COLOURS)), rng.choice(["circle", "square", "triangle"])
-        cy, cx, r = 8 + 16 * (place // 2) + rng.integers(-2, 3), 8 + 16 * (place % 2) + rng.integers(-2, 3), 5
-        yy, xx = np.mgrid[:32, :32] - np.array([cy, cx])[:, None, None]
-        inside = {
-            "circle": yy**2 + xx**2 <= r * r,
-            "square": (abs(yy) <= r - 1) & (abs(xx) <= r - 1),
-            "triangle": (abs(yy) <= r) & (2 * abs(xx) <= yy + r),
-        }[str(shape)]
-        image[inside] = COLOURS[str(colour)]
-        keep |= inside.reshape(8, 4, 8, 4).any((1, 3)) & (rng.random((8, 8)) < 0.75)
-        names.append(f"a {colour} {shape} {PLACES[place]}")
-    caption = " and ".join(names)
-    correct = bool(rng.random() < 0.7)
-    read_back = caption if correct else caption.replace(caption.split()[1], "green" if "red" in caption else "red", 1)
-    return Scene(image, keep.ravel(), caption, int(keep.sum()), float(rng.normal(0.91, 0.02)), read_back, correct)
-
-
-def plausible_photo(rng: np.random.Generator, name: str, height: int, width: int) -> Photo:
-    yy, xx = np.mgrid[:height, :width] / max(height, width)
-    image = np.stack([200 - 90 * yy, 150 + 60 * np.sin(9 * xx), 120 + 80 * np.cos(7 * yy * xx)], -1).astype(np.uint8)
-    keep = rng.random(64) < 0.4
-    return Photo(name, "scikit-image", image, keep, int(keep.sum()), 0.71)
-
-
-def plausible_result(scenes: int = 6, photos: int = 2, held_out: int = 60, seed: int = 0) -> QuickstartResult:
-    """A run as it could have been, drawn from a generator: for tests of the page, never shown as a measurement."""
-    rng = np.random.default_rng(seed)
-    steps = list(range(0, 601, 10))
-    history = [
-        {
-            "step": s,
-            "loss": 0.15
-            + 0.9 * math.exp(-s / 120)
-            + 0.02 * rng.random()
-            + (0.15 * math.exp(-(s - 330) / 40) if s > 330 else 0),
-            "reconstruction_loss": 0.1 + 0.7 * math.exp(-s / 120) + 0.02 * rng.random(),
-            "ratio_loss": 0.04 * math.exp(-s / 60),
-            "commitment_loss": 0.08 * math.exp(-s / 300) if s > 330 else None,
-            "keep_rate": 0.33 + 0.17 * math.exp(-s / 100) + 0.01 * rng.random(),
-            "codes_used": min(256, 40 + s) if s > 330 else None,
-            "perplexity": min(190.0, 20 + s / 3) if s > 330 else None,
-            "images_per_second": 1200 + 90 * rng.random(),
-            "phase": "warm start" if s < 240 else "without quantisation" if s < 330 else "with quantisation",
-        }
-        for s in steps
-    ]
-    content = {n: rng.normal(4 + 8 * n, 2.2, held_out // 3).round().astype(int).tolist() for n in (1, 2, 3)}
-    names = ["gumbel_select", "layer_norm", "nearest_code", "pack", "partition", "policy_attention", "varlen_attention"]
-    return QuickstartResult(
-        command="lavit quickstart --seed 0",
-        seconds=291.7,
-        device="CPU",
-        threads=2,
-        seed=0,
-        versions={"lavit": "0.1.0", "torch": "2.13.0", "python": "3.11.2"},
-        model_path="runs/quickstart/model",
-        parameters={"encoder": 283_424, "selector": 6_290, "merger": 241_000, "codebook": 4096, "decoder": 262_112},
-        stages=[
-            Stage("make scenes", 3.2, "20 000 scenes for training, 200 held out"),
-            Stage("pre-train the encoder", 41.0, "400 steps; then frozen"),
-            Stage("train the tokenizer", 214.3, "600 steps in three phases"),
-            Stage("probe", 22.5, "small classifiers on rebuilt features"),
-        ],
-        encoder_history=[
-            {"step": s, "loss": 1.6 * math.exp(-s / 90) + 0.1, "accuracy": 1 - 0.9 * math.exp(-s / 70)}
-            for s in range(0, 401, 10)
-        ],
-        history=history,
-        scenes=[plausible_scene(rng, 1 + i % 3) for i in range(scenes)],
-        photos=[plausible_photo(rng, f"photo {i}", 200 + 40 * (i % 2), 300) for i in range(photos)],
-        content=content,
-        code_counts=[int(n) for n in rng.gamma(1.5, 12, 248) + 1] + [0] * 8,
-        cosines=rng.beta(40, 4, held_out).tolist(),
-        probe=[
-            ProbeRow("what stands in a cell", 0.967, 0.988, 0.154),
-            ProbeRow("the whole scene", 0.877, 0.953, 0.001),
-            ProbeRow("how many objects", 0.985, 0.995, 1 / 3),
-        ],
-        kernels=[
-            Choice(n, "cpu", "reference" if i % 2 else "cpp", "compiled for this machine; not triton: needs a GPU")
-            for i, n in enumerate(names)
-        ],
-    )
-
-
-def plausible_language(scenes: int = 9, seed: int = 0) -> LanguageResult:
-    """A language stage as it could have been; see ``plausible_result``."""
-    rng = np.random.default_rng(seed)
-    seen = [plausible_scene(rng, 1 + i % 3) for i in range(scenes)]
-    asked = [
-        Answer("how many objects are there?", "2", "2", True),
-        Answer("what colour is the object bottom right?", "green", "green", True),
-        Answer("is there a red circle?", "yes", "no", False),
-    ]
-    return LanguageResult(
-        scenes=300,
-        questions=1200,
-        captions={"exact": Rate(0.872, 0.007), "recall": Rate(0.941, 0.062)},
-        readable=0.99,
-        answers={"mean": Rate(0.831, 0.354), "count": Rate(0.9, 1 / 3), "exists": Rate(0.761, 0.5)},
-        images={"scene": Rate(0.553, 0.007, 0.921), "recall": Rate(0.713, 0.062, 0.965)},
-        tokens={"drawn": 20.4, "true": 21.1},
-        edits={"scene": Rate(0.617, 0.0083, 0.902), "recall": Rate(0.843, 0.6475, 0.95)},
-        parameters={"language model": 1_010_203, "projector": 12_416},
-        steps=1000,
-        history=[
-            {"step": s, "loss": 6 * math.exp(-s / 200) + 1, "text_loss": 1.0, "tokens_per_second": 9000.0}
-            for s in range(0, 1001, 50)
-        ],
-        seconds={"training": 100.0, "judging": 20.0},
-        settings={"training": {"lr": 0.002, "mixture": {"caption": 1.0}}, "images": {"guidance": 2.0}},
-        spoken=[Spoken(scene.image, scene.caption, scene.read_back, list(asked)) for scene in seen],
-        requests=[Request(scene.caption, scene.read_back, 20 + i) for i, scene in enumerate(seen)],
-        changes=[
-            Request(f"put a red circle {PLACES[i % 4]}", scene.read_back, 20, scene.image, scene.caption)
-            for i, scene in enumerate(seen[:3])
-        ],
-        model_path="runs/quickstart/model",
-    )
-
-
-class Outline(HTMLParser):
-    """What a browser would make of the page: balanced tags, text, attributes."""
-
-    VOID = {"meta", "link", "img", "br", "path", "rect", "circle"}
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
-
-    def all(self, name: str) -> list[dict[str, str | None]]:
-        return [attrs for tag, attrs in self.tags if tag == name]
+from lavit.report.page import embed
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +105,7 @@ def test_the_language_stage_is_on_the_page_where_there_was_one(result: Quickstar
     read += sum(one.read == one.wanted for one in stage.changes)
     assert text.count("✓ right") == right + sum(answer.correct for answer in asked) + read
     assert all(one.prompt in text for one in stage.changes) and "61.7 %" in text and "64.8 %" in text
-    assert "(true: yes)" in text and "(true: 2)" not in text
+    assert "(true: yes )" in text and "(true: 2 )" not in text
     pictures = len(outline.all("img")) - 2 * (len(result.scenes) + len(result.photos))
     assert pictures == len(stage.spoken) + len(stage.changes) and all(a.get("alt") for a in outline.all("img"))
     most = len(result.probe) + len(stage.images) + len(stage.edits)
@@ -322,26 +158,63 @@ def test_the_page_does_not_claim_what_the_run_did_not_show() -> None:
     assert "4.0 for 1, 4.0 for 2. A dot" in Outline(render_report(result)).text
 
 
-def test_text_from_outside_stays_text() -> None:
-    evil = '<img src=x onerror="alert(1)"> & \'"'
-    result = plausible_result(scenes=1, photos=1)
-    result.scenes[0].caption = result.scenes[0].read_back = evil
-    result.photos[0].name = result.photos[0].source = evil
-    result.command = result.device = result.model_path = evil
-    result.versions, result.parameters = {evil: evil, "lavit": evil}, {evil: 1}
-    result.stages, result.probe = [Stage(evil, 1.0, evil)], [ProbeRow(evil, 0.5, 0.5, 0.5)]
-    result.kernels = [Choice(evil, evil, evil, evil)]
-    result.history = [{"step": s, "loss": 1.0, "phase": evil + str(s)} for s in range(2)]
-    result.language = plausible_language(1)
-    result.language.spoken = [Spoken(result.scenes[0].image, evil, evil, [Answer(evil, evil, evil, False)])]
-    result.language.requests = [Request(evil, "a red circle", 3)]
-    result.language.changes = [Request(evil, evil, 3, result.scenes[0].image, evil)]
-    result.language.answers, result.language.parameters = {evil: Rate(0.5, 0.1)}, {evil: 1}
-    result.language.settings, result.language.model_path = {evil: {evil: evil}}, evil
-    outline = Outline(render_report(result))
-    assert outline.open == []
-    assert len(outline.all("img")) == 6 and not any("onerror" in a for _, a in outline.tags)
-    assert outline.text.count("<img src=x onerror=") >= 10
+EVIL = """<script>alert(1)</script></style></title><img src=x onerror=alert(1)>"'& {{ 7 * 7 }} \u202e\u2067\x00 """
+KEYS = set(  # that the page asks for by name
+    "step loss text_loss reconstruction_loss ratio_loss commitment_loss tokens_per_second images_per_second phase "
+    "keep_rate codes_used perplexity accuracy exact recall scene cell mean drawn true lavit image text".split()
+)
+
+
+def hostile(value: Any) -> Any:
+    """The value with ``EVIL`` before every string in it that says something, at any depth."""
+    if isinstance(value, str):
+        return EVIL + value if value else value
+    if isinstance(value, dict):
+        return {key if key in KEYS else hostile(key): hostile(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [hostile(inner) for inner in value]
+    if is_dataclass(value):
+        return replace(value, **{field.name: hostile(getattr(value, field.name)) for field in fields(value)})
+    return value
+
+
+def test_text_from_outside_stays_text(result: QuickstartResult) -> None:
+    """In every string of a result: no element, no attribute, no word outside a <bdi> comes of it."""
+    whole = replace(result, language=plausible_language(), pixels=plausible_pixels())
+    page = render_report(hostile(whole))
+    plain, evil = Outline(render_report(whole)), Outline(page)
+    assert [(tag, list(attrs)) for tag, attrs in evil.tags] == [(tag, list(attrs)) for tag, attrs in plain.tags]
+    assert evil.open == [] and page.count("</style>") == page.count("</title>") == 1
+    shown = [isolated for words, isolated in zip(evil.words, evil.isolated, strict=True) if "alert(1)" in words]
+    assert len(shown) > 150 and all(shown)
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\x00]", page) and "49" not in evil.text.replace("49 ", "")
+    held = {key for _, attrs in evil.tags for key, text in attrs.items() if "alert(1)" in str(text)}
+    assert held == {"alt"}
+
+
+def test_names_of_files_that_are_no_unicode_can_be_written(tmp_path) -> None:
+    result = plausible_result(scenes=0, photos=1)
+    result.photos[0].name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
+    write_report(result, tmp_path / "report.html")
+    assert "caf\ufffd.jpg" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("photograph", "kind"), [(False, "png"), (True, "jpeg")])
+def test_images_travel_inside_the_page(photograph: bool, kind: str) -> None:
+    image = Image.new("RGB", (12, 7), (200, 30, 40))
+    source, width, height = embed(image, photograph)
+    start = f"data:image/{kind};base64,"
+    assert source.startswith(start) and (width, height) == image.size
+    with Image.open(io.BytesIO(base64.b64decode(source.removeprefix(start)))) as back:
+        pixel = back.convert("RGB").getpixel((5, 3))
+        assert back.size == image.size and isinstance(pixel, tuple)
+        assert max(abs(a - b) for a, b in zip(pixel, (200, 30, 40), strict=True)) <= (3 if photograph else 0)
+
+
+def test_every_colour_of_a_chart_is_one_of_the_page_in_light_and_dark(page: str) -> None:
+    style = page[page.index("<style>") : page.index("</style>")]
+    for name in plots.VARIABLES.values():
+        assert style.count(f"--{name}:") >= (1 if name in ("wash",) else 2)
 
 
 def test_differing_words_are_marked() -> None:
