@@ -80,11 +80,9 @@ class _Page:
         font = {"size": size * _POINT, "color": ink, "ha": ha, "va": "baseline"}
         self.figure.text(x / WIDTH, 1 - y / self.height, drawable(words), **font)
 
-    def lines(
-        self, x: float, y: float, words: str, width: float, most: int, ink: str = INK, middle: float = 0
-    ) -> float:
-        """Words in at most ``most`` lines of ``width``, the first at ``y`` or, with ``middle`` 0.5, half of them above
-        it. An ellipsis stands for the rest. Returns where the next line would be."""
+    def lines(self, x: float, y: float, words: str, width: float, most: int, ink: str = INK, above: float = 0) -> float:
+        """Words in at most ``most`` lines of ``width``, the rest an ellipsis; the first is at ``y``, or a share
+        ``above`` of them above it. Returns where the next would be."""
         font, lines = FontProperties(size=_SMALL * _POINT), [""]
         measure = self.canvas.get_renderer().get_text_width_height_descent
         for word in drawable(words).split():
@@ -98,7 +96,7 @@ class _Page:
         if len(lines) > most:
             lines[most - 1 :] = [f"{lines[most - 1]} …"]
         for number, line in enumerate(lines):
-            self.text(x, y + 13 * (number - middle * (len(lines) - 1)), line, ink)
+            self.text(x, y + 13 * (number - above * (len(lines) - 1)), line, ink)
         return y + 13 * len(lines)
 
     def verdict(self, x: float, y: float, right: bool, ha: str = "right") -> None:
@@ -119,7 +117,7 @@ class _Page:
             rule = Line2D(ends, [1 - (y - 23) / self.height] * 2, color="#e2e0da", linewidth=_POINT)
             self.figure.add_artist(rule)
             self.text(_RIGHT, y, number, BLUE, 15.5)
-            self.lines(_RIGHT + 104, y - 1, note, WIDTH - _MARGIN - _RIGHT - 104, 2, SOFT, middle=0.5)
+            self.lines(_RIGHT + 104, y - 1, note, WIDTH - _MARGIN - _RIGHT - 104, 2, SOFT, above=0.5)
 
 
 def _draw_scenes(page: _Page, scenes: Sequence[Scene], grid: tuple[int, int]) -> None:
@@ -133,7 +131,7 @@ def _draw_scenes(page: _Page, scenes: Sequence[Scene], grid: tuple[int, int]) ->
         page.text(x, y + 24, _count(scene), size=15.5)
         page.verdict(x + side, y + 24, scene.correct)
         page.text(x, y + 40, "read back from the tokens:", SOFT)
-        page.lines(x, y + 54, scene.read_back, side, 3)
+        page.lines(x, y + 54, scene.read_back, side, 4)
 
 
 def _draw_photos(page: _Page, photos: Sequence[Photo], grid: tuple[int, int], top: float) -> None:
@@ -195,9 +193,10 @@ def _draw_language(page: _Page, result: LanguageResult, top: float) -> None:
         page.verdict(x + width, y + 9, scene.said == scene.caption)
         level = max(page.lines(x + side + 10, y + 24, scene.said, width - side - 10, 5) + 12, y + side + 18)
         for answer in scene.answers[:4]:
-            ink, given = BLUE if answer.correct else AMBER, answer.given or "nothing"
-            page.text(x + width, level, given if len(given) < 9 else f"{given[:7]}…", ink, ha="right")
-            level = page.lines(x, level, answer.question, width - 60, 2, SOFT) + 4
+            given, mark = answer.given or "nothing", "✓" if answer.correct else "✗"
+            short = given if len(given) < 8 else f"{given[:6]}…"
+            page.text(x + width, level, f"{mark} {short}", BLUE if answer.correct else AMBER, ha="right")
+            level = page.lines(x, level, answer.question, width - 70, 2, SOFT) + 4
     for i, request in enumerate(result.requests[:2]):
         x, y, right = _MARGIN + 2 * (width + 2 * _GAP), top + 25 + 96 * i, request.prompt == request.read
         page.text(x, y, f"asked, drawn in {request.tokens} tokens:", SOFT)

@@ -8,7 +8,7 @@ import re
 THIN = "\u202f"
 """Narrow space that does not break: between thousands, and between a number and its unit."""
 MISSING = "–"
-# Control characters, lone halves of a pair (file names can have both), and what turns the direction of the words around.
+# Control characters, lone halves of a pair (names of files can have both), and what turns the words around it.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

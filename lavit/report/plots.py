@@ -113,7 +113,7 @@ def line(
 
 
 def histogram(title: str, values: Sequence[float], x_label: str, y_label: str, high: float) -> str | None:
-    """How often each range of values occurs, with the mean marked; the x axis ends at ``high`` if no value is larger."""
+    """How often each range of values occurs, and their mean. The x axis ends at ``high`` if no value is larger."""
     values = [float(v) for v in values if math.isfinite(v)]
     if not values:
         return None
@@ -201,7 +201,7 @@ def _above(axes: Axes, x: float, words: str, ink: str, side: str) -> None:
 
 
 def _svg(axes: Axes, title: str, description: str) -> str:
-    """The figure of the axes as an element for a page: without name spaces and unused ids, with colours as variables."""
+    """The figure as an element for a page: no name spaces, only ids that are used, colours as variables."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     axes.figure.savefig(file, format="svg", transparent=True, metadata=nothing)

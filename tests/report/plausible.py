@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 
@@ -185,6 +187,26 @@ def plausible_pixels(shown: int = 3) -> PixelsResult:
         ],
         model_path="runs/quickstart/model/pixels",
     )
+
+
+EVIL = """<script>alert(1)</script></style></title><img src=x onerror=alert(1)>"'& {{ 7 * 7 }} \u202e\u2067\x00 """
+KEYS = set(  # that the page asks for by name
+    "step loss text_loss reconstruction_loss ratio_loss commitment_loss tokens_per_second images_per_second phase "
+    "keep_rate codes_used perplexity accuracy exact recall scene cell mean drawn true lavit image text".split()
+)
+
+
+def hostile(value: Any, evil: str = EVIL) -> Any:
+    """The value with ``evil`` before every string in it that says something, at any depth."""
+    if isinstance(value, str):
+        return evil + value if value else value
+    if isinstance(value, dict):
+        return {key if key in KEYS else hostile(key, evil): hostile(inner, evil) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [hostile(inner, evil) for inner in value]
+    if is_dataclass(value):
+        return replace(value, **{field.name: hostile(getattr(value, field.name), evil) for field in fields(value)})
+    return value
 
 
 class Outline(HTMLParser):

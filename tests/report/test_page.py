@@ -6,12 +6,11 @@ import base64
 import io
 import math
 import re
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from PIL import Image
-from plausible import Outline, plausible_language, plausible_pixels, plausible_result
+from plausible import Outline, hostile, plausible_language, plausible_pixels, plausible_result
 
 from lavit.report import (
     LanguageResult,
@@ -156,26 +155,6 @@ def test_the_page_does_not_claim_what_the_run_did_not_show() -> None:
     assert "does not rise with every object: 30.5 for 1, 19.0 for 2, 11.0 for 3; correlation \u22120." in text
     result.content = {1: [4, 4], 2: [4]}
     assert "4.0 for 1, 4.0 for 2. A dot" in Outline(render_report(result)).text
-
-
-EVIL = """<script>alert(1)</script></style></title><img src=x onerror=alert(1)>"'& {{ 7 * 7 }} \u202e\u2067\x00 """
-KEYS = set(  # that the page asks for by name
-    "step loss text_loss reconstruction_loss ratio_loss commitment_loss tokens_per_second images_per_second phase "
-    "keep_rate codes_used perplexity accuracy exact recall scene cell mean drawn true lavit image text".split()
-)
-
-
-def hostile(value: Any) -> Any:
-    """The value with ``EVIL`` before every string in it that says something, at any depth."""
-    if isinstance(value, str):
-        return EVIL + value if value else value
-    if isinstance(value, dict):
-        return {key if key in KEYS else hostile(key): hostile(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [hostile(inner) for inner in value]
-    if is_dataclass(value):
-        return replace(value, **{field.name: hostile(getattr(value, field.name)) for field in fields(value)})
-    return value
 
 
 def test_text_from_outside_stays_text(result: QuickstartResult) -> None:
