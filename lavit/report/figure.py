@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from lavit.files import atomic_write
@@ -76,28 +78,17 @@ class _Page:
         self.figure = Figure((WIDTH / 100, height / 100), dpi=100 * _SCALE)
         self.canvas = FigureCanvasAgg(self.figure)
 
-    def text(self, x: float, y: float, words: str, ink: str = INK, size: float = _SMALL, ha: str = "left") -> None:
+    def text(self, x: float, y: float, words: str, ink: str = INK, size: float = _SMALL, ha: str = "left") -> Text:
         font = {"size": size * _POINT, "color": ink, "ha": ha, "va": "baseline"}
-        self.figure.text(x / WIDTH, 1 - y / self.height, drawable(words), **font)
+        return self.figure.text(x / WIDTH, 1 - y / self.height, drawable(words), **font)
 
-    def lines(self, x: float, y: float, words: str, width: float, most: int, ink: str = INK, above: float = 0) -> float:
-        """Words in at most ``most`` lines of ``width``, the rest an ellipsis; the first is at ``y``, or a share
-        ``above`` of them above it. Returns where the next would be."""
-        font, lines = FontProperties(size=_SMALL * _POINT), [""]
-        measure = self.canvas.get_renderer().get_text_width_height_descent
-        for word in drawable(words).split():
-            while measure(word, font, False)[0] > width * _SCALE:
-                word = word[:-1]
-            longer = f"{lines[-1]} {word}".strip()
-            if measure(longer, font, False)[0] <= width * _SCALE:
-                lines[-1] = longer
-            else:
-                lines.append(word)
-        if len(lines) > most:
-            lines[most - 1 :] = [f"{lines[most - 1]} …"]
-        for number, line in enumerate(lines):
-            self.text(x, y + 13 * (number - above * (len(lines) - 1)), line, ink)
-        return y + 13 * len(lines)
+    def lines(self, x: float, y: float, words: str, width: float, most: int, ink: str = INK) -> float:
+        """Words in at most ``most`` lines of about ``width``. Returns where the next would be."""
+        for line in textwrap.wrap(drawable(words), round(width / 5.1), max_lines=most, placeholder=" …"):
+            left, right, low = x * _SCALE, (x + width + _GAP) * _SCALE, (self.height - y - 5) * _SCALE
+            self.text(x, y, line, ink).set(clip_on=True, clip_box=Bbox([(left, low), (right, low + 20 * _SCALE)]))
+            y += 13
+        return y
 
     def verdict(self, x: float, y: float, right: bool, ha: str = "right") -> None:
         self.text(x, y, "✓ right" if right else "✗ wrong", BLUE if right else AMBER, ha=ha)
@@ -117,7 +108,7 @@ class _Page:
             rule = Line2D(ends, [1 - (y - 23) / self.height] * 2, color="#e2e0da", linewidth=_POINT)
             self.figure.add_artist(rule)
             self.text(_RIGHT, y, number, BLUE, 15.5)
-            self.lines(_RIGHT + 104, y - 1, note, WIDTH - _MARGIN - _RIGHT - 104, 2, SOFT, above=0.5)
+            self.lines(_RIGHT + 104, y - 7, note, WIDTH - _MARGIN - _RIGHT - 104, 2, SOFT)
 
 
 def _draw_scenes(page: _Page, scenes: Sequence[Scene], grid: tuple[int, int]) -> None:
