@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from benchmarks.table import cases_of
 from lavit.report.plots import drawing, tick
@@ -56,8 +57,8 @@ def picture(panels: dict[str, dict[str, Points]]) -> str:
     """One log-log chart a panel below the other, with its curves named at their ends and the line of proportion."""
     file = io.StringIO()
     with drawing("growth", 13 * POINT):
-        figure = Figure((6.2, 3.64 * len(panels)), facecolor="white", layout="constrained")
-        figure.get_layout_engine().set(hspace=0.06)
+        spaced = ConstrainedLayoutEngine(hspace=0.06)
+        figure = Figure((6.2, 3.64 * len(panels)), facecolor="white", layout=spaced)
         for axes, (title, curves) in zip(np.ravel(figure.subplots(len(panels), 1)), panels.items(), strict=True):
             draw_panel(axes, title, curves)
         figure.savefig(file, format="svg", metadata={"Date": None})

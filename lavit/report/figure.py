@@ -79,8 +79,8 @@ class _Page:
         self.canvas = FigureCanvasAgg(self.figure)
 
     def text(self, x: float, y: float, words: str, ink: str = INK, size: float = _SMALL, ha: str = "left") -> Text:
-        font = {"size": size * _POINT, "color": ink, "ha": ha, "va": "baseline"}
-        return self.figure.text(x / WIDTH, 1 - y / self.height, drawable(words), **font)
+        place = x / WIDTH, 1 - y / self.height
+        return self.figure.text(*place, drawable(words), size=size * _POINT, color=ink, ha=ha, va="baseline")
 
     def lines(self, x: float, y: float, words: str, width: float, most: int, ink: str = INK) -> float:
         """Words in at most ``most`` lines of about ``width``. Returns where the next would be."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache
 from statistics import correlation
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -86,21 +86,13 @@ def differing(words: str, other: str) -> Markup:
     return Markup(" ").join(parts)
 
 
-class Embedded(NamedTuple):
-    source: str
-    width: int
-    height: int
-
-
-def embed(image: np.ndarray | Image.Image, photograph: bool = False) -> Embedded:
-    """The pixels as a URI: PNG, or JPEG for a photograph (a tenth of the size, no visible loss)."""
+def embed(image: np.ndarray | Image.Image, photograph: bool = False) -> tuple[str, int, int]:
+    """The pixels as a URI, width and height: PNG, or JPEG for a photograph (a tenth of the size, no visible loss)."""
     image, file = Image.fromarray(np.asarray(image)), io.BytesIO()
-    if photograph:
-        image.convert("RGB").save(file, "JPEG", quality=90, subsampling=0, optimize=True)
-    else:
-        image.save(file, "PNG", optimize=True)
+    kind: dict[str, Any] = {"format": "JPEG", "quality": 90, "subsampling": 0} if photograph else {"format": "PNG"}
+    image.convert("RGB").save(file, optimize=True, **kind)
     data = base64.b64encode(file.getvalue()).decode("ascii")
-    return Embedded(f"data:image/{'jpeg' if photograph else 'png'};base64,{data}", image.width, image.height)
+    return f"data:image/{kind['format'].lower()};base64,{data}", image.width, image.height
 
 
 @cache
@@ -150,22 +142,17 @@ def _curves(result: QuickstartResult, network: str) -> list[tuple[str, str, Mark
 def _rates(result: QuickstartResult) -> dict[str, list[tuple[str, Rate]]]:
     """Of each part of the run what was judged, and how it did."""
     kinds = {"scene": "every cell right", "recall": "objects there", "cell": "cells right"}
-    language, pixels = [], []
+    rows: dict[str, list[tuple[str, Rate | None]]] = {"language": [], "pixels": []}
+    rows["probe"] = [(row.what, Rate(row.tokens, row.chance, row.encoder)) for row in result.probe]
     if of := result.language:
-        language = [("Captions word for word right", of.captions.get("exact"))]
-        language += [
-            ("Objects named in captions", of.captions.get("recall")),
-            ("Answers right", of.answers.get("mean")),
-        ]
-        language += [(f"Answers: {kind}", rate) for kind, rate in of.answers.items() if kind != "mean"]
-        language += [(f"Images asked for: {kinds[kind]}", of.images.get(kind)) for kind in kinds]
-        language += [(f"Changes asked for: {kinds[kind]}", of.edits.get(kind)) for kind in kinds]
-    if result.pixels:
-        ways = result.pixels.ways.items()
-        pixels = [(f"Painted from {way}: {kinds[kind]}", rates.get(kind)) for way, rates in ways for kind in kinds]
-    probe = [(row.what, Rate(row.tokens, row.chance, row.encoder)) for row in result.probe]
-    found = {"probe": probe, "language": language, "pixels": pixels}
-    return {part: [(what, rate) for what, rate in rows if rate is not None] for part, rows in found.items()}
+        exact, recall, mean = of.captions.get("exact"), of.captions.get("recall"), of.answers.get("mean")
+        rows["language"] = [("Captions word for word right", exact), ("Objects named in captions", recall)]
+        rows["language"] += [("Answers right", mean), *((f"Answers: {kind}", of.answers[kind]) for kind in of.answers)]
+        rows["language"] += [(f"Images asked for: {kinds[kind]}", of.images.get(kind)) for kind in kinds]
+        rows["language"] += [(f"Changes asked for: {kinds[kind]}", of.edits.get(kind)) for kind in kinds]
+    for way, rates in result.pixels.ways.items() if result.pixels else ():
+        rows["pixels"] += [(f"Painted from {way}: {kinds[kind]}", rates.get(kind)) for kind in kinds]
+    return {part: [(what, rate) for what, rate in rows[part] if rate and what != "Answers: mean"] for part in rows}
 
 
 def _trend(content: Mapping[int, Sequence[int]]) -> str:

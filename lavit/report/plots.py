@@ -180,8 +180,7 @@ def ranked(title: str, counts: Sequence[int], x_label: str, y_label: str) -> str
         axes.stairs(heights, edges, fill=True, color=WASH, gid="area")
         axes.stairs(heights, edges, baseline=None, color=BLUE, linewidth=2, gid="line")
         axes.axhline(level, color=SOFT, linewidth=1.3, linestyle=(0, (3, 3)), gid="switch")
-        place = {"xytext": (-2, 4), "textcoords": "offset points", "ha": "right", "weight": "bold"}
-        axes.annotate("even use", (len(counts), level), **place)
+        axes.annotate("even use", (len(counts), level), (-2, 4), textcoords="offset points", ha="right", weight="bold")
         axes.set(xlim=(0, len(counts)), ylim=(0, None))
         words = f"{sum(n > 0 for n in counts)} of {len(counts)} used; the most used one {max(counts)} times, "
         return _svg(axes, title, f"{words}an even spread would be {level:.1f}.")
@@ -204,6 +203,7 @@ def _svg(axes: Axes, title: str, description: str) -> str:
     """The figure as an element for a page: no name spaces, only ids that are used, colours as variables."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    assert isinstance(axes.figure, Figure)
     axes.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(file.getvalue())
     for node in root.iter():

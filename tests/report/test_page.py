@@ -5,8 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -188,6 +192,15 @@ def test_images_travel_inside_the_page(photograph: bool, kind: str) -> None:
         pixel = back.convert("RGB").getpixel((5, 3))
         assert back.size == image.size and isinstance(pixel, tuple)
         assert max(abs(a - b) for a, b in zip(pixel, (200, 30, 40), strict=True)) <= (3 if photograph else 0)
+
+
+def test_templates_travel_with_the_package(tmp_path) -> None:
+    pytest.importorskip("setuptools")
+    root = Path(__file__).parents[2]
+    build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(build, cwd=root, check=True, capture_output=True, env={**os.environ, "LAVIT_BUILD": "0"})
+    source = root / "lavit/report/templates"
+    assert {path.name for path in source.iterdir()} == {p.name for p in (tmp_path / "lavit/report/templates").iterdir()}
 
 
 def test_every_colour_of_a_chart_is_one_of_the_page_in_light_and_dark(page: str) -> None:
