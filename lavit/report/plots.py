@@ -29,7 +29,7 @@ BLUE, WASH, AMBER = "#2457c5", "#e4eaf8", "#a34c00"
 VARIABLES = {INK: "ink", SOFT: "soft", HAIR: "hair", BAND: "band", BLUE: "blue", WASH: "wash", AMBER: "amber"}
 """The style sheet's name of each colour: a chart follows its page into the dark."""
 
-SETTINGS = {
+SETTINGS: Any = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib
     "text.parse_math": False,  # a dollar in a name is a dollar
     "text.color": INK,
@@ -154,7 +154,7 @@ def draw_strip(axes: Axes, groups: Mapping[Any, Sequence[float]], width: float, 
         axes.annotate(f"{mean:.1f}", (i + half, mean), (4, 0), textcoords="offset points", va="center", weight="bold")
     axes.set_xticks(range(len(groups)), [drawable(str(name)) for name in groups])
     axes.set(xlim=(-0.5, len(groups) - 0.3), ylim=(0, None))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params("y", integer=True)
 
 
 def strip(title: str, groups: Mapping[Any, Sequence[float]], x_label: str, y_label: str) -> str | None:
