@@ -19,7 +19,7 @@ from PIL import Image
 
 from lavit.files import atomic_write
 from lavit.report import format, plots
-from lavit.report.result import QuickstartResult, Rate, mean_of, mean_tokens, perplexity, phases
+from lavit.report.result import Photo, QuickstartResult, Rate, Scene, mean_of, mean_tokens, perplexity, phases
 from lavit.report.token_map import draw_token_map
 
 CURVES: dict[str, list[tuple[str, str, str, str]]] = {
@@ -104,27 +104,20 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: format.plain(value) if type(value) is str else value,
+        finalize=lambda value: value if isinstance(value, Markup | int | float) else format.plain(str(value)),
     )
     filters = (format.integer, format.decimal, format.percent, format.duration, mean_of, perplexity)
     made.filters.update({function.__name__: function for function in filters})
     made.tests["finite"] = math.isfinite
-    made.globals.update(
-        differing=differing,
-        embed=embed,
-        token_map=lambda of, grid: draw_token_map(Image.fromarray(of.image), of.keep, grid),
-        strip=lambda *args: _markup(plots.strip(*args)),
-        histogram=lambda *args: _markup(plots.histogram(*args)),
-        ranked=lambda *args: _markup(plots.ranked(*args)),
-    )
+    made.globals.update(differing=differing, embed=embed, plots=plots, token_map=_token_map)
     return made
 
 
-def _markup(svg: str | None) -> Markup:
-    return Markup(svg or "")  # ours; it escapes the words that it holds
+def _token_map(of: Scene | Photo, grid: tuple[int, int]) -> Image.Image:
+    return draw_token_map(Image.fromarray(of.image), of.keep, grid)
 
 
-def _curves(result: QuickstartResult, network: str) -> list[tuple[str, str, Markup]]:
+def _curves(result: QuickstartResult, network: str) -> list[tuple[str, str, str]]:
     """Title, sentence and chart of each curve of a network that has a value."""
     stages = {"Encoder": result.encoder_history, "Tokenizer": result.history}
     stages["Language model"] = result.language.history if result.language else []
@@ -134,7 +127,7 @@ def _curves(result: QuickstartResult, network: str) -> list[tuple[str, str, Mark
     for key, title, unit, note in CURVES[network]:
         rows = [(float(row["step"]), float(row[key])) for row in stages[network] if row.get(key) is not None]
         steps, values = zip(*rows, strict=True) if rows else ((), ())
-        if chart := _markup(plots.line(f"{network}: {title}", steps, values, "step", unit, spans, floor=0)):
+        if chart := plots.line(f"{network}: {title}", steps, values, "step", unit, spans, floor=0):
             found.append((title, note, chart))
     return found
 
