@@ -197,7 +197,7 @@ def test_images_travel_inside_the_page(photograph: bool, kind: str) -> None:
 def test_templates_travel_with_the_package(tmp_path) -> None:
     pytest.importorskip("setuptools")
     root = Path(__file__).parents[2]
-    build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    build = [sys.executable, "setup.py", "-q", "egg_info", "-e", str(tmp_path), "build_py", "-d", str(tmp_path)]
     subprocess.run(build, cwd=root, check=True, capture_output=True, env={**os.environ, "LAVIT_BUILD": "0"})
     source = root / "lavit/report/templates"
     assert {path.name for path in source.iterdir()} == {p.name for p in (tmp_path / "lavit/report/templates").iterdir()}
