@@ -9,26 +9,27 @@ faster than they do. Prints the same as Markdown.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
 from benchmarks.table import cases_of
-from lavit.charts import Plot, path
+from lavit.report.plots import drawing, tick
 
 Points = list[tuple[int, float]]  # kept tokens, seconds
 INKS = ("#2457c5", "#a34c00", "#177245", "#7a3b9c")
-STYLE = (
-    "<style>svg { font: 13px system-ui, sans-serif; fill: #1c1e22; background: #fff } path { fill: none }"
-    " .grid { stroke: #e2e0da } .axis { stroke: #888 } .name { fill: #565c66 } .curve { stroke-width: 2 }"
-    " .even { stroke: #888; stroke-dasharray: 5 4 }"
-    + "".join(f" .c{i} {{ stroke: {ink} }} .f{i} {{ fill: {ink} }}" for i, ink in enumerate(INKS))
-    + "</style>"
-)
-WIDTH, HEIGHT, GAP = 620, 320, 44
+MARKERS = ("o-", "s-", "^-", "D-")
+POINT = 0.72  # points in a hundredth of an inch
 OURS_FIRST = ("packed", "lavit")
 
 
@@ -52,40 +53,35 @@ def slope(points: Points) -> float:
     return math.log(t / s) / math.log(last / first)
 
 
-def panel(title: str, curves: dict[str, Points]) -> str:
-    """One log-log chart with its curves, their names at their ends, and the line of proportion."""
-    everything = [p for points in curves.values() for p in points]
-    x_low, x_high = (f(math.log2(n) for n, _ in everything) for f in (min, max))
-    y_low, y_high = math.floor(min(_log10(t) for _, t in everything)), math.ceil(max(_log10(t) for _, t in everything))
-    words = "; ".join(f"{name}: {points[0][1]:.3g} s at {points[0][0]} to {points[-1][1]:.3g} s at {points[-1][0]}"
-                      for name, points in curves.items())  # fmt: skip
-    y_ticks = [float(y) for y in range(y_low, max(y_high, y_low + 1) + 1)]
-    x_end = x_high if x_high > x_low else x_low + 1
-    plot = Plot(title, words, [x_low, x_end], y_ticks, WIDTH, HEIGHT, left=74, right=130, top=30)
-    plot.text(plot.left, 16, title, "start", "strong")
-    ticks = {math.log2(n): f"{n:,}" for n in sorted({n for n, _ in next(iter(curves.values()))})}
-    plot.axes("kept tokens", "seconds", ticks, {y: f"{10.0**y:g}" for y in y_ticks})
-    n, t = next(iter(curves.values()))[0]
-    proportional = [(x, _log10(t) + (x - math.log2(n)) * math.log10(2)) for x in (x_low, x_end)]
-    plot.add(f'<path class="even" d="{path([(plot.x(x), plot.y(min(y, y_ticks[-1]))) for x, y in proportional])}"/>')
-    for i, (name, points) in enumerate(curves.items()):
-        places = [(plot.x(math.log2(n)), plot.y(_log10(t))) for n, t in points]
-        plot.add(f'<path class="curve c{i % len(INKS)}" d="{path(places)}"/>')
-        for x, y in places:
-            plot.add(f'<circle class="f{i % len(INKS)}" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>')
-        plot.text(places[-1][0] + 8, places[-1][1] + 4, name, "start", f"f{i % len(INKS)}")
-    return plot.svg()
-
-
 def picture(panels: dict[str, dict[str, Points]]) -> str:
-    """All panels, one below the other."""
-    height = len(panels) * (HEIGHT + GAP)
-    charts = (
-        chart.replace("<svg ", f'<svg y="{i * (HEIGHT + GAP)}" width="{WIDTH}" height="{HEIGHT}" ', 1)
-        for i, chart in enumerate(panel(title, curves) for title, curves in panels.items())
-    )
-    size = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{STYLE}{"".join(charts)}</svg>\n'
+    """One log-log chart a panel below the other, with its curves named at their ends and the line of proportion."""
+    file = io.StringIO()
+    with drawing("growth", 13 * POINT):
+        spaced = ConstrainedLayoutEngine(hspace=0.06)
+        figure = Figure((6.2, 3.64 * len(panels)), facecolor="white", layout=spaced)
+        for axes, (title, curves) in zip(np.ravel(figure.subplots(len(panels), 1)), panels.items(), strict=True):
+            draw_panel(axes, title, curves)
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return re.sub(r"[ \t]+$", "", file.getvalue(), flags=re.MULTILINE)
+
+
+def draw_panel(axes: Axes, title: str, curves: dict[str, Points]) -> None:
+    axes.set_title(title, loc="left", size=13 * POINT)
+    axes.set(xlabel="kept tokens", ylabel="seconds", xscale="log", yscale="log")
+    for i, (name, points) in enumerate(curves.items()):
+        ink = INKS[i % len(INKS)]
+        axes.plot(*zip(*points, strict=True), MARKERS[i % len(MARKERS)], color=ink, ms=5, clip_on=False, gid="curve")
+        axes.annotate(name, points[-1], (8, 0), textcoords="offset points", va="center", color=ink)
+    axes.set_ylim(axes.get_ylim())  # what follows does not stretch it
+    tokens = sorted({n for points in curves.values() for n, _ in points})
+    n, t = next(iter(curves.values()))[0]
+    ends = tokens[0], tokens[-1]
+    axes.plot(ends, [t * end / n for end in ends], color="#888888", linewidth=1, linestyle=(0, (5, 4)), gid="even")
+    axes.set_xticks([n for n, _ in next(iter(curves.values()))])
+    axes.set_xlim(ends if ends[0] < ends[1] else None)
+    axes.xaxis.set_major_formatter(tick)
+    axes.yaxis.set_major_formatter(tick)
+    axes.minorticks_off()
 
 
 def markdown(panels: dict[str, dict[str, Points]]) -> str:
@@ -99,10 +95,6 @@ def markdown(panels: dict[str, dict[str, Points]]) -> str:
             lines.append(f"- {name}: {each}{grows}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
-
-
-def _log10(seconds: float) -> float:
-    return math.log10(max(seconds, 1e-9))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,4 +27,8 @@ install()
 
 
 def __getattr__(name: str) -> Any:
-    return getattr(import_module(_BASES[name]), name) if name in _BASES else _load(name)
+    if name in _BASES:
+        return getattr(import_module(_BASES[name]), name)
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _load(name)

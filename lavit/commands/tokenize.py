@@ -20,8 +20,8 @@ from lavit.commands import outputs
 from lavit.commands.image_inputs import Unread, image_files, image_seed, read_images
 from lavit.commands.model_folders import load_tokenizer
 from lavit.commands.options import add_machine, check_at_least, command_parser, pick_device
+from lavit.report.token_map import LARGEST, draw_sheet, draw_token_map, shrink
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
-from lavit.tokenmap import LARGEST, draw_sheet, draw_token_map, shrink
 
 SHEET_TILES, TILE = 400, 256
 MAPS = (*outputs.PICTURES, ".pdf")

@@ -19,21 +19,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lavit
+from lavit import report
 from lavit.data import load_image
 from lavit.data.atomic_write import atomic_write
 from lavit.data.photographs import find_photographs
 from lavit.evaluation import CellProbe, TokenStatistics, chance, tokenize_and_decode, tokens_by_objects, train_probe
-from lavit.figure import write_figure
 from lavit.kernels import dispatch
 from lavit.quickstart import language, pixels
 from lavit.quickstart.config import QuickstartConfig
 from lavit.quickstart.summary import summary, summary_lines
 from lavit.quickstart.timing import call_seconds, step_seconds
-from lavit.report import LanguageResult, Photo, PixelsResult, ProbeRow, QuickstartResult, Scene, Stage, write_report
+from lavit.report import LanguageResult, Photo, PixelsResult, ProbeRow, QuickstartResult, Scene, Stage
+from lavit.report.token_map import shrink
 from lavit.shapes.edits import edits
 from lavit.shapes.world import Scenes, ShapesWorld, caption
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
-from lavit.tokenmap import shrink
 from lavit.training.engine import stage
 from lavit.training.engine.distributed import pick_device
 from lavit.training.engine.metrics import duration
@@ -173,8 +173,8 @@ class _Quickstart:
             language=spoken,
             pixels=painted,
         )
-        write_report(result, config.output / REPORT)
-        write_figure(result, config.output / FIGURE)
+        report.write_report(result, config.output / REPORT)
+        report.write_figure(result, config.output / FIGURE)
         Image.fromarray(test.images[0]).save(config.output / SCENE)
         with atomic_write(config.output / RESULTS, "w") as file:
             file.write(json.dumps(summary(result), indent=2) + "\n")

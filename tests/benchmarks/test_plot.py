@@ -21,6 +21,7 @@ def report(*cases: dict) -> dict:
     return {"benchmarks": [*cases, case("elsewhere", 1, 1.0, growth=None) | {"extra_info": {"implementation": "x"}}]}
 
 
+SVG = "{http://www.w3.org/2000/svg}"
 TOKENS = (20, 80, 320, 1280)
 LINEAR = [case("packed", n, 1e-5 * n) for n in TOKENS]
 SQUARE = [case("release", n, 1e-6 * n * n) for n in TOKENS]
@@ -42,12 +43,19 @@ def test_wrong_results_are_no_points():
 def test_the_picture_holds_a_point_for_every_case_in_log_log_places(tmp_path, capsys):
     (tmp_path / "figures.json").write_text(json.dumps(report(*LINEAR, *SQUARE)))
     assert main([str(tmp_path / "figures.json"), str(tmp_path / "growth.svg")]) == 0
-    tree = ElementTree.parse(tmp_path / "growth.svg")
-    circles = list(tree.iter("{http://www.w3.org/2000/svg}circle"))
-    assert len(circles) == 8
-    xs = [float(c.attrib["cx"]) for c in circles[:4]]
-    steps = [b - a for a, b in zip(xs[:-1], xs[1:], strict=True)]
-    assert all(math.isclose(step, steps[0], abs_tol=0.15) for step in steps)  # every step is four times the tokens
+    curves = [
+        [(float(use.attrib["x"]), float(use.attrib["y"])) for use in group.iter(f"{SVG}use")]
+        for group in ElementTree.parse(tmp_path / "growth.svg").iter(f"{SVG}g")
+        if group.get("id") == "curve"
+    ]
+    assert [len(points) for points in curves] == [4, 4]
+    slopes = []
+    for points in curves:
+        (dx, dy), *others = [(c - a, d - b) for (a, b), (c, d) in zip(points[:-1], points[1:], strict=True)]
+        # Every step is four times the tokens; the places have six decimals.
+        assert all(math.isclose(x, dx, abs_tol=1e-5) and math.isclose(y, dy, abs_tol=1e-5) for x, y in others)
+        slopes.append(dy / dx)
+    assert slopes[1] == pytest.approx(2 * slopes[0], rel=1e-5)  # quadratic against proportional
     assert "µs a kept token" in capsys.readouterr().out
 
 

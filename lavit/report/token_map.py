@@ -1,4 +1,4 @@
-"""Pictures of what the tokenizer kept: the image with its dropped patches faded."""
+"""Pictures of what the tokenizer kept: the image with its dropped patches faded. Pixel for pixel, so by Pillow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from lavit.report.format import plain
 
 OUTLINE = (255, 122, 0)
 SMALLEST, LARGEST = 448, 1024  # long side of a map, pixels
@@ -30,17 +32,26 @@ def draw_token_map(
     Returns RGB. ValueError where keep, grid and tokens do not fit together.
     """
     height, width = grid
-    kept = _kept(keep, height, width)
+    if height < 1 or width < 1:
+        raise ValueError(f"grid: expected at least one row and column, got {grid}")
+    kept = keep.bool().cpu().numpy() if isinstance(keep, Tensor) else np.asarray(keep, bool)
+    if kept.shape != (height * width,):
+        raise ValueError(f"keep: expected shape ({height * width},) for the grid {grid}, got {kept.shape}")
     codes = None if tokens is None else np.asarray(tokens.cpu() if isinstance(tokens, Tensor) else tokens)
-    if codes is not None and codes.shape != (int(kept.sum()),):
-        raise ValueError(f"tokens: expected one for each of {int(kept.sum())} kept patches, got shape {codes.shape}")
-    picture = _resized(image.convert("RGB"))
-    columns = _edges(picture.width, width)
-    rows = _edges(picture.height, height)
+    if codes is not None and codes.shape != (kept.sum(),):
+        raise ValueError(f"tokens: expected one for each of {kept.sum()} kept patches, got shape {codes.shape}")
+    kept = kept.reshape(grid)
+    picture = image.convert("RGB")
+    if max(picture.size) < SMALLEST:  # a whole factor and no smoothing: its pixels stay what they are
+        factor = -(-SMALLEST // max(picture.size))
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    picture = shrink(picture, LARGEST)
+    columns = np.round(np.linspace(0, picture.width, width + 1)).astype(int)
+    rows = np.round(np.linspace(0, picture.height, height + 1)).astype(int)
 
     pale = picture.convert("L").point([int(168 + 0.3 * v) for v in range(256)]).convert("RGB")
-    mask = Image.fromarray(np.repeat(np.repeat(kept, np.diff(rows), 0), np.diff(columns), 1).astype(np.uint8) * 255)
-    pale.paste(picture, mask=mask)
+    mask = np.repeat(np.repeat(kept, np.diff(rows), 0), np.diff(columns), 1)
+    pale.paste(picture, mask=Image.fromarray(mask.astype(np.uint8) * 255))
 
     draw = ImageDraw.Draw(pale)
     line = max(1, round(max(picture.size) / 512))
@@ -64,79 +75,42 @@ def draw_sheet(maps: Sequence[Image.Image], labels: Sequence[str], tile: int = 2
     if not maps or len(maps) != len(labels):
         raise ValueError(f"labels: expected one for each of at least one map, got {len(labels)} for {len(maps)}")
     gap, text = max(4, tile // 24), max(12, tile // 16)
-    font = _font(text)
+    font = ImageFont.load_default(text)
     columns = min(len(maps), max(1, round(len(maps) ** 0.5 * 1.2)))
     small = [shrink(m, tile) for m in maps]
-    rows = [range(start, min(start + columns, len(maps))) for start in range(0, len(maps), columns)]
-    heights = [max(small[n].height for n in row) for row in rows]
-    size = (columns * (tile + gap) + gap, sum(heights) + len(rows) * (2 * text + gap) + gap)
+    heights = [max(m.height for m in small[n : n + columns]) for n in range(0, len(small), columns)]
+    size = (columns * (tile + gap) + gap, sum(heights) + len(heights) * (2 * text + gap) + gap)
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
-    top = gap
-    for row, height in zip(rows, heights, strict=True):
-        for column, number in enumerate(row):
-            picture, centre = small[number], gap + column * (tile + gap) + tile / 2
-            sheet.paste(picture, (int(centre - picture.width / 2), top + height - picture.height))
-            draw.text((centre, top + height + text / 3), _fit(labels[number], font, tile), _INK, font, anchor="ma")
-        top += height + 2 * text + gap
+    for number, (picture, label) in enumerate(zip(small, labels, strict=True)):
+        row, column = divmod(number, columns)
+        base = gap + sum(heights[: row + 1]) + row * (2 * text + gap)
+        centre = gap + column * (tile + gap) + tile / 2
+        sheet.paste(picture, (int(centre - picture.width / 2), base - picture.height))
+        draw.text((centre, base + text / 3), _fit(plain(label), font, tile), _INK, font, anchor="ma")
     return sheet
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:
     """The image with a long side of at most ``side``; a smaller one is returned as it is."""
-    if max(image.size) <= side:
-        return image
     scale = side / max(image.size)
-    return image.resize(_scaled(image, scale), Image.Resampling.LANCZOS, reducing_gap=3)
-
-
-def _kept(keep: Tensor | np.ndarray | Sequence[bool], height: int, width: int) -> np.ndarray:
-    values = keep.detach().cpu().float().numpy() if isinstance(keep, Tensor) else np.asarray(keep)
-    if height < 1 or width < 1:
-        raise ValueError(f"grid: expected at least one row and column, got {(height, width)}")
-    if values.shape != (height * width,):
-        raise ValueError(f"keep: expected shape ({height * width},) for the grid {(height, width)}, got {values.shape}")
-    return values.astype(bool).reshape(height, width)
-
-
-def _resized(image: Image.Image) -> Image.Image:
-    long = max(image.size)
-    if long > LARGEST:
-        return shrink(image, LARGEST)
-    if long >= SMALLEST:
+    if scale >= 1:
         return image
-    # A whole factor and no smoothing: the pixels of a small image stay what they are.
-    return image.resize(_scaled(image, -(-SMALLEST // long)), Image.Resampling.NEAREST)
-
-
-def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:
-    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
-
-
-def _edges(length: int, parts: int) -> np.ndarray:
-    return np.round(np.linspace(0, length, parts + 1)).astype(int)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
 
 
 def _font_for(codes: np.ndarray, width: int, height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont | None:
     """The largest legible font in which the longest code fits a patch, None if there is none."""
-    longest = str(max(codes, key=lambda c: len(str(c)))) if len(codes) else ""
-    for size in range(min(24, height // 2), 8, -1):
-        font = _font(size)
-        if font.getlength(longest) <= width - 6:
-            return font
-    return None
+    longest = max(map(str, codes), key=len, default="")
+    fonts = map(ImageFont.load_default, range(min(24, height // 2), 8, -1))
+    return next((font for font in fonts if font.getlength(longest) <= width - 6), None)
 
 
 def _fit(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The label, its middle left out where it is too long: file names differ at both ends."""
-    if font.getlength(label) <= width:
-        return label
-    for size in range(len(label) - 1, 1, -1):
+    size, short = len(label), label
+    while font.getlength(short) > width and size > 1:
+        size -= 1
         short = f"{label[: size // 2]}…{label[len(label) - (size - size // 2) :]}"
-        if font.getlength(short) <= width:
-            return short
-    return "…"
+    return short

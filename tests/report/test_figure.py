@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
+from plausible import hostile, plausible_language, plausible_pixels, plausible_result
 
-from lavit.figure import HEIGHT, LANGUAGE_HEIGHT, PIXELS_HEIGHT, WIDTH, draw_figure, spread, write_figure
 from lavit.report import (
     Answer,
     LanguageResult,
@@ -20,6 +23,7 @@ from lavit.report import (
     Scene,
     Spoken,
 )
+from lavit.report.figure import HEIGHT, LANGUAGE_HEIGHT, PIXELS_HEIGHT, WIDTH, draw_figure, spread, write_figure
 
 
 def scene(tokens: int, caption: str = "a red circle top left") -> Scene:
@@ -133,6 +137,14 @@ def test_nothing_is_drawn_into_the_margin(words: str) -> None:
     frame = np.ones(page.shape[:2], bool)
     frame[30:-30, 40:-40] = False
     assert (page[frame] == 255).all()
+
+
+def test_words_from_outside_are_drawn_as_they_are_without_a_warning() -> None:
+    whole = replace(plausible_result(), language=plausible_language(), pixels=plausible_pixels())
+    odd = hostile(whole, "$x^2$ $ \\frac 日本 \U0001f9a5 \u202e\u2067 \udcff\x00 ")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert draw_figure(odd).size == draw_figure(whole).size
 
 
 def test_spread_is_an_even_sample_by_tokens() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lavit.tokenmap import OUTLINE, draw_sheet, draw_token_map
+from lavit.report.token_map import OUTLINE, draw_sheet, draw_token_map
 
 
 def centres(picture, grid):
