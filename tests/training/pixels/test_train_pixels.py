@@ -1,4 +1,4 @@
-"""Stage 3: the objective, what learns, buckets, going on after a stop, folders in the layouts of SD 1.5 and SDXL."""
+"""Stage 3: what learns, going on after a stop, folders in the layouts of SD 1.5 and SDXL."""
 
 from __future__ import annotations
 
@@ -14,132 +14,25 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
-from diffusers.training_utils import EMAModel, compute_snr
-from PIL import Image
-from tiny_tokenizer import TINY
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
+from small_pixels import SMALL, pictures, settings, tokenizer
 
 from lavit.cli import main as lavit
-from lavit.data.images import image_size, load_image
-from lavit.pixels import Condition, LaVITPixelPipeline, NegativeEmbeds, PixelConditioner, small_unet
+from lavit.data.images import load_image
+from lavit.pixels import LaVITPixelPipeline
 from lavit.shapes.world import ShapesWorld
-from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
+from lavit.tokenizer import LaVITImageProcessor
 from lavit.training.engine.config import ConfigError
 from lavit.training.pixels import train as pixels
-from lavit.training.pixels.buckets import Buckets, Measured, cut, sizes_of, time_ids
+from lavit.training.pixels.buckets import cut
 from lavit.training.pixels.data import reconstructed_images
-from lavit.training.pixels.objective import Step, Trained, min_snr_weight, noised, target, without_some
+from lavit.training.pixels.objective import Step
 from lavit.training.pixels.recipe import PixelsTrainingConfig
 from lavit.training.pixels.train import train_pixels
-
-SMALL = {"channels": [8, 16], "groups": 4}
-
-
-def tokenizer(**changes) -> LaVITTokenizer:
-    torch.manual_seed(1)
-    return LaVITTokenizer(LaVITTokenizerConfig.preset("small", **TINY, **changes)).eval()
-
-
-def settings(preset="small", **changes) -> PixelsTrainingConfig:
-    short = {"loop.steps": 6, "loop.batch_size": 4, "loop.log_every": 1, "device": "cpu", "tensorboard": False}
-    small = {"unet": SMALL} if preset == "small" and "model" not in changes else {}
-    short |= {"scenes": 24} if preset == "small" else {}
-    if preset != "small":
-        short |= {"loop.precision": "fp32", "loop.accumulate": 1, "gradient_checkpointing": False, "workers": 0}
-        short |= {"cache.enabled": False}
-    return PixelsTrainingConfig.recipe(preset, short | small | {"schedule.warmup": 0} | changes)
-
-
-def trained(decay=0.9) -> Trained:
-    torch.manual_seed(2)
-    config = tokenizer().config
-    unet = small_unet(image_size=32, condition_dim=16, **SMALL)
-    return Trained(unet, PixelConditioner.for_tokenizer(config, condition_dim=16), decay)
 
 
 def without_time(history):
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in history]
-
-
-# ------------------------------------------------------------------------------------------------------------ objective
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_the_loss_is_the_plain_formula_with_diffusers_own_noise(prediction):
-    scheduler = DDPMScheduler(num_train_timesteps=50, prediction_type=prediction)
-    module = trained()
-    step = Step(module, scheduler.alphas_cumprod, prediction, drop=0.0, gamma=5.0)
-    images, features = torch.rand(3, 3, 32, 32) * 2 - 1, torch.randn(3, 16, 16)
-    torch.manual_seed(7)
-    with torch.no_grad():
-        out = step(images, features)
-        torch.manual_seed(7)
-        time, noise = torch.randint(50, (3,)), torch.randn(3, 3, 32, 32)
-        noisy = scheduler.add_noise(images, noise, time)
-        predicted = module.unet(noisy, time, module.conditioner(features).embeds).sample
-    wanted = {"epsilon": noise, "v_prediction": scheduler.get_velocity(images, noise, time), "sample": images}
-    error = (predicted - wanted[prediction]).pow(2).flatten(1).mean(1)
-    snr = compute_snr(scheduler, time)
-    capped = snr.clamp(max=5.0)
-    weight = {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[prediction]
-    # Sums of 3072 float32 squares in another order, and square roots of products instead of products of square roots.
-    torch.testing.assert_close(out["loss"], (weight * error).mean(), rtol=1e-4, atol=0)
-    torch.testing.assert_close(out["error"], error.mean(), rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_min_snr_weights_stay_finite_where_there_is_only_noise_or_none(prediction):
-    weight = min_snr_weight(torch.tensor([0.0, 1.0]), 5.0, prediction)
-    assert weight.tolist() == {"epsilon": [1, 0], "v_prediction": [0, 0], "sample": [0, 5]}[prediction]
-
-
-def test_noise_and_velocity_give_the_image_back():
-    x, noise, alpha = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2), torch.tensor([0.0, 0.3, 0.9, 1.0])
-    v, a = target(x, noise, alpha, "v_prediction"), alpha.view(-1, 1, 1, 1)
-    torch.testing.assert_close(a.sqrt() * noised(x, noise, alpha) - (1 - a).sqrt() * v, x)
-
-
-def test_a_dropped_condition_is_the_negative_and_the_others_stay():
-    condition = Condition(torch.randn(5, 4, 6), torch.randn(5, 3))
-    drop = torch.tensor([True, False, False, True, False])
-    embeds, pooled, mask = without_some(condition, drop, None)
-    assert mask is None and not embeds[drop].any() and not pooled[drop].any()
-    assert torch.equal(embeds[~drop], condition.embeds[~drop]) and torch.equal(pooled[~drop], condition.pooled[~drop])
-    stored = NegativeEmbeds.from_tensor(torch.randn(3, 6))
-    embeds, _, mask = without_some(Condition(condition.embeds), drop, stored)
-    assert torch.equal(embeds[0, :3], stored.embeds) and mask.tolist()[0] == [1, 1, 1, 0]
-    assert torch.equal(embeds[~drop], condition.embeds[~drop]) and mask[~drop].all()
-
-
-def test_the_asked_for_share_of_conditions_is_dropped():
-    seen = []
-
-    class Spy(torch.nn.Module):
-        def forward(self, x, time, encoder_hidden_states):
-            seen.append((encoder_hidden_states == 0).flatten(1).all(1))
-            return type("Output", (), {"sample": x})
-
-    module = trained()
-    step = Step(module, torch.linspace(1, 0, 10), "epsilon", drop=0.1)
-    step.unet = Spy()
-    torch.manual_seed(0)
-    for _ in range(8):
-        step(torch.zeros(512, 3, 2, 2), torch.ones(512, 16, 16))
-    share = torch.cat(seen).double().mean().item()
-    assert abs(share - 0.1) < 4 * (0.1 * 0.9 / 4096) ** 0.5
-
-
-def test_averages_are_those_of_diffusers():
-    module = trained(decay=0.5)
-    theirs = EMAModel(module.trained_parameters(), decay=0.5)
-    for _ in range(14):
-        with torch.no_grad():
-            for parameter in module.trained_parameters():
-                parameter.add_(torch.randn_like(parameter))
-        module.move_average()
-        theirs.step(module.trained_parameters())
-    for ours, other in zip(module.average.parameters(), theirs.shadow_params, strict=True):
-        torch.testing.assert_close(ours, other)
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -257,72 +150,6 @@ def test_two_processes_learn_what_one_does_with_twice_the_batches(tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3]  # one process writes
     for row, one in zip(rows, alone.history, strict=True):
         assert row["loss"] == pytest.approx(one["loss"], rel=1e-4)
-
-
-# ----------------------------------------------------------------------------------------- images of many aspect ratios
-
-
-def pictures(folder: Path, sizes) -> Path:
-    folder.mkdir(parents=True)
-    for number, (height, width) in enumerate(sizes):
-        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:02}.png")
-    return folder
-
-
-def test_buckets_are_the_release_s_sizes_and_divisible():
-    assert sizes_of(1024, True, 32)[1] == (896, 1152)
-    assert sizes_of(512, True, 32) == tuple((h // 2, w // 2) for h, w in sizes_of(1024, True, 32))
-    assert sizes_of(48, False, 8) == ((48, 48),)
-    with pytest.raises(ValueError, match="size: expected a positive multiple of 8 .*, got 30"):
-        sizes_of(30, False, 8)
-    with pytest.raises(ValueError, match="size: expected one whose buckets are multiples of 64.*; 768 has one of 672"):
-        sizes_of(768, True, 64)
-
-
-def test_an_image_is_covered_and_cut_in_the_middle():
-    image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 6, 1).repeat(3, 2))
-    same, at = cut(image, (2, 2))
-    assert at == (0, 2) and np.array(same)[:, :, 0].tolist() == [[2, 3], [8, 9]]
-    larger, at = cut(Image.new("RGB", (30, 50)), (16, 24))
-    assert larger.size == (24, 16) and at == (12, 0)
-    assert time_ids((50, 30), (16, 24)) == [50, 30, 12, 0, 16, 24]
-
-
-def test_a_size_from_the_header_is_the_size_of_the_loaded_image(tmp_path):
-    image, turned = Image.new("RGB", (7, 5)), Image.Exif()
-    turned[0x0112] = 6
-    image.save(tmp_path / "turned.jpg", exif=turned)
-    image.save(tmp_path / "plain.png")
-    for name in ("turned.jpg", "plain.png"):
-        loaded = load_image(tmp_path / name)
-        assert image_size(tmp_path / name) == (loaded.height, loaded.width)
-
-
-def test_a_batch_holds_one_bucket_and_buckets_come_by_their_share(tmp_path):
-    from lavit.data import ImageFolder
-
-    folder = ImageFolder(pictures(tmp_path / "images", [(40, 40)] * 6 + [(30, 60)] * 3 + [(50, 34)] * 3))
-    stream = Buckets(Measured(folder, sizes_of(64, True, 4)), 2, seed=0, workers=0)
-    batches = [next(stream) for _ in range(12)]
-    shapes = [tuple(batch["images"].shape[1:3]) for batch in batches]
-    assert [shapes.count(size) for size in ((64, 64), (48, 84), (76, 52))] == [6, 3, 3]
-    assert sorted(torch.cat([batch["index"] for batch in batches]).tolist()) == sorted([*range(12)] * 2)
-    for batch in batches:
-        for number, told in zip(batch["index"].tolist(), batch["time_ids"].tolist(), strict=True):
-            original = folder[number].size[::-1]
-            assert told[:2] == list(original) and told[4:] == list(batch["images"].shape[1:3])
-    first = batches[0]
-    wanted = [np.array(cut(folder[number], shapes[0])[0]) for number in first["index"].tolist()]
-    assert np.array_equal(first["images"].numpy(), np.stack(wanted))
-    again = Buckets(Measured(folder, sizes_of(64, True, 4)), 2, seed=0, workers=1)
-    halfway = Buckets(Measured(folder, sizes_of(64, True, 4)), 2, seed=0, workers=0)
-    for _ in range(5):
-        next(halfway)
-    again.load_state_dict(halfway.state_dict())
-    for batch in batches[5:]:
-        assert torch.equal(next(again)["images"], batch["images"])
-    again.close()
 
 
 # --------------------------------------------------------------------------------------------- pretrained bases' layout
