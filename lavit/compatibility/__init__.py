@@ -16,9 +16,9 @@ from typing import Any
 
 MOVED: dict[str, tuple[str, ...]] = {
     "lavit.charts": ("lavit.report.plots",),
-    "lavit.commands.drawing": ("lavit.commands.pixel_options",),
+    "lavit.commands.drawing": ("lavit.commands.pixel_options", "lavit.commands.outputs", "lavit.commands.options"),
     "lavit.commands.folders": ("lavit.commands.model_folders",),
-    "lavit.commands.inputs": ("lavit.commands.image_inputs",),
+    "lavit.commands.inputs": ("lavit.commands.image_inputs", "lavit.commands.outputs", "lavit.commands.options"),
     "lavit.data.captioned": ("lavit.data.captioned_folder",),
     "lavit.data.edits": ("lavit.shapes.edits",),
     "lavit.data.folder": ("lavit.data.image_folder",),
