@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lavit.pixels import LaVITPixelPipeline, NegativeEmbeds, PixelConditioner
 from lavit.pixels.pretrained import load_strictly
-from lavit.released.files import DECODER_FILES, TOKENIZER_FILE, read_json, tokenizer_folder
+from lavit.released.files import DECODER_FILES, TOKENIZER_FILE, load_bin, read_json, tokenizer_folder
 from lavit.released.tokenizer import load_released_tokenizer
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.processing import LaVITImageProcessor
@@ -150,11 +150,7 @@ def load_checker(place: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def load_negative(path: Path) -> NegativeEmbeds:
     """One tensor, (77, D) or (1, 77, D), by itself or as the only one of a dictionary."""
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        first_line = str(error).split("\n")[0]
-        raise ValueError(f"{path}: damaged, cut short, or not a tensor ({first_line})") from error
+    content = load_bin(path, "a tensor")
     if isinstance(content, dict) and len(content) == 1:
         (content,) = content.values()
     if not isinstance(content, Tensor):

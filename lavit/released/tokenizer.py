@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import torch
 
-from lavit.released.files import (
-    DECODER_FILES,
-    ENCODER_FILE,
-    TOKENIZER_FILE,
-    fill,
-    prefixed,
-    read_tensors,
-    tokenizer_folder,
-)
+from lavit.released.files import DECODER_FILES, ENCODER_FILE, TOKENIZER_FILE, fill, read_tensors, tokenizer_folder
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.decoder import TokenDecoder
 from lavit.tokenizer.model import LaVITTokenizer
 
-if TYPE_CHECKING:
-
-    pass
-
 # What training adds to a codebook and the release does not have.
 OWN_TENSORS = {"quantize.cluster_size", "quantize.updates"}
+
 
 def load_released_tokenizer(
     folder: str | PathLike[str],
@@ -50,10 +38,10 @@ def load_released_tokenizer(
     place = tokenizer_folder(folder)
     settings = (config or LaVITTokenizerConfig.preset("lavit-g")).to_dict()
     settings.update(merge="dense", decoder_condition=decoder)
-    state = prefixed(read_tensors(place / DECODER_FILES[decoder]), "decoder.")
+    state = {f"decoder.{name}": tensor for name, tensor in read_tensors(place / DECODER_FILES[decoder]).items()}
     if (place / ENCODER_FILE).exists():
-        state.update(prefixed(read_tensors(place / ENCODER_FILE), "encoder."))
-    state.update(read_tensors(place / TOKENIZER_FILE))
+        state |= {f"encoder.{name}": tensor for name, tensor in read_tensors(place / ENCODER_FILE).items()}
+    state |= read_tensors(place / TOKENIZER_FILE)
     with torch.device("meta"):
         model = LaVITTokenizer(LaVITTokenizerConfig(**settings))
     fill(model, state, dtype, str(place), absent=OWN_TENSORS)
@@ -81,5 +69,3 @@ def load_released_decoder(
         model = TokenDecoder(LaVITTokenizerConfig(**settings))
     fill(model, read_tensors(path), dtype, str(path))
     return model.eval()
-
-

@@ -123,45 +123,10 @@ class LaVITTokenizerConfig(PretrainedConfig):
         initializer_range: float | None = 0.02,
         **kwargs: Any,
     ) -> None:
+        given = locals()  # every argument becomes the attribute of its name
         refuse_unknown(kwargs, LaVITTokenizerConfig)
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.hidden_size = hidden_size
-        self.encoder_depth = encoder_depth
-        self.encoder_heads = encoder_heads
-        self.encoder_mlp_ratio = encoder_mlp_ratio
-        self.encoder_layer_norm_eps = encoder_layer_norm_eps
-        self.encoder_head_dim = encoder_head_dim
-        self.merger_depth = merger_depth
-        self.decoder_depth = decoder_depth
-        self.num_heads = num_heads
-        self.mlp_ratio = mlp_ratio
-        self.layer_norm_eps = layer_norm_eps
-        self.code_dim = code_dim
-        self.num_codes = num_codes
-        self.projection_dim = projection_dim
-        self.decoder_out_dim = decoder_out_dim
-        self.decoder_condition = decoder_condition
-        self.condition_dim = condition_dim
-        self.condition_dim_2 = condition_dim_2
-        self.merge = merge
-        self.selector_gradient = selector_gradient
-        self.attention_eps = attention_eps
-        self.length = length
-        self.tau = tau
-        self.min_keep = min_keep
-        self.keep_rate = keep_rate
-        self.ratio_weight = ratio_weight
-        self.ratio_scope = ratio_scope
-        self.ratio_low = ratio_low
-        self.ratio_high = ratio_high
-        self.commitment_weight = commitment_weight
-        self.ema_decay = ema_decay
-        self.dead_code_fraction = dead_code_fraction
-        self.unit_codes = unit_codes
-        self.feature_position = feature_position
-        self.standardize_features = standardize_features
-        self.initializer_range = initializer_range
+        for name in own_names(LaVITTokenizerConfig):
+            setattr(self, name, given[name])
         super().__init__(**kwargs)
         self._check()
 
@@ -218,15 +183,17 @@ class LaVITTokenizerConfig(PretrainedConfig):
             raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
 
 
+def own_names(config_class: type[PretrainedConfig]) -> list[str]:
+    """Those that a configuration has beside transformers' own."""
+    return [name for name in inspect.signature(config_class.__init__).parameters if name not in ("self", "kwargs")]
+
+
 def refuse_unknown(kwargs: dict[str, Any], config_class: type[PretrainedConfig]) -> None:
     """Refuse names that neither the class nor transformers knows, and suggest the nearest known ones."""
-    own = set(inspect.signature(config_class.__init__).parameters) - {"self", "kwargs"}
     common = set(PretrainedConfig().to_dict()) | set(OF_TRANSFORMERS)
-    wrong = sorted(k for k in kwargs if k not in common and not k.startswith("_"))
-    if not wrong:
-        return
     hints = []
-    for name in wrong:
-        near = difflib.get_close_matches(name, sorted(own), n=3, cutoff=0.5)
+    for name in sorted(k for k in kwargs if k not in common and not k.startswith("_")):
+        near = difflib.get_close_matches(name, sorted(own_names(config_class)), n=3, cutoff=0.5)
         hints.append(f"{name!r}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
-    raise ValueError(f"{config_class.__name__}: unknown name {', '.join(hints)}")
+    if hints:
+        raise ValueError(f"{config_class.__name__}: unknown name {', '.join(hints)}")
