@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
-from lavit.tokenizer.layers import LayerNorm
+from lavit.tokenizer.layers import LayerNorm, self_attention
 
 
 class Mlp(nn.Module):
@@ -34,12 +34,8 @@ class EvaAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, bias).view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(batch, length, width))
+        return self.proj(self_attention(F.linear(x, self.qkv.weight, bias), self.heads))
 
 
 class EvaBlock(nn.Module):
