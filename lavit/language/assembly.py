@@ -46,7 +46,7 @@ def assemble(
     total: int | None,
     longest: int,
     regress: bool,
-    images: dict[str, Any],
+    **images: Any,
 ) -> PackedBatch:
     """The body of ``LaVIT.assemble``, which describes the rest. longest: the model's context. regress: images that are
     written are features too, and their labels are the stage-1 merger's rows. images: arguments of ``image_rows``."""

@@ -16,7 +16,7 @@ from lavit.kernels import Ragged
 from lavit.kernels.gumbel_select import SEED_RANGE
 from lavit.language.guidance import MULTIMODAL_GUIDANCE, SamplingSettings
 from lavit.language.postprocessing import cut_answer, cut_caption
-from lavit.language.processing import LaVITProcessor
+from lavit.language.processing import LaVITProcessor, no_ids
 from lavit.language.prompt_embedding import Model, PromptReader, Skipped
 from lavit.language.sampling import sample_image_tokens
 from lavit.language.text_generation import generate_text
@@ -79,17 +79,10 @@ def caption(
     Raises ValueError or TypeError naming the image that cannot be read, is not finite or does not fit the context;
     ValueError for settings out of range.
     """
-    reader = PromptReader(
-        model,
-        processor,
-        [[image] for image in _pictures(images)],
-        what="image",
-        new_tokens=max_new,
-        batch_size=batch_size,
-        on_error=on_error,
-        image_seeds=image_seeds,
-    )
-    return _write(reader, cut, num_beams=num_beams, min_new=min_new, max_new=max_new, length_penalty=length_penalty)
+    prompts = [[image] for image in _pictures(images)]
+    settings = {"num_beams": num_beams, "min_new": min_new, "max_new": max_new, "length_penalty": length_penalty}
+    reading = {"image_seeds": image_seeds, "batch_size": batch_size, "on_error": on_error}
+    return _write(model, processor, prompts, cut, settings, what="image", **reading)
 
 
 def answer(
@@ -120,29 +113,29 @@ def answer(
     pictures = _pictures(images)
     if len(pictures) != len(questions):
         raise ValueError(f"questions: expected one for each of {len(pictures)} images, got {len(questions)}")
-    reader = PromptReader(
-        model,
-        processor,
-        list(zip(pictures, questions, strict=True)),
-        what="item",
-        new_tokens=max_new,
-        batch_size=batch_size,
-        on_error=on_error,
-        template=template,
-        image_seeds=image_seeds,
-    )
-    return _write(reader, cut, num_beams=num_beams, min_new=min_new, max_new=max_new, length_penalty=length_penalty)
+    prompts = list(zip(pictures, questions, strict=True))
+    settings = {"num_beams": num_beams, "min_new": min_new, "max_new": max_new, "length_penalty": length_penalty}
+    reading = {"image_seeds": image_seeds, "batch_size": batch_size, "on_error": on_error}
+    return _write(model, processor, prompts, cut, settings, what="item", template=template, **reading)
 
 
 @torch.no_grad()
-def _write(reader: PromptReader, cut: Callable[[str], str], **settings: Any) -> Texts:
-    model, processor = reader.model, reader.processor
+def _write(
+    model: Model,
+    processor: LaVITProcessor,
+    prompts: Sequence[Sequence[Any]],
+    cut: Callable[[str], str],
+    settings: dict[str, Any],
+    **reading: Any,
+) -> Texts:
+    """settings: of ``generate_text``. reading: arguments of the ``PromptReader``."""
+    reader = PromptReader(model, processor, prompts, new_tokens=settings["max_new"], **reading)
     eos = processor.tokenizer.eos_token_id
     if eos is None:
         raise ValueError("processor: expected a tokenizer with an eos_token_id, which ends a text, got None")
     texts: list[str] = []
     indices: list[int] = []
-    for kept, embedded in reader.batches(range(len(reader.prompts))):
+    for kept, embedded in reader.batches(range(len(prompts))):
         found = generate_text(model.language_model, model.vocabulary, embedded, eos_id=eos, **settings)
         texts += map(cut, processor.decode_text(found))
         indices += kept
@@ -258,10 +251,7 @@ def _decode(model: Model, codes: Ragged) -> Tensor:
 
 
 def _ragged(codes: list[Tensor], model: Model) -> Ragged:
-    if codes:
-        return Ragged.from_list(codes)
-    device = model.language_model.lm_head.weight.device
-    return Ragged(torch.empty(0, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int32, device=device), 0)
+    return Ragged.from_list(codes) if codes else no_ids().to(model.language_model.lm_head.weight.device)
 
 
 def _scores(scorer: Scorer, prompts: list[Any], features: Tensor) -> Tensor:

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lavit.kernels.checks import (
-    check_float,
-    check_int64,
-    check_rank,
-    check_same_device,
-    check_shape,
-    shape,
-)
+from lavit.kernels.checks import check_float, check_int64, check_rank, check_same_device, check_shape, shape
 from lavit.kernels.dispatch import Implementation, debugging, register
 from lavit.kernels.types import compute_dtype
 

@@ -104,7 +104,7 @@ class LaVITProcessor(ProcessorMixin):
             order.append([Segment.FEATURES if piece.is_floating_point() else Segment.TEXT for piece in pieces])
             texts += [piece for piece in pieces if not piece.is_floating_point()]
             pixels += [piece for piece in pieces if piece.is_floating_point()]
-        text = Ragged.from_list(texts) if texts else _no_text()
+        text = Ragged.from_list(texts) if texts else no_ids()
         return Prompts(text, segment_order(order), torch.cat(pixels) if pixels else None, indices, skipped)
 
     def pieces(self, name: str, prompt: Any) -> list[Tensor]:
@@ -180,7 +180,8 @@ class LaVITProcessor(ProcessorMixin):
         return cls(LaVITImageProcessor(**image), tokenizer, own["text_size"])
 
 
-def _no_text() -> Ragged:
+def no_ids() -> Ragged:
+    """A batch without any sequence."""
     return Ragged(torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int32), 0)
 
 

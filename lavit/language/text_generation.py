@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import GenerationConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from lavit.kernels import Ragged, pad, unpad
-from lavit.language.generation_inputs import embed_prompts
+from lavit.kernels import Ragged, pad
+from lavit.language.generation_inputs import embed_prompts, first_of_rows
 from lavit.language.vocabulary import Vocabulary
 
 
@@ -55,10 +54,9 @@ def generate_text(
     Raises ValueError for a number out of range and naming the prompt that is empty, too long or holds an id outside
     the vocabulary.
     """
-    if num_beams < 1:
-        raise ValueError(f"num_beams: expected a number >= 1, got {num_beams}")
-    if max_new < 1:
-        raise ValueError(f"max_new: expected a number >= 1, got {max_new}")
+    for name, number in (("num_beams", num_beams), ("max_new", max_new)):
+        if number < 1:
+            raise ValueError(f"{name}: expected a number >= 1, got {number}")
     if not 0 <= min_new <= max_new:
         raise ValueError(f"min_new: expected 0 to max_new = {max_new}, got {min_new}")
     if not 0 <= eos_id < vocabulary.text_size:
@@ -89,7 +87,4 @@ def generate_text(
     finally:
         language_model.generation_config = own
     assert isinstance(ids, Tensor)
-    lengths = (ids == eos_id).cumsum(1).eq(0).sum(1)
-    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
-    total, longest = torch.stack((lengths.sum(), lengths.max())).tolist()
-    return Ragged(unpad(ids, cu_seqlens, total=total), cu_seqlens, longest)
+    return first_of_rows(ids, (ids == eos_id).cumsum(1).eq(0).sum(1))

@@ -14,11 +14,7 @@ INDEX_FILE = "model_index.json"
 
 
 def check_parts(
-    tokenizer: LaVITTokenizer,
-    conditioner: PixelConditioner,
-    unet: Any,
-    vae: Any,
-    negative: NegativeEmbeds | None,
+    tokenizer: LaVITTokenizer, conditioner: PixelConditioner, unet: Any, vae: Any, negative: NegativeEmbeds | None
 ) -> None:
     """ValueError naming the part whose sizes do not fit the others'."""
     config = tokenizer.config
@@ -65,6 +61,4 @@ def check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
     """ValueError for tensors that a callback asks for and there are not."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(
-            f"callback_on_step_end_tensor_inputs: expected names of {', '.join(known)}, got {unknown}"
-        )
+        raise ValueError(f"callback_on_step_end_tensor_inputs: expected names of {', '.join(known)}, got {unknown}")

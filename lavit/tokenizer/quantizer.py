@@ -106,7 +106,8 @@ class Quantizer(nn.Module):
         old, codes = in_full_precision(self.cluster_size), self.codebook()
         size = self.decay * old + (1 - self.decay) * counts
         moved = (self.decay * old.unsqueeze(1) * codes + (1 - self.decay) * sums) / size.clamp(min=1e-12).unsqueeze(1)
-        codes = torch.where((counts > 0).unsqueeze(1), self._fit(moved), codes)
+        moved = F.normalize(moved, dim=-1) if self.unit_codes else moved
+        codes = torch.where((counts > 0).unsqueeze(1), moved, codes)
         dead = size < self.dead_code_fraction * size.mean()
         substitutes, found = self._substitutes(unit, ids, dead)
         replaced = dead & found
@@ -116,9 +117,6 @@ class Quantizer(nn.Module):
         self.cluster_size.copy_(size)
         self.updates += 1
         self._counts = counts.double() if self._counts is None else self._counts.to(counts.device) + counts
-
-    def _fit(self, codes: Tensor) -> Tensor:
-        return F.normalize(codes, dim=-1) if self.unit_codes else codes
 
     def _substitutes(self, unit: Tensor, ids: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
         """For every dead code a vector of this step's batches, no two alike while there are enough: (K, D), found (K,).
