@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lavit.kernels import Loss, Ragged, Segment, Sequences, assemble_sequences
 from lavit.kernels.assemble_sequences.types import DEFAULT_LOSS
 from lavit.kernels.dispatch import debugging
-from lavit.language.continuous_features import ImageRows, Understanding, image_rows
+from lavit.language.continuous_features import Understanding, image_rows
 from lavit.language.vocabulary import Vocabulary
 from lavit.tokenizer import LaVITTokenizer
 
@@ -82,11 +82,7 @@ def assemble(
         num_codes=vocabulary.num_codes,
         total=wanted if total is None else total,
     )
-    return _placed(PackedBatch(sequences, most), rows, regress)
-
-
-def _placed(batch: PackedBatch, rows: ImageRows, regress: bool) -> PackedBatch:
-    of_token = batch.sequences.feature_rows
+    batch, of_token = PackedBatch(sequences, most), sequences.feature_rows
     if rows.features is not None:
         batch = batch._replace(features=rows.features, feature_rows=of_token[rows.feature_places])
     if regress and rows.merged is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -56,6 +57,7 @@ class _Prompt(NamedTuple):
         return [piece for piece in self.pieces if not piece.is_floating_point()]
 
 
+@dataclass
 class PromptReader:
     """Reads prompts a batch at a time, and keeps account of those that cannot be used.
 
@@ -67,34 +69,33 @@ class PromptReader:
     on_error: "raise" an error that names the prompt, or "skip" it, to be found in ``skipped``.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        processor: LaVITProcessor,
-        prompts: Sequence[Sequence[Any]],
-        *,
-        what: str,
-        new_tokens: int,
-        batch_size: int,
-        on_error: str,
-        ending: Sequence[int] = (),
-        template: str | None = None,
-        image_seeds: Tensor | Sequence[int] | None = None,
-        as_codes: bool = False,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected a number >= 1, got {batch_size}")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
-        _check_processor(model, processor)
-        self.model, self.processor, self.prompts = model, processor, prompts
-        self.what, self.new_tokens, self.batch_size = what, new_tokens, batch_size
-        self.skips, self.template = on_error == "skip", template
-        self.ending = torch.tensor(ending, dtype=torch.int64)
-        self.kind = Segment.CODES if as_codes else Segment.FEATURES
-        self.noisy = image_seeds is not None
-        self.seeds = _seeds_by_prompt(prompts, image_seeds)
-        self.skipped: list[Skipped] = []
+    model: Model
+    processor: LaVITProcessor
+    prompts: Sequence[Sequence[Any]]
+    _: KW_ONLY
+    what: str
+    new_tokens: int
+    batch_size: int
+    on_error: str
+    ending: Sequence[int] = ()
+    template: str | None = None
+    image_seeds: Tensor | Sequence[int] | None = None
+    as_codes: bool = False
+    skipped: list[Skipped] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected a number >= 1, got {self.batch_size}")
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error: expected 'raise' or 'skip', got {self.on_error!r}")
+        size, text_size, config = self.processor.image_processor.size, self.processor.text_size, self.model.config
+        if size != config.tokenizer_config.image_size:
+            raise ValueError(f"processor: expected images of side {config.tokenizer_config.image_size}, got {size}")
+        if text_size != config.text_size:
+            raise ValueError(f"processor: expected text_size {config.text_size}, the model's, got {text_size}")
+        self.kind = Segment.CODES if self.as_codes else Segment.FEATURES
+        self.noisy = self.image_seeds is not None
+        self.seeds = _seeds_by_prompt(self.prompts, self.image_seeds)
 
     def batches(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], Ragged]]:
         """These prompts: which ones of the next batch can be used, and their embeddings (T, H), without padding.
@@ -121,7 +122,7 @@ class PromptReader:
         except (ValueError, TypeError) as error:
             self._refuse(number, error)
             return []
-        read = _Prompt(number, [*pieces, self.ending], self.seeds[number])
+        read = _Prompt(number, [*pieces, torch.tensor(self.ending, dtype=torch.int64)], self.seeds[number])
         return [read] if self._fits(read, 2 * len(read.images)) else []
 
     def _put(self, name: str, piece: Any) -> Any:
@@ -183,19 +184,9 @@ class PromptReader:
         return needed <= positions
 
     def _refuse(self, number: int, error: Exception) -> None:
-        if not self.skips:
+        if self.on_error == "raise":
             raise error
         self.skipped.append(Skipped(number, str(error)))
-
-
-def _check_processor(model: Model, processor: LaVITProcessor) -> None:
-    """Whether the processor is this model's."""
-    size, text_size = processor.image_processor.size, processor.text_size
-    config = model.config
-    if size != config.tokenizer_config.image_size:
-        raise ValueError(f"processor: expected images of side {config.tokenizer_config.image_size}, got {size}")
-    if text_size != config.text_size:
-        raise ValueError(f"processor: expected text_size {config.text_size}, the model's, got {text_size}")
 
 
 def _seeds_by_prompt(prompts: Sequence[Sequence[Any]], seeds: Tensor | Sequence[int] | None) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from lavit.data.images import load_image
 from lavit.kernels import Ragged
-from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
+from lavit.tokenizer import LaVITImageProcessor, VisualTokens
 
 
 def read_codes(tokens: VisualTokens | Ragged, num_codes: int, num_patches: int) -> Ragged:
@@ -96,18 +95,3 @@ def check_size(name: str, size: int, multiple: int) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % multiple:
         raise ValueError(f"{name}: expected a positive multiple of {multiple} (VAE and U-Net halve it), got {size!r}")
     return size
-
-
-def decoded_features(
-    tokenizer: LaVITTokenizer,
-    tokens: VisualTokens | Ragged | None,
-    pixels: Tensor | None,
-    image_seeds: Sequence[int] | Tensor | None,
-    device: torch.device,
-) -> Tensor:
-    """Features (B, N, C_out) of codes that were checked, or of images by way of their codes."""
-    if pixels is not None:
-        pixels = pixels.to(device, tokenizer.dtype)
-        tokens = tokenizer.encode(pixels, seeds=image_seeds, deterministic=image_seeds is None)
-    assert tokens is not None
-    return tokenizer.decode(tokens.to(device))

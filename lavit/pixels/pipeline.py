@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 
 from lavit.kernels import Ragged
 from lavit.pixels.conditioner import Condition, NegativeEmbeds, PixelConditioner, both_streams, zero_condition
-from lavit.pixels.inputs import check_features, check_size, decoded_features, read_codes, read_images
+from lavit.pixels.inputs import check_features, check_size, read_codes, read_images
 from lavit.pixels.noise import image_generators, initial_noise, noise_seeds
 from lavit.pixels.pretrained import public_name
 from lavit.pixels.unet import SmallUNet
@@ -239,7 +239,8 @@ class LaVITPixelPipeline(DiffusionPipeline):
             initial_noise(
                 count, (self.unet.config.in_channels, *(s // self.vae_scale_factor for s in size)), generators
             ),
-            self._time_ids(count, original_size or size, size),
+            # Original size, no crop, size.
+            torch.tensor([[*(original_size or size), 0, 0, *size]], dtype=torch.float32).expand(count, -1),
             steps,
             self._step_arguments(generators, eta),
             callback_on_step_end,
@@ -325,7 +326,6 @@ class LaVITPixelPipeline(DiffusionPipeline):
         config = self.tokenizer.config
         if features is not None:
             return check_features(features, config.num_patches, self.conditioner.in_dim).to(device)
-        pixels = None
         if images is not None:
             pixels = read_images(images, self.image_processor, config.image_size)
         else:
@@ -334,7 +334,10 @@ class LaVITPixelPipeline(DiffusionPipeline):
         hook = getattr(self.tokenizer, "_hf_hook", None)
         if hook is not None:
             hook.pre_forward(self.tokenizer)
-        return decoded_features(self.tokenizer, tokens, pixels, image_seeds, device)
+        if images is not None:
+            pixels = pixels.to(device, self.tokenizer.dtype)
+            tokens = self.tokenizer.encode(pixels, seeds=image_seeds, deterministic=image_seeds is None)
+        return self.tokenizer.decode(tokens.to(device))  # type: ignore[union-attr]
 
     def _streams(self, condition: Condition) -> Condition:
         """Both streams of guidance as one batch, or the one alone."""
@@ -344,11 +347,6 @@ class LaVITPixelPipeline(DiffusionPipeline):
             return both_streams(zero_condition(condition), condition)
         stored = self.negative(len(condition.embeds))
         return both_streams(stored.to(condition.embeds.device, condition.embeds.dtype), condition)
-
-    @staticmethod
-    def _time_ids(count: int, original: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        """(B, 6): original size, no crop, size."""
-        return torch.tensor([[*original, 0, 0, *size]], dtype=torch.float32).expand(count, -1)
 
     def _step_arguments(self, generators: Generator | list[Generator], eta: float) -> dict[str, Any]:
         """What the scheduler's step takes of these."""

@@ -29,10 +29,6 @@ class Layout:
     def num_patches(self) -> int:
         return self.selection.keep.shape[1]
 
-    @property
-    def total_dropped(self) -> int:
-        return self.selection.keep.numel() - self.total
-
     @classmethod
     def measure(cls, selection: Selection) -> Layout:
         """Read the sizes of a selection. One host synchronisation."""
@@ -59,7 +55,7 @@ class Layout:
     def dropped(self, x: Tensor) -> Ragged:
         """The dropped rows of x (B, N, ...), packed in raster order."""
         s = self.selection
-        values = pack(x, s.order, s.cu_dropped, total=self.total_dropped, dropped=True)
+        values = pack(x, s.order, s.cu_dropped, total=s.keep.numel() - self.total, dropped=True)
         return Ragged(values, s.cu_dropped, self.max_dropped)
 
 
