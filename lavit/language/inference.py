@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from lavit.language.processing import LaVITProcessor, no_ids
 from lavit.language.prompt_embedding import Model, PromptReader, Skipped
 from lavit.language.sampling import sample_image_tokens
 from lavit.language.text_generation import generate_text
+from lavit.tokenizer.processing import one_by_one
 
 Scorer = Callable[[Sequence[Any], Tensor], Any]
 """(prompts, features (n, N, C_out) of the decoded samples), n of each -> n numbers, the higher the better."""
@@ -280,8 +280,4 @@ def _pictures(images: Any) -> list[Any]:
     """Single images, as a processor takes them in a prompt: a string is a path here."""
     if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4:
         return list(images.split(1))
-    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
-        return list(images)
-    if not isinstance(images, (list, tuple)):
-        images = [images]
-    return [Path(image) if isinstance(image, str) else image for image in images]
+    return [Path(image) if isinstance(image, str) else image for image in one_by_one(images)]

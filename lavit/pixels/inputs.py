@@ -5,7 +5,6 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from lavit.data.images import load_image
 from lavit.kernels import Ragged
 from lavit.tokenizer import LaVITImageProcessor, VisualTokens
+from lavit.tokenizer.processing import one_by_one
 
 
 def read_codes(tokens: VisualTokens | Ragged, num_codes: int, num_patches: int) -> Ragged:
@@ -63,11 +63,7 @@ def read_images(images: Any, processor: LaVITImageProcessor | None, side: int) -
         return images
     if processor is None:
         raise ValueError("images: expected normalised pixels (B, 3, S, S), since the pipeline has no image_processor")
-    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
-        images = list(images)
-    if not isinstance(images, (list, tuple)):
-        images = [images]
-    read = [_read_image(f"image {place}", image, processor) for place, image in enumerate(images)]
+    read = [_read_image(f"image {place}", image, processor) for place, image in enumerate(one_by_one(images))]
     return torch.cat(read) if read else torch.empty(0, 3, side, side)
 
 

@@ -25,7 +25,7 @@ from lavit.pixels.inputs import check_features, check_size, read_codes, read_ima
 from lavit.pixels.noise import image_generators, initial_noise, noise_seeds
 from lavit.pixels.pretrained import public_name
 from lavit.pixels.unet import SmallUNet
-from lavit.pixels.validation import check_callback_inputs, check_folder, check_parts
+from lavit.pixels.validation import check_folder, check_parts
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 
 if TYPE_CHECKING:
@@ -225,7 +225,9 @@ class LaVITPixelPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_scale: expected a finite number of at least 0, got {scale}")
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        known = self._callback_tensor_inputs
+        if unknown := [name for name in callback_on_step_end_tensor_inputs if name not in known]:
+            raise ValueError(f"callback_on_step_end_tensor_inputs: expected names of {', '.join(known)}, got {unknown}")
         size = self._size(height, width)
         self._say_unchecked()
         self._guidance_scale, self._interrupt = float(scale), False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,3 @@ def check_folder(folder: Path, given: Collection[str]) -> None:
     missing = [str(folder / name) for name in named if name not in given and not (folder / name).is_dir()]
     if missing:
         raise FileNotFoundError(f"the pipeline lacks {', '.join(missing)}")
-
-
-def check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
-    """ValueError for tensors that a callback asks for and there are not."""
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"callback_on_step_end_tensor_inputs: expected names of {', '.join(known)}, got {unknown}")

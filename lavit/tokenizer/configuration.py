@@ -163,24 +163,20 @@ class LaVITTokenizerConfig(PretrainedConfig):
         for name in at_least_one.split():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {getattr(self, name)!r}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size: expected a multiple of patch_size {self.patch_size}, got {self.image_size}")
-        for name in ("encoder_heads", "num_heads"):
-            heads, width = getattr(self, name), self.hidden_size
-            if width % heads:
-                raise ValueError(f"{name}: expected a divisor of hidden_size {width}, got {heads}")
-        if self.hidden_size % 4:
-            raise ValueError(f"hidden_size: expected a multiple of 4 (the selector's layers), got {self.hidden_size}")
-        if not 0 <= self.min_keep <= self.num_patches:
-            raise ValueError(f"min_keep: expected 0 to {self.num_patches} (the patches), got {self.min_keep}")
-        if not 0 < self.keep_rate <= 1:
-            raise ValueError(f"keep_rate: expected a number in (0, 1], got {self.keep_rate}")
-        if self.initializer_range is not None and not self.initializer_range > 0:
-            raise ValueError(f"initializer_range: expected a positive number or None, got {self.initializer_range}")
-        if not self.tau > 0:
-            raise ValueError(f"tau: expected a positive number, got {self.tau}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
+        width, patches, std = self.hidden_size, self.num_patches, self.initializer_range
+        for name, holds, wanted in (
+            ("image_size", self.image_size % self.patch_size == 0, f"a multiple of patch_size {self.patch_size}"),
+            ("encoder_heads", width % self.encoder_heads == 0, f"a divisor of hidden_size {width}"),
+            ("num_heads", width % self.num_heads == 0, f"a divisor of hidden_size {width}"),
+            ("hidden_size", width % 4 == 0, "a multiple of 4 (the selector's layers)"),
+            ("min_keep", 0 <= self.min_keep <= patches, f"0 to {patches} (the patches)"),
+            ("keep_rate", 0 < self.keep_rate <= 1, "a number in (0, 1]"),
+            ("initializer_range", std is None or std > 0, "a positive number or None"),
+            ("tau", self.tau > 0, "a positive number"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "a number in [0, 1)"),
+        ):
+            if not holds:
+                raise ValueError(f"{name}: expected {wanted}, got {getattr(self, name)}")
 
 
 def own_names(config_class: type[PretrainedConfig]) -> list[str]:
