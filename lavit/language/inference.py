@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,13 @@ from lavit.kernels.gumbel_select import SEED_RANGE
 from lavit.language.guidance import MULTIMODAL_GUIDANCE, SamplingSettings
 from lavit.language.postprocessing import cut_answer, cut_caption
 from lavit.language.processing import LaVITProcessor, no_ids
-from lavit.language.prompt_embedding import Model, PromptReader, Skipped
+from lavit.language.prompt_embedding import PromptReader, Skipped
 from lavit.language.sampling import sample_image_tokens
 from lavit.language.text_generation import generate_text
 from lavit.tokenizer.processing import one_by_one
+
+if TYPE_CHECKING:
+    from lavit.language.model import LaVIT
 
 Scorer = Callable[[Sequence[Any], Tensor], Any]
 """(prompts, features (n, N, C_out) of the decoded samples), n of each -> n numbers, the higher the better."""
@@ -52,7 +55,7 @@ class GeneratedTokens:
 
 
 def caption(
-    model: Model,
+    model: LaVIT,
     images: Any,
     processor: LaVITProcessor,
     *,
@@ -86,7 +89,7 @@ def caption(
 
 
 def answer(
-    model: Model,
+    model: LaVIT,
     images: Any,
     questions: Sequence[str],
     processor: LaVITProcessor,
@@ -121,7 +124,7 @@ def answer(
 
 @torch.no_grad()
 def _write(
-    model: Model,
+    model: LaVIT,
     processor: LaVITProcessor,
     prompts: Sequence[Sequence[Any]],
     cut: Callable[[str], str],
@@ -144,7 +147,7 @@ def _write(
 
 @torch.no_grad()
 def generate_tokens(
-    model: Model,
+    model: LaVIT,
     prompts: Sequence[Any],
     processor: LaVITProcessor,
     settings: SamplingSettings | None = None,
@@ -231,7 +234,7 @@ def generate_tokens(
 
 
 def generate_features(
-    model: Model,
+    model: LaVIT,
     prompts: Sequence[Any],
     processor: LaVITProcessor,
     *arguments: Any,
@@ -246,11 +249,11 @@ def generate_features(
 
 
 @torch.no_grad()
-def _decode(model: Model, codes: Ragged) -> Tensor:
+def _decode(model: LaVIT, codes: Ragged) -> Tensor:
     return model.visual_tokenizer.decode(codes)
 
 
-def _ragged(codes: list[Tensor], model: Model) -> Ragged:
+def _ragged(codes: list[Tensor], model: LaVIT) -> Ragged:
     return Ragged.from_list(codes) if codes else no_ids().to(model.language_model.lm_head.weight.device)
 
 

@@ -74,8 +74,8 @@ def linear_cross_entropy(
     for name, x in (("weight", weight), ("labels", labels)):
         check_same_device(name, x, "hidden", hidden)
     counts = labels != ignore_index
-    if debugging():
-        _debug_labels(labels[counts], weight.shape[0])
+    if debugging() and bool((wrong := counts & ((labels < 0) | (labels >= weight.shape[0]))).any()):
+        raise ValueError(f"labels: expected ids in [0, {weight.shape[0]}), got {int(labels[wrong][0])}")
     chosen = OPERATION.choose(impl, hidden.device) if hidden.shape[0] else "reference"
     device_type = hidden.device.type
     dtype = hidden.dtype
@@ -90,13 +90,6 @@ def linear_cross_entropy(
             total, rows = losses.sum(), losses.detach()
     number = counts.sum()
     return TokenLoss(total / number.clamp(min=1), number, rows)
-
-
-def _debug_labels(labels: Tensor, size: int) -> None:
-    wrong = (labels < 0) | (labels >= size)
-    if bool(wrong.any()):
-        i = int(wrong.int().argmax())
-        raise ValueError(f"labels: expected ids in [0, {size}), got {int(labels[i])}")
 
 
 # The loss of each row with its gradient, 0 where the row does not count. The products are in the operands' dtype.

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM
 
 from lavit.kernels import Ragged, Segment, segment_order
-from lavit.language.assembly import PackedBatch
-from lavit.language.configuration import LaVITConfig
 from lavit.language.processing import LaVITProcessor
-from lavit.language.vocabulary import Vocabulary
-from lavit.tokenizer import LaVITTokenizer, VisualTokens
+from lavit.tokenizer import VisualTokens
 
-
-class Model(Protocol):
-    """What reading and writing ask of a model, which is :class:`lavit.LaVIT`."""
-
-    config: LaVITConfig
-    language_model: LlamaForCausalLM
-    visual_tokenizer: LaVITTokenizer
-
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-
-    def assemble(self, text: Ragged, segments: Ragged, **images: Any) -> PackedBatch: ...
-
-    def embed(self, batch: PackedBatch) -> Tensor: ...
+if TYPE_CHECKING:
+    from lavit.language.model import LaVIT
 
 
 class Skipped(NamedTuple):
@@ -69,7 +53,7 @@ class PromptReader:
     on_error: "raise" an error that names the prompt, or "skip" it, to be found in ``skipped``.
     """
 
-    model: Model
+    model: LaVIT
     processor: LaVITProcessor
     prompts: Sequence[Sequence[Any]]
     _: KW_ONLY

@@ -85,17 +85,15 @@ class EvaEncoder(nn.Module):
 
         Raises ValueError for another shape and TypeError for integer pixels.
         """
-        check_images(images, self.image_size)
+        size = self.image_size
+        if images.dim() != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"images: expected shape (B, 3, {size}, {size}), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images: expected normalised floating-point pixels (LaVITImageProcessor), got {images.dtype}"
+            )
         x = self.patch_embed(images.to(self.pos_embed.dtype))
         x = torch.cat((self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return x if class_token else x[:, 1:]
-
-
-def check_images(images: Tensor, size: int) -> None:
-    """Refuse what is not a batch of normalised RGB images of the encoder's size."""
-    if images.dim() != 4 or images.shape[1:] != (3, size, size):
-        raise ValueError(f"images: expected shape (B, 3, {size}, {size}), got {tuple(images.shape)}")
-    if not images.is_floating_point():
-        raise TypeError(f"images: expected normalised floating-point pixels (LaVITImageProcessor), got {images.dtype}")

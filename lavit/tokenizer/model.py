@@ -21,7 +21,7 @@ from lavit.tokenizer.encoder import EvaAttention, EvaEncoder
 from lavit.tokenizer.merger import Layout, Merger
 from lavit.tokenizer.position_init import init_positions
 from lavit.tokenizer.pretrained import StrictModel
-from lavit.tokenizer.quantizer import Codebook, Quantizer, in_full_precision
+from lavit.tokenizer.quantizer import Quantizer, in_full_precision
 from lavit.tokenizer.selector import Selector, in_precision, select_fixed
 
 # Deviation of new embeddings where the configuration leaves it open; that of a standardised feature is 1.
@@ -132,7 +132,7 @@ class LaVITTokenizer(StrictModel):
             init_positions(module.query_embed, self.config)
         elif isinstance(module, AttentionPool):
             nn.init.trunc_normal_(module.positional_embedding, std=embedding_std)
-        elif isinstance(module, Codebook):
+        elif isinstance(module, nn.Embedding):
             # Standard deviation of a unit vector's entries; training starts from initialize() anyway.
             nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
         elif module is self and self.config.feature_position:

@@ -23,15 +23,6 @@ class Quantized(NamedTuple):
     commitment: Tensor
 
 
-class Codebook(nn.Module):
-    """Holds the codes under the release's name, `quantize.embedding.weight` (K, D). Learned by averages, not by
-    gradient."""
-
-    def __init__(self, num_codes: int, code_dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_codes, code_dim), requires_grad=False)
-
-
 class Quantizer(nn.Module):
     """Nearest code of each unit vector, with the codebook learned by exponential moving averages (VQ-VAE's appendix).
 
@@ -50,7 +41,8 @@ class Quantizer(nn.Module):
         self.decay = config.ema_decay
         self.dead_code_fraction = config.dead_code_fraction
         self.unit_codes = config.unit_codes
-        self.embedding = Codebook(config.num_codes, config.code_dim)
+        # The codes (K, D). Learned by averages, not by gradient.
+        self.embedding = nn.Embedding.from_pretrained(torch.zeros(config.num_codes, config.code_dim), freeze=True)
         # Moving average of each code's uses per batch, and the number of updates so far, which drives the choice of
         # replacements. A file without them (the release's) leaves them at these values.
         self.register_buffer("cluster_size", torch.ones(config.num_codes))
