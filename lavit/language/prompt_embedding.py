@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lavit.kernels import Ragged, Segment, segment_order
-from lavit.language.processing import LaVITProcessor
+from lavit.kernels import Ragged, Segment
+from lavit.language.processing import LaVITProcessor, segmented
 from lavit.tokenizer import VisualTokens
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ class _Prompt(NamedTuple):
     @property
     def images(self) -> list[Tensor]:
         return [piece for piece in self.pieces if piece.is_floating_point()]
-
-    @property
-    def texts(self) -> list[Tensor]:
-        return [piece for piece in self.pieces if not piece.is_floating_point()]
 
 
 @dataclass
@@ -91,8 +87,8 @@ class PromptReader:
             features, tokens, batch = self._selected(batch)
             if not batch:
                 continue
-            text = Ragged.from_list([ids for prompt in batch for ids in prompt.texts])
-            packed = self.model.assemble(text, segment_order(self._order(batch)), features=features, tokens=tokens)
+            text, segments = segmented([prompt.pieces for prompt in batch], self.kind)
+            packed = self.model.assemble(text, segments, features=features, tokens=tokens)
             rows = Ragged(self.model.embed(packed), packed.sequences.cu_seqlens, packed.max_seqlen)
             yield [prompt.number for prompt in batch], rows
 
@@ -115,9 +111,6 @@ class PromptReader:
         if not piece.strip():
             raise ValueError(f"{name}: expected a text, got {piece!r}")
         return self.template.format(piece)
-
-    def _order(self, batch: list[_Prompt]) -> list[list[Segment]]:
-        return [[self.kind if p.is_floating_point() else Segment.TEXT for p in prompt.pieces] for prompt in batch]
 
     def _selected(self, batch: list[_Prompt]) -> tuple[Tensor | None, VisualTokens | None, list[_Prompt]]:
         """Features and tokens of the images, and the prompts that can be used. One wait for the device."""
@@ -157,7 +150,7 @@ class PromptReader:
 
     def _fits(self, prompt: _Prompt, of_images: int) -> bool:
         """Whether there is room for the prompt, with so many rows of images, and for what comes after; else refused."""
-        length = of_images + sum(map(len, prompt.texts))
+        length = of_images + sum(len(piece) for piece in prompt.pieces if not piece.is_floating_point())
         needed, positions = length + self.new_tokens - 1, self.model.config.text_config.max_position_embeddings
         if needed > positions:
             reason = (

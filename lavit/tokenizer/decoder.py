@@ -12,18 +12,7 @@ from lavit.kernels import Ragged, varlen_attention
 from lavit.kernels.dispatch import debugging
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.encoder import Mlp
-from lavit.tokenizer.layers import CrossAttention, LayerNorm, self_attention
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self_attention(self.qkv(x), self.heads))
+from lavit.tokenizer.layers import CrossAttention, LayerNorm, SelfAttention
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,32 @@ class LayerNorm(nn.LayerNorm):
         return layer_norm(input, self.weight, self.bias, self.eps)
 
 
-def self_attention(qkv: Tensor, heads: int) -> Tensor:
-    """Of all rows to all: queries, keys and values side by side (B, N, 3 C) -> (B, N, C)."""
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries, keys and values (..., H, D) -> (..., H, D), as who sees whom decides."""
+
+
+def to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B, N, H, D): every row sees all of its image."""
+    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+def self_attention(qkv: Tensor, heads: int, attend: Attend = to_all) -> Tensor:
+    """Queries, keys and values side by side (..., 3 C) -> (..., C)."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(-3)
+    return attend(q, k, v).flatten(-2)
+
+
+class SelfAttention(nn.Module):
+    """Attention of rows to each other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, attend: Attend = to_all) -> Tensor:
+        return self.proj(self_attention(self.qkv(x), self.heads, attend))
 
 
 class CrossAttention(nn.Module):
@@ -42,10 +64,10 @@ class CrossAttention(nn.Module):
         self,
         x: Tensor,
         origin: Tensor,
-        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        attend: Attend,
         whole: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """x (..., C) reads origin (..., C). attend: of queries, keys and values (..., H, D), who sees whom.
+        """x (..., C) reads origin (..., C).
 
         whole: (B, C) rows, (T,) image ids and (T, 1) bool: where x is to get the value of its image's row instead.
         """

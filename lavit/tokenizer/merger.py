@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lavit.kernels import Ragged, Selection, pack, policy_attention, varlen_attention
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.encoder import Mlp
-from lavit.tokenizer.layers import CrossAttention, LayerNorm
+from lavit.tokenizer.layers import CrossAttention, LayerNorm, SelfAttention
 
 
 @dataclass(frozen=True)
@@ -107,35 +107,21 @@ class _Packed:
         )
 
 
-class CausalAttention(nn.Module):
-    """Self-attention of every kept patch to the kept ones before it and to itself."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, context: _Dense | _Packed) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return self.proj(context.causal(q, k, v).flatten(-2))
-
-
 class MergerBlock(nn.Module):
-    """Kept patches read each other, then the dropped ones as they left the encoder."""
+    """Kept patches read the kept ones before them and themselves, then the dropped ones as they left the encoder."""
 
     def __init__(self, config: LaVITTokenizerConfig) -> None:
         super().__init__()
         width, heads, eps = config.hidden_size, config.num_heads, config.layer_norm_eps
         self.norm0 = LayerNorm(width, eps)
-        self.token_causal_attn = CausalAttention(width, heads)
+        self.token_causal_attn = SelfAttention(width, heads)
         self.norm1 = LayerNorm(width, eps)
         self.token_cross_attn = CrossAttention(width, heads)
         self.norm2 = LayerNorm(width, eps)
         self.mlp = Mlp(width, config.mlp_ratio)
 
     def forward(self, x: Tensor, context: _Dense | _Packed) -> Tensor:
-        x = x + self.token_causal_attn(self.norm0(x), context)
+        x = x + self.token_causal_attn(self.norm0(x), context.causal)
         x = x + self.token_cross_attn(self.norm1(x), context.origin, context.cross, context.whole)
         return x + self.mlp(self.norm2(x))
 
