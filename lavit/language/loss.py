@@ -18,10 +18,8 @@ FEWEST_ROWS, MOST_ROWS = 128, 4096
 
 
 def torch_unusable(device_type: str) -> str | None:
-    options = getattr(torch.nn, "LinearCrossEntropyOptions", None)
-    if options is None or not hasattr(F, "linear_cross_entropy"):
-        return f"torch {torch.__version__} has none"
-    return None
+    usable = hasattr(torch.nn, "LinearCrossEntropyOptions") and hasattr(F, "linear_cross_entropy")
+    return None if usable else f"torch {torch.__version__} has none"
 
 
 def liger_unusable(device_type: str) -> str | None:

@@ -189,9 +189,7 @@ def no_ids() -> Ragged:
 
 
 def _title(item: Any) -> str:
-    if isinstance(item, PathLike):
-        return str(item)
-    return "the image" if isinstance(item, bytes) else str(getattr(item, "filename", "") or "the image")
+    return str(item) if isinstance(item, PathLike) else str(getattr(item, "filename", "") or "the image")
 
 
 AutoProcessor.register(LaVITConfig, LaVITProcessor, exist_ok=True)

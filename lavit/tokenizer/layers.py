@@ -27,7 +27,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(B, N, H, D): every row sees all of its image."""
-    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def self_attention(qkv: Tensor, heads: int, attend: Attend = to_all) -> Tensor:

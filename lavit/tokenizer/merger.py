@@ -100,11 +100,9 @@ class _Packed:
         return varlen_attention(q, k, v, cu, cu, longest, longest, causal=True, key_weight=self.causal_weight)
 
     def cross(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        kept, dropped = self.kept, self.dropped
-        return varlen_attention(
-            *(q, k, v, kept.cu_seqlens, dropped.cu_seqlens, kept.max_seqlen, dropped.max_seqlen),
-            key_weight=self.cross_weight,
-        )
+        cu_seqlens = self.kept.cu_seqlens, self.dropped.cu_seqlens
+        longest = self.kept.max_seqlen, self.dropped.max_seqlen
+        return varlen_attention(q, k, v, *cu_seqlens, *longest, key_weight=self.cross_weight)
 
 
 class MergerBlock(nn.Module):
