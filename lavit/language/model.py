@@ -180,15 +180,11 @@ class LaVIT(StrictModel):
         than the model's context, naming it, and more rows than ``total``.
         """
         return assemble(
-            self.visual_tokenizer,
-            self.understanding,
-            self.vocabulary,
+            self,
             text,
             segments,
             loss=loss,
             total=total,
-            longest=self.config.text_config.max_position_embeddings,
-            regress=self.config.image_objective == "regress",
             images=images,
             features=features,
             tokens=tokens,

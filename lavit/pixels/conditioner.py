@@ -108,14 +108,9 @@ class PixelConditioner(StrictPart, ConfigMixin):  # type: ignore[misc]
     @classmethod
     def for_tokenizer(cls, config: LaVITTokenizerConfig, kind: str = "lowres", **dims: int) -> PixelConditioner:
         """New heads for the features that a tokenizer of this configuration decodes. dims: other widths than its."""
-        sizes = {
-            "in_dim": config.decoder_out_dim or config.hidden_size,
-            "condition_dim": config.condition_dim,
-            "condition_dim_2": config.condition_dim_2,
-            "num_patches": config.num_patches,
-            "num_heads": config.num_heads,
-        }
-        return cls(kind, **{**sizes, **dims})
+        names = ("condition_dim", "condition_dim_2", "num_patches", "num_heads")
+        sizes = {name: getattr(config, name) for name in names}
+        return cls(kind, **{"in_dim": config.decoder_out_dim or config.hidden_size, **sizes, **dims})
 
 
 class NegativeEmbeds(StrictPart, ConfigMixin):  # type: ignore[misc]

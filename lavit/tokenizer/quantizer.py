@@ -139,12 +139,11 @@ class Quantizer(nn.Module):
         surplus codes start on repeated vectors and are replaced as dead codes later. With torch.distributed every rank
         gives its own vectors: the start is rank 0's, the means are everybody's. Deterministic by ``seed``.
         """
-        if vectors.dim() != 2 or vectors.shape[1] != self.embedding.weight.shape[1] or vectors.shape[0] == 0:
-            expected = self.embedding.weight.shape[1]
-            raise ValueError(f"vectors: expected shape (n, {expected}) with n >= 1, got {tuple(vectors.shape)}")
+        width = self.embedding.weight.shape[1]
+        if vectors.dim() != 2 or vectors.shape[1] != width or vectors.shape[0] == 0:
+            raise ValueError(f"vectors: expected shape (n, {width}) with n >= 1, got {tuple(vectors.shape)}")
         unit = self.normalize(vectors.to(self.embedding.weight.device))
-        usable = unit.isfinite().all(dim=1)
-        unit = unit[usable]
+        unit = unit[unit.isfinite().all(dim=1)]
         if unit.shape[0] == 0:
             raise ValueError(f"vectors: expected at least one finite row, got {vectors.shape[0]} with NaN or Inf")
         generator = torch.Generator().manual_seed(seed)
