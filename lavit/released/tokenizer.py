@@ -36,14 +36,13 @@ def load_released_tokenizer(
     if decoder not in DECODER_FILES:
         raise ValueError(f"decoder: expected one of {', '.join(DECODER_FILES)}, got {decoder!r}")
     place = tokenizer_folder(folder)
-    settings = (config or LaVITTokenizerConfig.preset("lavit-g")).to_dict()
-    settings.update(merge="dense", decoder_condition=decoder)
+    sizes = (config or LaVITTokenizerConfig.preset("lavit-g")).to_dict()
     state = {f"decoder.{name}": tensor for name, tensor in read_tensors(place / DECODER_FILES[decoder]).items()}
     if (place / ENCODER_FILE).exists():
         state |= {f"encoder.{name}": tensor for name, tensor in read_tensors(place / ENCODER_FILE).items()}
     state |= read_tensors(place / TOKENIZER_FILE)
     with torch.device("meta"):
-        model = LaVITTokenizer(LaVITTokenizerConfig(**settings))
+        model = LaVITTokenizer(LaVITTokenizerConfig(**{**sizes, "merge": "dense", "decoder_condition": decoder}))
     fill(model, state, dtype, str(place), absent=OWN_TENSORS)
     model.quantize.reset_statistics()
     return model.eval()
@@ -63,9 +62,8 @@ def load_released_decoder(
     if kind not in DECODER_FILES:
         raise ValueError(f"kind: expected one of {', '.join(DECODER_FILES)}, got {kind!r}")
     path = tokenizer_folder(folder) / DECODER_FILES[kind]
-    settings = (config or LaVITTokenizerConfig.preset("lavit-g")).to_dict()
-    settings.update(decoder_condition=kind)
+    sizes = (config or LaVITTokenizerConfig.preset("lavit-g")).to_dict()
     with torch.device("meta"):
-        model = TokenDecoder(LaVITTokenizerConfig(**settings))
+        model = TokenDecoder(LaVITTokenizerConfig(**{**sizes, "decoder_condition": kind}))
     fill(model, read_tensors(path), dtype, str(path))
     return model.eval()

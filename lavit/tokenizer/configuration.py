@@ -156,11 +156,10 @@ class LaVITTokenizerConfig(PretrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
-        at_least_one = (
+        for name in (
             "image_size patch_size hidden_size encoder_depth encoder_heads merger_depth decoder_depth num_heads"
             " code_dim num_codes condition_dim condition_dim_2"
-        )
-        for name in at_least_one.split():
+        ).split():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {getattr(self, name)!r}")
         width, patches, std = self.hidden_size, self.num_patches, self.initializer_range
