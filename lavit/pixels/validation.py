@@ -22,27 +22,24 @@ def check_parts(
     taken = (conditioner.num_patches, conditioner.in_dim)
     if features != taken:
         raise ValueError(f"conditioner: expected one for features (B, {features[0]}, {features[1]}), got {taken}")
-    if unet.config.cross_attention_dim != conditioner.embed_dim:
-        got, wanted = unet.config.cross_attention_dim, conditioner.embed_dim
-        raise ValueError(f"unet: expected cross_attention_dim {wanted}, the conditioner's width, got {got}")
-    channels = 3 if vae is None else vae.config.latent_channels
-    for name in ("in_channels", "out_channels"):
-        if unet.config[name] != channels:
-            what = "pixels, without a VAE" if vae is None else "the VAE's latents"
-            raise ValueError(f"unet: expected {name} {channels} ({what}), got {unet.config[name]}")
-    if conditioner.pooled_dim is not None:
-        if unet.config.addition_embed_type != "text_time":
-            got = unet.config.addition_embed_type
-            raise ValueError(f"unet: expected addition_embed_type text_time for a high-res condition, got {got!r}")
-        wanted = conditioner.pooled_dim + 6 * unet.config.addition_time_embed_dim
-        got = unet.config.projection_class_embeddings_input_dim
-        if got != wanted:
-            raise ValueError(f"unet: expected projection_class_embeddings_input_dim {wanted}, got {got}")
-    elif unet.config.addition_embed_type is not None:
-        got = unet.config.addition_embed_type
-        raise ValueError(f"unet: expected no addition_embed_type for a low-res condition, got {got!r}")
-    if negative is not None and negative.embeds.shape[1] != conditioner.embed_dim:
-        raise ValueError(f"negative: expected rows of width {conditioner.embed_dim}, got {negative.embeds.shape[1]}")
+    width, pooled, own = conditioner.embed_dim, conditioner.pooled_dim, unet.config
+    channels, what = (3, "pixels, without a VAE") if vae is None else (vae.config.latent_channels, "the VAE's latents")
+    wanted: list[tuple[str, Any, str]] = [
+        ("cross_attention_dim", width, f"cross_attention_dim {width}, the conditioner's width"),
+        ("in_channels", channels, f"in_channels {channels} ({what})"),
+        ("out_channels", channels, f"out_channels {channels} ({what})"),
+    ]
+    if pooled is None:
+        wanted.append(("addition_embed_type", None, "no addition_embed_type for a low-res condition"))
+    else:
+        name, inputs = "projection_class_embeddings_input_dim", pooled + 6 * (own.get("addition_time_embed_dim") or 0)
+        wanted.append(("addition_embed_type", "text_time", "addition_embed_type text_time for a high-res condition"))
+        wanted.append((name, inputs, f"{name} {inputs}"))
+    for name, value, told in wanted:
+        if own[name] != value:
+            raise ValueError(f"unet: expected {told}, got {own[name]!r}")
+    if negative is not None and negative.embeds.shape[1] != width:
+        raise ValueError(f"negative: expected rows of width {width}, got {negative.embeds.shape[1]}")
 
 
 def check_folder(folder: Path, given: Collection[str]) -> None:

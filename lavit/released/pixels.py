@@ -76,23 +76,17 @@ def load_released_pixels(
 
 def check_parts(folder: Path, kind: str, checked: bool) -> None:
     """FileNotFoundError for what the release's folder lacks."""
-    place, tokenizer = folder / PIXEL_FOLDERS[kind], tokenizer_folder(folder)
-    wanted = [
-        tokenizer / TOKENIZER_FILE,
-        tokenizer / DECODER_FILES[kind],
-        place / "scheduler" / "scheduler_config.json",
-    ]
-    either = []
-    for model in ("unet", "vae"):
-        wanted.append(place / model / "config.json")
-        either.append((place / model, WEIGHT_FILES))
+    place, visual = folder / PIXEL_FOLDERS[kind], tokenizer_folder(folder)
+    wanted = [visual / TOKENIZER_FILE, visual / DECODER_FILES[kind], place / "scheduler" / "scheduler_config.json"]
+    wanted += [place / model / "config.json" for model in ("unet", "vae")]
+    either: dict[Path, tuple[str, ...]] = {place / model: WEIGHT_FILES for model in ("unet", "vae")}
     if checked:
         wanted += [place / "feature_extractor" / "preprocessor_config.json", place / "safety_checker" / "config.json"]
-        either.append((place / "safety_checker", CHECKER_FILES))
+        either[place / "safety_checker"] = CHECKER_FILES
     if kind == "lowres":
         wanted.append(negative_file(folder))
     missing = [str(path) for path in wanted if not path.is_file()]
-    for inner, names in either:
+    for inner, names in either.items():
         if not any((inner / name).is_file() for name in names):
             missing.append(f"{inner / names[0]} (or {', '.join(names[1:])})")
     if missing:
