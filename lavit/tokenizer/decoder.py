@@ -126,17 +126,16 @@ class TokenDecoder(nn.Module):
         raise RuntimeError("condition: this decoder has no U-Net head (decoder_condition is None)")
 
     def _check(self, codes: Ragged) -> None:
-        width = self.in_proj.in_features
+        width, most = self.in_proj.in_features, self.num_patches
         if codes.values.dim() != 2 or codes.values.shape[1] != width:
             raise ValueError(f"codes: expected rows of width {width}, got shape {tuple(codes.values.shape)}")
-        if codes.max_seqlen > self.num_patches:
+        if codes.max_seqlen > most:
             raise ValueError(
-                f"codes: expected at most {self.num_patches} codes per image (the decoder's positions), "
+                f"codes: expected at most {most} codes per image (the decoder's positions), "
                 f"got up to {codes.max_seqlen}"
             )
-        if debugging() and codes.batch_size and int(codes.lengths().max()) > self.num_patches:
-            longest = int(codes.lengths().max())
-            raise ValueError(f"codes: expected at most {self.num_patches} codes per image, got {longest} in one")
+        if debugging() and codes.batch_size and (longest := int(codes.lengths().max())) > most:
+            raise ValueError(f"codes: expected at most {most} codes per image, got {longest} in one")
 
 
 def packed_rank(ragged: Ragged) -> Tensor:
