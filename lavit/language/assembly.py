@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from lavit.kernels import Loss, Ragged, Segment, Sequences, assemble_sequences
 from lavit.kernels.assemble_sequences.types import DEFAULT_LOSS
 from lavit.kernels.dispatch import debugging
-from lavit.language.continuous_features import ImageRows, Understanding, image_rows
+from lavit.language.continuous_features import image_rows
 from lavit.language.vocabulary import Vocabulary
-from lavit.tokenizer import LaVITTokenizer
+
+if TYPE_CHECKING:
+    from lavit.language.model import LaVIT
 
 SegmentLoss = Tensor | Mapping[Segment, Loss] | None
 
@@ -36,20 +38,12 @@ class PackedBatch(NamedTuple):
 
 
 def assemble(
-    tokenizer: LaVITTokenizer,
-    understanding: Understanding,
-    vocabulary: Vocabulary,
-    text: Ragged,
-    segments: Ragged,
-    *,
-    loss: SegmentLoss,
-    total: int | None,
-    longest: int,
-    regress: bool,
-    images: dict[str, Any],
+    model: LaVIT, text: Ragged, segments: Ragged, *, loss: SegmentLoss, total: int | None, **images: Any
 ) -> PackedBatch:
-    """The body of ``LaVIT.assemble``, which describes the rest. longest: the model's context. regress: images that are
-    written are features too, and their labels are the stage-1 merger's rows. images: arguments of ``image_rows``."""
+    """The body of ``LaVIT.assemble``, which describes the rest. images: arguments of ``image_rows``."""
+    tokenizer, understanding, vocabulary = model.visual_tokenizer, model.understanding, model.vocabulary
+    # Images that are written are features too, and their labels are the stage-1 merger's rows.
+    regress = model.config.image_objective == "regress"
     device = understanding.vit_proj.weight.device
     cu_segments = segments.cu_seqlens.cpu().long()
     kinds = segments.values.cpu()[: int(cu_segments[-1])]
@@ -68,7 +62,7 @@ def assemble(
     lengths = torch.empty(kinds.shape[0], dtype=torch.int64)
     lengths[is_text] = text.cu_seqlens.diff().long().cpu()
     lengths[~is_text] = rows.lengths + 2
-    wanted, most = _measure(lengths, cu_segments, longest)
+    wanted, most = _measure(lengths, cu_segments, model.config.text_config.max_position_embeddings)
     if total is not None and total < wanted:
         raise ValueError(f"total: expected at least {wanted} rows for these samples, got {total}")
     sequences = assemble_sequences(
@@ -82,11 +76,7 @@ def assemble(
         num_codes=vocabulary.num_codes,
         total=wanted if total is None else total,
     )
-    return _placed(PackedBatch(sequences, most), rows, regress)
-
-
-def _placed(batch: PackedBatch, rows: ImageRows, regress: bool) -> PackedBatch:
-    of_token = batch.sequences.feature_rows
+    batch, of_token = PackedBatch(sequences, most), sequences.feature_rows
     if rows.features is not None:
         batch = batch._replace(features=rows.features, feature_rows=of_token[rows.feature_places])
     if regress and rows.merged is not None:

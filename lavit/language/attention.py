@@ -70,17 +70,13 @@ def varlen_attention_forward(
         # As for PyTorch's own attention: the rotation leaves queries and keys in float32.
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (x.to(dtype) for x in (query, key, value))
-    groups = query.shape[1] // key.shape[1]
-    rows = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-    q, k, v = rows[0], *(repeat_heads(x, groups) for x in rows[1:])
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:  # queries share a head, which is repeated side by side
+        k, v = (x.repeat_interleave(groups, dim=1, output_size=q.shape[1]) for x in (k, v))
     bound = q.shape[0] if max_length_q is None else max_length_q
     out = varlen_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_q, bound, bound, causal=True, scale=scaling)
     return out.view(query.shape[0], query.shape[2], *out.shape[1:]), None
-
-
-def repeat_heads(x: Tensor, groups: int) -> Tensor:
-    """(T, H, D) -> (T, H * groups, D), each head as often in a row as queries share it."""
-    return x if groups == 1 else x.repeat_interleave(groups, dim=1, output_size=x.shape[1] * groups)
 
 
 AttentionInterface.register(NAME, varlen_attention_forward)

@@ -176,8 +176,7 @@ def _of(x: Tensor, selection: Selection, lengths: Tensor, wanted: Tensor) -> tup
             cu_kept.to(x.device, non_blocking=True),
             cu_dropped.to(x.device, non_blocking=True),
         )
-    total, longest, shortest = int(kept.sum()), int(kept.max()), int(kept.min())
-    return x, Layout(selection, total, longest, patches - shortest)
+    return x, Layout.from_sizes(selection, [int(kept.sum()), int(kept.max()), int(kept.min())])
 
 
 def _places(lengths: Tensor, wanted: Tensor, device: torch.device) -> Tensor:

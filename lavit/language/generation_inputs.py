@@ -1,12 +1,13 @@
-"""What every way of generating asks of its prompts."""
+"""What every way of generating asks of its prompts, and what it makes of the ids."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from lavit.kernels import Ragged
+from lavit.kernels import Ragged, unpad
 from lavit.kernels.checks import check_offsets, check_same_device
 from lavit.language.vocabulary import Vocabulary
 
@@ -71,3 +72,10 @@ def _check_ids(ids: Tensor, cu_seqlens: Tensor, lengths: list[int], vocabulary: 
     for b, end in enumerate(ends):
         if image and end != vocabulary.begin_id:
             raise ValueError(f"prompt {b}: expected [IMG] ({vocabulary.begin_id}) as the last id, got {end}")
+
+
+def first_of_rows(ids: Tensor, lengths: Tensor) -> Ragged:
+    """The first ``lengths`` (R,) of every row of ids (R, L), packed. One host synchronisation."""
+    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
+    total, longest = torch.stack((lengths.sum(), lengths.max())).tolist()
+    return Ragged(unpad(ids, cu_seqlens, total=total), cu_seqlens, longest)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +15,14 @@ from lavit.kernels import Ragged
 from lavit.kernels.gumbel_select import SEED_RANGE
 from lavit.language.guidance import MULTIMODAL_GUIDANCE, SamplingSettings
 from lavit.language.postprocessing import cut_answer, cut_caption
-from lavit.language.processing import LaVITProcessor
-from lavit.language.prompt_embedding import Model, PromptReader, Skipped
+from lavit.language.processing import LaVITProcessor, no_ids
+from lavit.language.prompt_embedding import PromptReader, Skipped
 from lavit.language.sampling import sample_image_tokens
 from lavit.language.text_generation import generate_text
+from lavit.tokenizer.processing import one_by_one
+
+if TYPE_CHECKING:
+    from lavit.language.model import LaVIT
 
 Scorer = Callable[[Sequence[Any], Tensor], Any]
 """(prompts, features (n, N, C_out) of the decoded samples), n of each -> n numbers, the higher the better."""
@@ -52,7 +55,7 @@ class GeneratedTokens:
 
 
 def caption(
-    model: Model,
+    model: LaVIT,
     images: Any,
     processor: LaVITProcessor,
     *,
@@ -79,21 +82,14 @@ def caption(
     Raises ValueError or TypeError naming the image that cannot be read, is not finite or does not fit the context;
     ValueError for settings out of range.
     """
-    reader = PromptReader(
-        model,
-        processor,
-        [[image] for image in _pictures(images)],
-        what="image",
-        new_tokens=max_new,
-        batch_size=batch_size,
-        on_error=on_error,
-        image_seeds=image_seeds,
-    )
-    return _write(reader, cut, num_beams=num_beams, min_new=min_new, max_new=max_new, length_penalty=length_penalty)
+    prompts = [[image] for image in _pictures(images)]
+    settings = {"num_beams": num_beams, "min_new": min_new, "max_new": max_new, "length_penalty": length_penalty}
+    reading = {"image_seeds": image_seeds, "batch_size": batch_size, "on_error": on_error}
+    return _write(model, processor, prompts, cut, settings, what="image", **reading)
 
 
 def answer(
-    model: Model,
+    model: LaVIT,
     images: Any,
     questions: Sequence[str],
     processor: LaVITProcessor,
@@ -120,29 +116,29 @@ def answer(
     pictures = _pictures(images)
     if len(pictures) != len(questions):
         raise ValueError(f"questions: expected one for each of {len(pictures)} images, got {len(questions)}")
-    reader = PromptReader(
-        model,
-        processor,
-        list(zip(pictures, questions, strict=True)),
-        what="item",
-        new_tokens=max_new,
-        batch_size=batch_size,
-        on_error=on_error,
-        template=template,
-        image_seeds=image_seeds,
-    )
-    return _write(reader, cut, num_beams=num_beams, min_new=min_new, max_new=max_new, length_penalty=length_penalty)
+    prompts = list(zip(pictures, questions, strict=True))
+    settings = {"num_beams": num_beams, "min_new": min_new, "max_new": max_new, "length_penalty": length_penalty}
+    reading = {"image_seeds": image_seeds, "batch_size": batch_size, "on_error": on_error}
+    return _write(model, processor, prompts, cut, settings, what="item", template=template, **reading)
 
 
 @torch.no_grad()
-def _write(reader: PromptReader, cut: Callable[[str], str], **settings: Any) -> Texts:
-    model, processor = reader.model, reader.processor
+def _write(
+    model: LaVIT,
+    processor: LaVITProcessor,
+    prompts: Sequence[Sequence[Any]],
+    cut: Callable[[str], str],
+    settings: dict[str, Any],
+    **reading: Any,
+) -> Texts:
+    """settings: of ``generate_text``. reading: arguments of the ``PromptReader``."""
+    reader = PromptReader(model, processor, prompts, new_tokens=settings["max_new"], **reading)
     eos = processor.tokenizer.eos_token_id
     if eos is None:
         raise ValueError("processor: expected a tokenizer with an eos_token_id, which ends a text, got None")
     texts: list[str] = []
     indices: list[int] = []
-    for kept, embedded in reader.batches(range(len(reader.prompts))):
+    for kept, embedded in reader.batches(range(len(prompts))):
         found = generate_text(model.language_model, model.vocabulary, embedded, eos_id=eos, **settings)
         texts += map(cut, processor.decode_text(found))
         indices += kept
@@ -151,7 +147,7 @@ def _write(reader: PromptReader, cut: Callable[[str], str], **settings: Any) -> 
 
 @torch.no_grad()
 def generate_tokens(
-    model: Model,
+    model: LaVIT,
     prompts: Sequence[Any],
     processor: LaVITProcessor,
     settings: SamplingSettings | None = None,
@@ -238,7 +234,7 @@ def generate_tokens(
 
 
 def generate_features(
-    model: Model,
+    model: LaVIT,
     prompts: Sequence[Any],
     processor: LaVITProcessor,
     *arguments: Any,
@@ -253,15 +249,12 @@ def generate_features(
 
 
 @torch.no_grad()
-def _decode(model: Model, codes: Ragged) -> Tensor:
+def _decode(model: LaVIT, codes: Ragged) -> Tensor:
     return model.visual_tokenizer.decode(codes)
 
 
-def _ragged(codes: list[Tensor], model: Model) -> Ragged:
-    if codes:
-        return Ragged.from_list(codes)
-    device = model.language_model.lm_head.weight.device
-    return Ragged(torch.empty(0, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int32, device=device), 0)
+def _ragged(codes: list[Tensor], model: LaVIT) -> Ragged:
+    return Ragged.from_list(codes) if codes else no_ids().to(model.language_model.lm_head.weight.device)
 
 
 def _scores(scorer: Scorer, prompts: list[Any], features: Tensor) -> Tensor:
@@ -290,8 +283,4 @@ def _pictures(images: Any) -> list[Any]:
     """Single images, as a processor takes them in a prompt: a string is a path here."""
     if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4:
         return list(images.split(1))
-    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
-        return list(images)
-    if not isinstance(images, (list, tuple)):
-        images = [images]
-    return [Path(image) if isinstance(image, str) else image for image in images]
+    return [Path(image) if isinstance(image, str) else image for image in one_by_one(images)]

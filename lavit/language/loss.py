@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lavit.kernels.checks import (
-    check_float,
-    check_int64,
-    check_rank,
-    check_same_device,
-    check_shape,
-    shape,
-)
+from lavit.kernels.checks import check_float, check_int64, check_rank, check_same_device, check_shape, shape
 from lavit.kernels.dispatch import Implementation, debugging, register
 from lavit.kernels.types import compute_dtype
 
@@ -25,10 +18,8 @@ FEWEST_ROWS, MOST_ROWS = 128, 4096
 
 
 def torch_unusable(device_type: str) -> str | None:
-    options = getattr(torch.nn, "LinearCrossEntropyOptions", None)
-    if options is None or not hasattr(F, "linear_cross_entropy"):
-        return f"torch {torch.__version__} has none"
-    return None
+    usable = hasattr(torch.nn, "LinearCrossEntropyOptions") and hasattr(F, "linear_cross_entropy")
+    return None if usable else f"torch {torch.__version__} has none"
 
 
 def liger_unusable(device_type: str) -> str | None:
@@ -81,76 +72,51 @@ def linear_cross_entropy(
     for name, x in (("weight", weight), ("labels", labels)):
         check_same_device(name, x, "hidden", hidden)
     counts = labels != ignore_index
-    if debugging():
-        _debug_labels(labels[counts], weight.shape[0])
-    run = IMPLEMENTATIONS[OPERATION.choose(impl, hidden.device) if hidden.shape[0] else "reference"]
+    if debugging() and bool((wrong := counts & ((labels < 0) | (labels >= weight.shape[0]))).any()):
+        raise ValueError(f"labels: expected ids in [0, {weight.shape[0]}), got {int(labels[wrong][0])}")
+    chosen = OPERATION.choose(impl, hidden.device) if hidden.shape[0] else "reference"
     device_type = hidden.device.type
     dtype = hidden.dtype
     if torch.is_autocast_enabled(device_type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
     with torch.autocast(device_type, enabled=False):
-        total, rows = run(hidden, weight, labels, counts, ignore_index, dtype)
+        if chosen == "chunked":
+            needs = tuple(torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight))
+            total, rows = _Chunked.apply(hidden, weight, labels, counts, dtype, needs)
+        else:
+            losses = ROWS[chosen](hidden.to(dtype), weight.to(dtype), labels, ignore_index).to(compute_dtype(hidden))
+            total, rows = losses.sum(), losses.detach()
     number = counts.sum()
     return TokenLoss(total / number.clamp(min=1), number, rows)
 
 
-def _debug_labels(labels: Tensor, size: int) -> None:
-    wrong = (labels < 0) | (labels >= size)
-    if bool(wrong.any()):
-        i = int(wrong.int().argmax())
-        raise ValueError(f"labels: expected ids in [0, {size}), got {int(labels[i])}")
+# The loss of each row with its gradient, 0 where the row does not count. The products are in the operands' dtype.
 
 
-# Each implementation: the sum over the rows that count, with its gradient, and the rows without. ``dtype`` is that of
-# the products.
+def _reference(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    logits = F.linear(hidden, weight).to(compute_dtype(hidden))
+    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
 
 
-def _reference(
-    hidden: Tensor, weight: Tensor, labels: Tensor, counts: Tensor, ignore_index: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    logits = F.linear(hidden.to(dtype), weight.to(dtype))
-    rows = F.cross_entropy(logits.to(compute_dtype(hidden)), labels, ignore_index=ignore_index, reduction="none")
-    return rows.sum(), rows.detach()
-
-
-def _torch(
-    hidden: Tensor, weight: Tensor, labels: Tensor, counts: Tensor, ignore_index: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _torch(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     # In our chunks: torch's own may be of a few rows each. By rows, whose gradients are computed in the backward pass:
     # the sum that torch would return is in bfloat16 for bfloat16, and what it holds until then is as large as the
     # weight.
-    rows = F.linear_cross_entropy(  # type: ignore[attr-defined]
-        hidden.to(dtype),
-        weight.to(dtype),
-        labels,
-        reduction="none",
-        ignore_index=ignore_index,
-        options=torch.nn.LinearCrossEntropyOptions(  # type: ignore[attr-defined]
-            batch_chunk_size=rows_per_chunk(hidden, weight), chunking_method=None
-        ),
+    options = torch.nn.LinearCrossEntropyOptions(  # type: ignore[attr-defined]
+        batch_chunk_size=rows_per_chunk(hidden, weight), chunking_method=None
     )
-    rows = rows.to(compute_dtype(hidden))
-    return rows.sum(), rows.detach()
+    return F.linear_cross_entropy(  # type: ignore[attr-defined]
+        hidden, weight, labels, reduction="none", ignore_index=ignore_index, options=options
+    )
 
 
-def _liger(
-    hidden: Tensor, weight: Tensor, labels: Tensor, counts: Tensor, ignore_index: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _liger(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    rows = liger_fused_linear_cross_entropy(
-        hidden.to(dtype), weight.to(dtype), labels, ignore_index=ignore_index, reduction="none"
-    )
-    rows = rows.to(compute_dtype(hidden))
-    return rows.sum(), rows.detach()
+    return liger_fused_linear_cross_entropy(hidden, weight, labels, ignore_index=ignore_index, reduction="none")
 
 
-def _chunked(
-    hidden: Tensor, weight: Tensor, labels: Tensor, counts: Tensor, ignore_index: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    wanted = torch.is_grad_enabled()
-    needs = (wanted and hidden.requires_grad, wanted and weight.requires_grad)
-    return _Chunked.apply(hidden, weight, labels, counts, dtype, needs)  # type: ignore[no-any-return]
+ROWS = {"torch": _torch, "liger": _liger, "reference": _reference}
 
 
 def rows_per_chunk(hidden: Tensor, weight: Tensor) -> int:
@@ -211,6 +177,3 @@ class _Chunked(torch.autograd.Function):
         scale = gradients[0]
         saved = (None if x is None else x * scale.to(x.dtype) for x in ctx.saved_tensors)
         return *saved, None, None, None, None
-
-
-IMPLEMENTATIONS = {"torch": _torch, "liger": _liger, "chunked": _chunked, "reference": _reference}

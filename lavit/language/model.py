@@ -179,25 +179,18 @@ class LaVIT(StrictModel):
         Raises ValueError for pieces or images that are missing or too many, ids outside the vocabulary, a sample longer
         than the model's context, naming it, and more rows than ``total``.
         """
-        pictures = {
-            "images": images,
-            "features": features,
-            "tokens": tokens,
-            "seeds": seeds,
-            "deterministic": deterministic,
-            "noise": noise,
-        }
         return assemble(
-            self.visual_tokenizer,
-            self.understanding,
-            self.vocabulary,
+            self,
             text,
             segments,
             loss=loss,
             total=total,
-            longest=self.config.text_config.max_position_embeddings,
-            regress=self.config.image_objective == "regress",
-            images=pictures,
+            images=images,
+            features=features,
+            tokens=tokens,
+            seeds=seeds,
+            deterministic=deterministic,
+            noise=noise,
         )
 
     def embed(self, batch: PackedBatch) -> Tensor:

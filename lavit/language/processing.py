@@ -85,9 +85,7 @@ class LaVITProcessor(ProcessorMixin):
             raise ValueError(f"errors: expected raise or skip, got {errors!r}")
         if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Sequence):
             raise TypeError(f"prompts: expected a list of prompts, got {type(prompts).__name__}")
-        texts: list[Tensor] = []
-        pixels: list[Tensor] = []
-        order: list[list[Segment]] = []
+        usable: list[list[Tensor]] = []
         indices: list[int] = []
         skipped: list[tuple[int, str]] = []
         for index, prompt in enumerate(prompts):
@@ -101,11 +99,9 @@ class LaVITProcessor(ProcessorMixin):
             if begin_image:
                 pieces.append(torch.tensor([self.text_size]))
             indices.append(index)
-            order.append([Segment.FEATURES if piece.is_floating_point() else Segment.TEXT for piece in pieces])
-            texts += [piece for piece in pieces if not piece.is_floating_point()]
-            pixels += [piece for piece in pieces if piece.is_floating_point()]
-        text = Ragged.from_list(texts) if texts else _no_text()
-        return Prompts(text, segment_order(order), torch.cat(pixels) if pixels else None, indices, skipped)
+            usable.append(pieces)
+        pixels = [piece for pieces in usable for piece in pieces if piece.is_floating_point()]
+        return Prompts(*segmented(usable), torch.cat(pixels) if pixels else None, indices, skipped)
 
     def pieces(self, name: str, prompt: Any) -> list[Tensor]:
         """Ids (t,) of every text that is not empty, and pixels (1, 3, S, S) of every image, in their order.
@@ -180,14 +176,20 @@ class LaVITProcessor(ProcessorMixin):
         return cls(LaVITImageProcessor(**image), tokenizer, own["text_size"])
 
 
-def _no_text() -> Ragged:
+def segmented(prompts: list[list[Tensor]], image: Segment = Segment.FEATURES) -> tuple[Ragged, Ragged]:
+    """The texts of prompts of ids (t,) and float pixels, and the order of these pieces; ``image``: what pixels are."""
+    texts = [piece for pieces in prompts for piece in pieces if not piece.is_floating_point()]
+    order = [[image if piece.is_floating_point() else Segment.TEXT for piece in pieces] for pieces in prompts]
+    return Ragged.from_list(texts) if texts else no_ids(), segment_order(order)
+
+
+def no_ids() -> Ragged:
+    """A batch without any sequence."""
     return Ragged(torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int32), 0)
 
 
 def _title(item: Any) -> str:
-    if isinstance(item, PathLike):
-        return str(item)
-    return "the image" if isinstance(item, bytes) else str(getattr(item, "filename", "") or "the image")
+    return str(item) if isinstance(item, PathLike) else str(getattr(item, "filename", "") or "the image")
 
 
 AutoProcessor.register(LaVITConfig, LaVITProcessor, exist_ok=True)

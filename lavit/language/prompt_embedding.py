@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM
 
-from lavit.kernels import Ragged, Segment, segment_order
-from lavit.language.assembly import PackedBatch
-from lavit.language.configuration import LaVITConfig
-from lavit.language.processing import LaVITProcessor
-from lavit.language.vocabulary import Vocabulary
-from lavit.tokenizer import LaVITTokenizer, VisualTokens
+from lavit.kernels import Ragged, Segment
+from lavit.language.processing import LaVITProcessor, segmented
+from lavit.tokenizer import VisualTokens
 
-
-class Model(Protocol):
-    """What reading and writing ask of a model, which is :class:`lavit.LaVIT`."""
-
-    config: LaVITConfig
-    language_model: LlamaForCausalLM
-    visual_tokenizer: LaVITTokenizer
-
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-
-    def assemble(self, text: Ragged, segments: Ragged, **images: Any) -> PackedBatch: ...
-
-    def embed(self, batch: PackedBatch) -> Tensor: ...
+if TYPE_CHECKING:
+    from lavit.language.model import LaVIT
 
 
 class Skipped(NamedTuple):
@@ -51,11 +36,8 @@ class _Prompt(NamedTuple):
     def images(self) -> list[Tensor]:
         return [piece for piece in self.pieces if piece.is_floating_point()]
 
-    @property
-    def texts(self) -> list[Tensor]:
-        return [piece for piece in self.pieces if not piece.is_floating_point()]
 
-
+@dataclass
 class PromptReader:
     """Reads prompts a batch at a time, and keeps account of those that cannot be used.
 
@@ -67,34 +49,33 @@ class PromptReader:
     on_error: "raise" an error that names the prompt, or "skip" it, to be found in ``skipped``.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        processor: LaVITProcessor,
-        prompts: Sequence[Sequence[Any]],
-        *,
-        what: str,
-        new_tokens: int,
-        batch_size: int,
-        on_error: str,
-        ending: Sequence[int] = (),
-        template: str | None = None,
-        image_seeds: Tensor | Sequence[int] | None = None,
-        as_codes: bool = False,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected a number >= 1, got {batch_size}")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
-        _check_processor(model, processor)
-        self.model, self.processor, self.prompts = model, processor, prompts
-        self.what, self.new_tokens, self.batch_size = what, new_tokens, batch_size
-        self.skips, self.template = on_error == "skip", template
-        self.ending = torch.tensor(ending, dtype=torch.int64)
-        self.kind = Segment.CODES if as_codes else Segment.FEATURES
-        self.noisy = image_seeds is not None
-        self.seeds = _seeds_by_prompt(prompts, image_seeds)
-        self.skipped: list[Skipped] = []
+    model: LaVIT
+    processor: LaVITProcessor
+    prompts: Sequence[Sequence[Any]]
+    _: KW_ONLY
+    what: str
+    new_tokens: int
+    batch_size: int
+    on_error: str
+    ending: Sequence[int] = ()
+    template: str | None = None
+    image_seeds: Tensor | Sequence[int] | None = None
+    as_codes: bool = False
+    skipped: list[Skipped] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected a number >= 1, got {self.batch_size}")
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error: expected 'raise' or 'skip', got {self.on_error!r}")
+        size, text_size, config = self.processor.image_processor.size, self.processor.text_size, self.model.config
+        if size != config.tokenizer_config.image_size:
+            raise ValueError(f"processor: expected images of side {config.tokenizer_config.image_size}, got {size}")
+        if text_size != config.text_size:
+            raise ValueError(f"processor: expected text_size {config.text_size}, the model's, got {text_size}")
+        self.kind = Segment.CODES if self.as_codes else Segment.FEATURES
+        self.noisy = self.image_seeds is not None
+        self.seeds = _seeds_by_prompt(self.prompts, self.image_seeds)
 
     def batches(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], Ragged]]:
         """These prompts: which ones of the next batch can be used, and their embeddings (T, H), without padding.
@@ -106,8 +87,8 @@ class PromptReader:
             features, tokens, batch = self._selected(batch)
             if not batch:
                 continue
-            text = Ragged.from_list([ids for prompt in batch for ids in prompt.texts])
-            packed = self.model.assemble(text, segment_order(self._order(batch)), features=features, tokens=tokens)
+            text, segments = segmented([prompt.pieces for prompt in batch], self.kind)
+            packed = self.model.assemble(text, segments, features=features, tokens=tokens)
             rows = Ragged(self.model.embed(packed), packed.sequences.cu_seqlens, packed.max_seqlen)
             yield [prompt.number for prompt in batch], rows
 
@@ -121,7 +102,7 @@ class PromptReader:
         except (ValueError, TypeError) as error:
             self._refuse(number, error)
             return []
-        read = _Prompt(number, [*pieces, self.ending], self.seeds[number])
+        read = _Prompt(number, [*pieces, torch.tensor(self.ending, dtype=torch.int64)], self.seeds[number])
         return [read] if self._fits(read, 2 * len(read.images)) else []
 
     def _put(self, name: str, piece: Any) -> Any:
@@ -130,9 +111,6 @@ class PromptReader:
         if not piece.strip():
             raise ValueError(f"{name}: expected a text, got {piece!r}")
         return self.template.format(piece)
-
-    def _order(self, batch: list[_Prompt]) -> list[list[Segment]]:
-        return [[self.kind if p.is_floating_point() else Segment.TEXT for p in prompt.pieces] for prompt in batch]
 
     def _selected(self, batch: list[_Prompt]) -> tuple[Tensor | None, VisualTokens | None, list[_Prompt]]:
         """Features and tokens of the images, and the prompts that can be used. One wait for the device."""
@@ -172,7 +150,7 @@ class PromptReader:
 
     def _fits(self, prompt: _Prompt, of_images: int) -> bool:
         """Whether there is room for the prompt, with so many rows of images, and for what comes after; else refused."""
-        length = of_images + sum(map(len, prompt.texts))
+        length = of_images + sum(len(piece) for piece in prompt.pieces if not piece.is_floating_point())
         needed, positions = length + self.new_tokens - 1, self.model.config.text_config.max_position_embeddings
         if needed > positions:
             reason = (
@@ -183,19 +161,9 @@ class PromptReader:
         return needed <= positions
 
     def _refuse(self, number: int, error: Exception) -> None:
-        if not self.skips:
+        if self.on_error == "raise":
             raise error
         self.skipped.append(Skipped(number, str(error)))
-
-
-def _check_processor(model: Model, processor: LaVITProcessor) -> None:
-    """Whether the processor is this model's."""
-    size, text_size = processor.image_processor.size, processor.text_size
-    config = model.config
-    if size != config.tokenizer_config.image_size:
-        raise ValueError(f"processor: expected images of side {config.tokenizer_config.image_size}, got {size}")
-    if text_size != config.text_size:
-        raise ValueError(f"processor: expected text_size {config.text_size}, the model's, got {text_size}")
 
 
 def _seeds_by_prompt(prompts: Sequence[Sequence[Any]], seeds: Tensor | Sequence[int] | None) -> list[Tensor]:

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, LlamaForCausalLM
 
-from lavit.kernels import Ragged, pad, unpad
+from lavit.kernels import Ragged, pad
 from lavit.kernels.checks import check_int64, check_shape
 from lavit.kernels.gumbel_select import SEED_RANGE
 from lavit.kernels.types import compute_dtype
 from lavit.language.cache import KeyValueCache
-from lavit.language.generation_inputs import embed_prompts
+from lavit.language.generation_inputs import embed_prompts, first_of_rows
 from lavit.language.guidance import SamplingSettings, draw, guided_scores, image_head, uniforms
 from lavit.language.vocabulary import Vocabulary
 
@@ -67,15 +67,12 @@ def sample_image_tokens(
     count = min(settings.max_tokens, max_codes)
     embedded, _ = embed_prompts(language_model, vocabulary, prompts, count, image=True)
     samples = embedded.batch_size * settings.num_samples
-    running = _Running(
-        language_model, vocabulary, embedded, settings, _seeds(seeds, samples, embedded.values.device), count
-    )
-    codes = torch.empty(samples, count, dtype=torch.int64, device=embedded.values.device)
-    lengths = torch.empty(samples, dtype=torch.int64, device=embedded.values.device)
+    device = embedded.values.device
+    running = _Running(language_model, vocabulary, embedded, settings, _seeds(seeds, samples, device), count)
+    codes = torch.empty(samples, count, dtype=torch.int64, device=device)
+    lengths = torch.empty(samples, dtype=torch.int64, device=device)
     _run(running, codes, lengths)
-    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
-    total, longest = torch.stack((lengths.sum(), lengths.max())).tolist()
-    return Ragged(unpad(codes, cu_seqlens, total=total), cu_seqlens, longest)
+    return first_of_rows(codes, lengths)
 
 
 @torch.inference_mode()

@@ -6,29 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import GenerationConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LlamaForCausalLM
 
-from lavit.kernels import Ragged, pad, unpad
-from lavit.language.generation_inputs import embed_prompts
+from lavit.kernels import Ragged, pad
+from lavit.language.generation_inputs import embed_prompts, first_of_rows
 from lavit.language.vocabulary import Vocabulary
-
-
-class TextOnly(LogitsProcessor):
-    """Suppresses every id that is not text: markers, codes, and rows of the head that no id has.
-
-    After the log-softmax over all ids, as in the release: what a beam gives to images counts against it.
-    """
-
-    supports_continuous_batching = False
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.text_size = vocabulary.text_size
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.clone()
-        scores[:, self.text_size :] = -torch.inf
-        return scores
 
 
 @torch.no_grad()
@@ -46,19 +28,17 @@ def generate_text(
     """The best beam's text for each prompt.
 
     prompts: B prompts as embeddings (T, H) or int64 ids (T,). num_beams, min_new, max_new, length_penalty: the
-    release's for captions by default (2 beams, 8 to 36 tokens); for answers 5 beams, 2 to 10 tokens and length penalty
-    0. A beam's score is its log-probability over its length to the power ``length_penalty``. eos_id: the text id that
-    ends a text; not before ``min_new`` tokens.
+    release's for captions by default; a beam's score is its log-probability over its length to the power
+    ``length_penalty``. eos_id: the text id that ends a text; not before ``min_new`` tokens.
 
     Returns B sequences of text ids 0..text_size-1 without ``eos_id``, int64. They do not depend on the other prompts
     of the batch beyond rounding (see ``sample_image_tokens``).
     Raises ValueError for a number out of range and naming the prompt that is empty, too long or holds an id outside
     the vocabulary.
     """
-    if num_beams < 1:
-        raise ValueError(f"num_beams: expected a number >= 1, got {num_beams}")
-    if max_new < 1:
-        raise ValueError(f"max_new: expected a number >= 1, got {max_new}")
+    for name, number in (("num_beams", num_beams), ("max_new", max_new)):
+        if number < 1:
+            raise ValueError(f"{name}: expected a number >= 1, got {number}")
     if not 0 <= min_new <= max_new:
         raise ValueError(f"min_new: expected 0 to max_new = {max_new}, got {min_new}")
     if not 0 <= eos_id < vocabulary.text_size:
@@ -75,21 +55,18 @@ def generate_text(
         do_sample=False,
         eos_token_id=eos_id,
         pad_token_id=eos_id,
+        # Markers, codes, and rows of the head that no id has. transformers does it after the log-softmax over all ids,
+        # as the release does: what a beam gives to images counts against it.
+        suppress_tokens=list(range(vocabulary.text_size, language_model.lm_head.weight.shape[0])),
         use_cache=True,
     )
     # The model's own generation config, often one for chat with sampling, must not fill in what is not given here.
     own, language_model.generation_config = language_model.generation_config, GenerationConfig()
     try:
         ids = language_model.generate(  # type: ignore[misc]  # declared for a protocol that no model class fits
-            inputs_embeds=padded,
-            attention_mask=mask.long(),
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([TextOnly(vocabulary)]),
+            inputs_embeds=padded, attention_mask=mask.long(), generation_config=settings
         )
     finally:
         language_model.generation_config = own
     assert isinstance(ids, Tensor)
-    lengths = (ids == eos_id).cumsum(1).eq(0).sum(1)
-    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
-    total, longest = torch.stack((lengths.sum(), lengths.max())).tolist()
-    return Ragged(unpad(ids, cu_seqlens, total=total), cu_seqlens, longest)
+    return first_of_rows(ids, (ids == eos_id).cumsum(1).eq(0).sum(1))

@@ -108,14 +108,9 @@ class PixelConditioner(StrictPart, ConfigMixin):  # type: ignore[misc]
     @classmethod
     def for_tokenizer(cls, config: LaVITTokenizerConfig, kind: str = "lowres", **dims: int) -> PixelConditioner:
         """New heads for the features that a tokenizer of this configuration decodes. dims: other widths than its."""
-        sizes = {
-            "in_dim": config.decoder_out_dim or config.hidden_size,
-            "condition_dim": config.condition_dim,
-            "condition_dim_2": config.condition_dim_2,
-            "num_patches": config.num_patches,
-            "num_heads": config.num_heads,
-        }
-        return cls(kind, **{**sizes, **dims})
+        names = ("condition_dim", "condition_dim_2", "num_patches", "num_heads")
+        sizes = {name: getattr(config, name) for name in names}
+        return cls(kind, **{"in_dim": config.decoder_out_dim or config.hidden_size, **sizes, **dims})
 
 
 class NegativeEmbeds(StrictPart, ConfigMixin):  # type: ignore[misc]
@@ -153,24 +148,14 @@ def both_streams(negative: Condition, positive: Condition) -> Condition:
 
     Where one has fewer rows than the other, it is padded with rows of zeros that the mask hides.
     """
-    length = max(negative.embeds.shape[1], positive.embeds.shape[1])
-    parts = [_padded(part, length) for part in (negative, positive)]
-    pooled = None
+    both = (negative, positive)
+    missing = [max(part.embeds.shape[1] for part in both) - part.embeds.shape[1] for part in both]
+    embeds = torch.cat([F.pad(part.embeds, (0, 0, 0, rows)) for part, rows in zip(both, missing, strict=True)])
+    pooled = mask = None
     if positive.pooled is not None:
         empty = torch.zeros_like(positive.pooled) if negative.pooled is None else negative.pooled
         pooled = torch.cat((empty, positive.pooled))
-    mask = None
-    if any(part.mask is not None for part in parts):
-        mask = torch.cat(
-            [part.embeds.new_ones(part.embeds.shape[:2]) if part.mask is None else part.mask for part in parts]
-        )
-    return Condition(torch.cat([part.embeds for part in parts]), pooled, mask)
-
-
-def _padded(condition: Condition, length: int) -> Condition:
-    missing = length - condition.embeds.shape[1]
-    if not missing:
-        return condition
-    embeds, pooled, mask = condition
-    mask = embeds.new_ones(embeds.shape[:2]) if mask is None else mask
-    return Condition(F.pad(embeds, (0, 0, 0, missing)), pooled, F.pad(mask, (0, missing)))
+    if any(missing) or any(part.mask is not None for part in both):
+        masks = [part.embeds.new_ones(part.embeds.shape[:2]) if part.mask is None else part.mask for part in both]
+        mask = torch.cat([F.pad(own, (0, rows)) for own, rows in zip(masks, missing, strict=True)])
+    return Condition(embeds, pooled, mask)

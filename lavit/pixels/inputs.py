@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lavit.data.images import load_image
 from lavit.kernels import Ragged
-from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
+from lavit.tokenizer import LaVITImageProcessor, VisualTokens
+from lavit.tokenizer.processing import one_by_one
 
 
 def read_codes(tokens: VisualTokens | Ragged, num_codes: int, num_patches: int) -> Ragged:
@@ -64,11 +63,7 @@ def read_images(images: Any, processor: LaVITImageProcessor | None, side: int) -
         return images
     if processor is None:
         raise ValueError("images: expected normalised pixels (B, 3, S, S), since the pipeline has no image_processor")
-    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
-        images = list(images)
-    if not isinstance(images, (list, tuple)):
-        images = [images]
-    read = [_read_image(f"image {place}", image, processor) for place, image in enumerate(images)]
+    read = [_read_image(f"image {place}", image, processor) for place, image in enumerate(one_by_one(images))]
     return torch.cat(read) if read else torch.empty(0, 3, side, side)
 
 
@@ -96,18 +91,3 @@ def check_size(name: str, size: int, multiple: int) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % multiple:
         raise ValueError(f"{name}: expected a positive multiple of {multiple} (VAE and U-Net halve it), got {size!r}")
     return size
-
-
-def decoded_features(
-    tokenizer: LaVITTokenizer,
-    tokens: VisualTokens | Ragged | None,
-    pixels: Tensor | None,
-    image_seeds: Sequence[int] | Tensor | None,
-    device: torch.device,
-) -> Tensor:
-    """Features (B, N, C_out) of codes that were checked, or of images by way of their codes."""
-    if pixels is not None:
-        pixels = pixels.to(device, tokenizer.dtype)
-        tokens = tokenizer.encode(pixels, seeds=image_seeds, deterministic=image_seeds is None)
-    assert tokens is not None
-    return tokenizer.decode(tokens.to(device))

@@ -21,11 +21,11 @@ from torch import Generator, Tensor, nn
 
 from lavit.kernels import Ragged
 from lavit.pixels.conditioner import Condition, NegativeEmbeds, PixelConditioner, both_streams, zero_condition
-from lavit.pixels.inputs import check_features, check_size, decoded_features, read_codes, read_images
+from lavit.pixels.inputs import check_features, check_size, read_codes, read_images
 from lavit.pixels.noise import image_generators, initial_noise, noise_seeds
 from lavit.pixels.pretrained import public_name
 from lavit.pixels.unet import SmallUNet
-from lavit.pixels.validation import check_callback_inputs, check_folder, check_parts
+from lavit.pixels.validation import check_folder, check_parts
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 
 if TYPE_CHECKING:
@@ -225,7 +225,9 @@ class LaVITPixelPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_scale: expected a finite number of at least 0, got {scale}")
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        known = self._callback_tensor_inputs
+        if unknown := [name for name in callback_on_step_end_tensor_inputs if name not in known]:
+            raise ValueError(f"callback_on_step_end_tensor_inputs: expected names of {', '.join(known)}, got {unknown}")
         size = self._size(height, width)
         self._say_unchecked()
         self._guidance_scale, self._interrupt = float(scale), False
@@ -234,14 +236,16 @@ class LaVITPixelPipeline(DiffusionPipeline):
         condition = self.conditioner(self._features(tokens, images, features, image_seeds, device))
         count = len(condition.embeds)
         generators = image_generators(count, seeds, generator)
+        taken = inspect.signature(self.scheduler.step).parameters
         latents = self._denoise(
             self._streams(condition),
             initial_noise(
                 count, (self.unet.config.in_channels, *(s // self.vae_scale_factor for s in size)), generators
             ),
-            self._time_ids(count, original_size or size, size),
+            # Original size, no crop, size.
+            torch.tensor([[*(original_size or size), 0, 0, *size]], dtype=torch.float32).expand(count, -1),
             steps,
-            self._step_arguments(generators, eta),
+            {name: value for name, value in (("generator", generators), ("eta", eta)) if name in taken},
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
@@ -267,38 +271,34 @@ class LaVITPixelPipeline(DiffusionPipeline):
         timesteps = self.scheduler.timesteps
         times = timesteps.to(device)
         self._num_timesteps = len(timesteps)
-        latents = noise.to(device, wide) * self.scheduler.init_noise_sigma
-        prompt_embeds, add_text_embeds, mask = streams.to(device, dtype)
-        add_time_ids = time_ids.to(device, dtype)
-        if self.do_classifier_free_guidance:
-            add_time_ids = torch.cat((add_time_ids, add_time_ids))
-        if not len(latents):
-            return latents
+        embeds, pooled, mask = streams.to(device, dtype)
+        tensors: dict[str, Any] = {
+            "latents": noise.to(device, wide) * self.scheduler.init_noise_sigma,
+            "prompt_embeds": embeds,
+            "add_text_embeds": pooled,
+            "add_time_ids": time_ids.to(device, dtype).repeat(2 if self.do_classifier_free_guidance else 1, 1),
+        }
+        if not len(noise):
+            return tensors["latents"]
         with self.progress_bar(total=len(timesteps)) as progress:
             for step, timestep in enumerate(timesteps):
                 if self._interrupt:
                     break
-                guided = self.do_classifier_free_guidance
+                guided, latents = self.do_classifier_free_guidance, tensors["latents"]
                 both = torch.cat((latents, latents)) if guided else latents
                 both = self.scheduler.scale_model_input(both, timestep).to(dtype)
-                condition = Condition(prompt_embeds, add_text_embeds, mask if guided else None)
-                predicted = self.unet(both, times[step], **condition.unet_arguments(add_time_ids)).sample.to(wide)
+                condition = Condition(tensors["prompt_embeds"], tensors["add_text_embeds"], mask if guided else None)
+                arguments = condition.unet_arguments(tensors["add_time_ids"])
+                predicted = self.unet(both, times[step], **arguments).sample.to(wide)
                 if guided:
                     negative, positive = predicted.chunk(2)
                     predicted = negative + self._guidance_scale * (positive - negative)
-                latents = self.scheduler.step(predicted, timestep, latents, **step_arguments, return_dict=False)[0]
+                stepped = self.scheduler.step(predicted, timestep, latents, **step_arguments, return_dict=False)
+                tensors["latents"] = stepped[0]
                 if callback is not None:
-                    tensors = {
-                        "latents": latents,
-                        "prompt_embeds": prompt_embeds,
-                        "add_text_embeds": add_text_embeds,
-                        "add_time_ids": add_time_ids,
-                    }
                     tensors |= callback(self, step, timestep, {name: tensors[name] for name in callback_inputs}) or {}
-                    latents, prompt_embeds = tensors["latents"], tensors["prompt_embeds"]
-                    add_text_embeds, add_time_ids = tensors["add_text_embeds"], tensors["add_time_ids"]
                 progress.update()
-        return latents
+        return tensors["latents"]
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         made_for = self.unet.config.sample_size
@@ -325,7 +325,6 @@ class LaVITPixelPipeline(DiffusionPipeline):
         config = self.tokenizer.config
         if features is not None:
             return check_features(features, config.num_patches, self.conditioner.in_dim).to(device)
-        pixels = None
         if images is not None:
             pixels = read_images(images, self.image_processor, config.image_size)
         else:
@@ -334,7 +333,10 @@ class LaVITPixelPipeline(DiffusionPipeline):
         hook = getattr(self.tokenizer, "_hf_hook", None)
         if hook is not None:
             hook.pre_forward(self.tokenizer)
-        return decoded_features(self.tokenizer, tokens, pixels, image_seeds, device)
+        if images is not None:
+            pixels = pixels.to(device, self.tokenizer.dtype)
+            tokens = self.tokenizer.encode(pixels, seeds=image_seeds, deterministic=image_seeds is None)
+        return self.tokenizer.decode(tokens.to(device))  # type: ignore[union-attr]
 
     def _streams(self, condition: Condition) -> Condition:
         """Both streams of guidance as one batch, or the one alone."""
@@ -344,16 +346,6 @@ class LaVITPixelPipeline(DiffusionPipeline):
             return both_streams(zero_condition(condition), condition)
         stored = self.negative(len(condition.embeds))
         return both_streams(stored.to(condition.embeds.device, condition.embeds.dtype), condition)
-
-    @staticmethod
-    def _time_ids(count: int, original: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        """(B, 6): original size, no crop, size."""
-        return torch.tensor([[*original, 0, 0, *size]], dtype=torch.float32).expand(count, -1)
-
-    def _step_arguments(self, generators: Generator | list[Generator], eta: float) -> dict[str, Any]:
-        """What the scheduler's step takes of these."""
-        taken = inspect.signature(self.scheduler.step).parameters
-        return {name: value for name, value in (("generator", generators), ("eta", eta)) if name in taken}
 
     def _finish(self, latents: Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
         """Latents to images in [0, 1], and what the safety checker says of them."""

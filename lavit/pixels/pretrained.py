@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 
-from lavit.tokenizer.pretrained import describe_tensors
+from lavit.tokenizer.pretrained import check_fit
 
 
 class StrictPart(ModelMixin):
@@ -27,10 +27,7 @@ class StrictPart(ModelMixin):
 def load_strictly(load: Callable[..., Any], source: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """The model and the account of a diffusers model's ``from_pretrained``. ValueError where tensors do not fit."""
     model, info = load(source, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True)
-    wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
-    message = describe_tensors(info["missing_keys"], info["unexpected_keys"], wrong_shape)
-    if message:
-        raise ValueError(f"{source}: the tensors do not fit the model: {message}")
+    check_fit(f"{source}: the tensors do not fit the model", info)
     return model, info
 
 

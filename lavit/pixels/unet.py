@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavit.pixels.pretrained import StrictPart
+from lavit.tokenizer.layers import self_attention
 
 WAVES = 64  # numbers that tell the time
 
@@ -169,8 +170,6 @@ class Attention(nn.Module):
         nn.init.zeros_(self.proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
         rows = self.norm(x).flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(rows).unflatten(-1, (3, self.heads, channels // self.heads)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.proj(out).transpose(1, 2).unflatten(2, (height, width))
+        out = self_attention(self.qkv(rows), self.heads)
+        return x + self.proj(out).transpose(1, 2).unflatten(2, x.shape[2:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,7 @@ INDEX_FILE = "model_index.json"
 
 
 def check_parts(
-    tokenizer: LaVITTokenizer,
-    conditioner: PixelConditioner,
-    unet: Any,
-    vae: Any,
-    negative: NegativeEmbeds | None,
+    tokenizer: LaVITTokenizer, conditioner: PixelConditioner, unet: Any, vae: Any, negative: NegativeEmbeds | None
 ) -> None:
     """ValueError naming the part whose sizes do not fit the others'."""
     config = tokenizer.config
@@ -26,27 +22,24 @@ def check_parts(
     taken = (conditioner.num_patches, conditioner.in_dim)
     if features != taken:
         raise ValueError(f"conditioner: expected one for features (B, {features[0]}, {features[1]}), got {taken}")
-    if unet.config.cross_attention_dim != conditioner.embed_dim:
-        got, wanted = unet.config.cross_attention_dim, conditioner.embed_dim
-        raise ValueError(f"unet: expected cross_attention_dim {wanted}, the conditioner's width, got {got}")
-    channels = 3 if vae is None else vae.config.latent_channels
-    for name in ("in_channels", "out_channels"):
-        if unet.config[name] != channels:
-            what = "pixels, without a VAE" if vae is None else "the VAE's latents"
-            raise ValueError(f"unet: expected {name} {channels} ({what}), got {unet.config[name]}")
-    if conditioner.pooled_dim is not None:
-        if unet.config.addition_embed_type != "text_time":
-            got = unet.config.addition_embed_type
-            raise ValueError(f"unet: expected addition_embed_type text_time for a high-res condition, got {got!r}")
-        wanted = conditioner.pooled_dim + 6 * unet.config.addition_time_embed_dim
-        got = unet.config.projection_class_embeddings_input_dim
-        if got != wanted:
-            raise ValueError(f"unet: expected projection_class_embeddings_input_dim {wanted}, got {got}")
-    elif unet.config.addition_embed_type is not None:
-        got = unet.config.addition_embed_type
-        raise ValueError(f"unet: expected no addition_embed_type for a low-res condition, got {got!r}")
-    if negative is not None and negative.embeds.shape[1] != conditioner.embed_dim:
-        raise ValueError(f"negative: expected rows of width {conditioner.embed_dim}, got {negative.embeds.shape[1]}")
+    width, pooled, own = conditioner.embed_dim, conditioner.pooled_dim, unet.config
+    channels, what = (3, "pixels, without a VAE") if vae is None else (vae.config.latent_channels, "the VAE's latents")
+    wanted: list[tuple[str, Any, str]] = [
+        ("cross_attention_dim", width, f"cross_attention_dim {width}, the conditioner's width"),
+        ("in_channels", channels, f"in_channels {channels} ({what})"),
+        ("out_channels", channels, f"out_channels {channels} ({what})"),
+    ]
+    if pooled is None:
+        wanted.append(("addition_embed_type", None, "no addition_embed_type for a low-res condition"))
+    else:
+        name, inputs = "projection_class_embeddings_input_dim", pooled + 6 * (own.get("addition_time_embed_dim") or 0)
+        wanted.append(("addition_embed_type", "text_time", "addition_embed_type text_time for a high-res condition"))
+        wanted.append((name, inputs, f"{name} {inputs}"))
+    for name, value, told in wanted:
+        if own[name] != value:
+            raise ValueError(f"unet: expected {told}, got {own[name]!r}")
+    if negative is not None and negative.embeds.shape[1] != width:
+        raise ValueError(f"negative: expected rows of width {width}, got {negative.embeds.shape[1]}")
 
 
 def check_folder(folder: Path, given: Collection[str]) -> None:
@@ -59,12 +52,3 @@ def check_folder(folder: Path, given: Collection[str]) -> None:
     missing = [str(folder / name) for name in named if name not in given and not (folder / name).is_dir()]
     if missing:
         raise FileNotFoundError(f"the pipeline lacks {', '.join(missing)}")
-
-
-def check_callback_inputs(names: Sequence[str], known: Sequence[str]) -> None:
-    """ValueError for tensors that a callback asks for and there are not."""
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(
-            f"callback_on_step_end_tensor_inputs: expected names of {', '.join(known)}, got {unknown}"
-        )

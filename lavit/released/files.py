@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavit.tokenizer.pretrained import describe_tensors
+from lavit.tokenizer.pretrained import check_fit, compare
 
-# The release's files of `visual_tokenizer/`, and the prefix under which their names appear in a LaVITTokenizer.
+# The release's files of `visual_tokenizer/`.
 ENCODER_FILE, TOKENIZER_FILE = "eva_vitg_psz14.bin", "tokenizer_encoder.bin"
-
-
 DECODER_FILES = {"lowres": "tokenizer_decoder.bin", "highres": "highres_tokenizer_decoder.bin"}
 
 
@@ -37,22 +35,23 @@ def tokenizer_folder(folder: str | PathLike[str]) -> Path:
     return inner if inner.is_dir() else Path(folder)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A `.bin` file of named tensors, read without running any code from it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; the release's folder holds it")
+def load_bin(path: Path, wanted: str) -> Any:
+    """What `torch.save` has written, read without running any code from it. ValueError: damaged or not ``wanted``."""
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         first_line = str(error).split("\n")[0]
-        raise ValueError(f"{path}: damaged, cut short, or not a file of tensors ({first_line})") from error
+        raise ValueError(f"{path}: damaged, cut short, or not {wanted} ({first_line})") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A `.bin` file of named tensors."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; the release's folder holds it")
+    state = load_bin(path, "a file of tensors")
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path}: expected a dictionary of tensors, got {type(state).__name__} with other contents")
     return dict(state)
-
-
-def prefixed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def unprefixed(state: Mapping[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
@@ -71,16 +70,8 @@ def fill(
     absent: set[str] | frozenset[str] = frozenset(),
 ) -> None:
     """Put tensors into a model built on the meta device; every name and shape must fit, but for those in ``absent``."""
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    missing = wanted.keys() - state.keys() - absent
-    unexpected = state.keys() - wanted.keys()
-    wrong_shape = [
-        f"{name} (file {tuple(tensor.shape)}, model {tuple(wanted[name])})"
-        for name, tensor in state.items()
-        if name in wanted and tensor.shape != wanted[name]
-    ]
-    message = describe_tensors(missing, unexpected, wrong_shape)
-    if message:
-        raise ValueError(f"{source}: the tensors do not fit the model: {message}")
+    info = compare(model, state)
+    info["missing_keys"] -= absent
+    check_fit(f"{source}: the tensors do not fit the model", info)
     cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     model.load_state_dict(cast, strict=False, assign=True)

@@ -14,23 +14,17 @@ from lavit.language.vocabulary import Vocabulary
 from lavit.released.files import DECODER_FILES, TOKENIZER_FILE, fill, read_json, read_tensors, unprefixed
 from lavit.released.tokenizer import load_released_tokenizer
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
-from lavit.tokenizer.pretrained import describe_tensors
+from lavit.tokenizer.pretrained import check_fit
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
     from lavit.language.model import LaVIT
 
-
 # Those of `language_model/`: the LLaMA's own, one of which holds or lists its weights, and the visual parts' beside it.
 VISUAL_FILE, CONFIG_FILE = "visual_weight.bin", "config.json"
-
-
 INDEX = ".index.json"
-
-
 WEIGHT_FILES = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX))
-
 
 # What older LLaMA checkpoints hold beside their weights, and their configuration already says.
 OLD_TENSORS = "rotary_emb.inv_freq"
@@ -58,8 +52,7 @@ def load_released_lavit(
     visual_dtype: of the visual tokenizer, the second merger and the projector.
 
     No code of a file is run. Raises FileNotFoundError that names every missing file, and ValueError for a language
-    model of another kind or with fewer rows than there are ids, for a damaged file, and for tensors that are missing,
-    unexpected or of another shape, naming all of them.
+    model of another kind or with fewer rows than there are ids and as :func:`load_released_tokenizer` does.
     """
     from lavit.language.continuous_features import Understanding
     from lavit.language.model import LaVIT
@@ -128,8 +121,5 @@ def load_language_model(folder: Path, dtype: torch.dtype | None) -> LlamaForCaus
         raise ValueError(f"{folder}: a weights file is damaged or no file of tensors ({first_line})") from error
     model, info = loaded
     unexpected = [name for name in info["unexpected_keys"] if not name.endswith(OLD_TENSORS)]
-    wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
-    message = describe_tensors(info["missing_keys"], unexpected, wrong_shape)
-    if message:
-        raise ValueError(f"{folder}: the tensors do not fit the model: {message}")
+    check_fit(f"{folder}: the tensors do not fit the model", {**info, "unexpected_keys": unexpected})
     return model  # type: ignore[no-any-return]

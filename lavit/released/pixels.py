@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lavit.pixels import LaVITPixelPipeline, NegativeEmbeds, PixelConditioner
 from lavit.pixels.pretrained import load_strictly
-from lavit.released.files import DECODER_FILES, TOKENIZER_FILE, read_json, tokenizer_folder
+from lavit.released.files import DECODER_FILES, TOKENIZER_FILE, load_bin, read_json, tokenizer_folder
 from lavit.released.tokenizer import load_released_tokenizer
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.processing import LaVITImageProcessor
@@ -76,23 +76,17 @@ def load_released_pixels(
 
 def check_parts(folder: Path, kind: str, checked: bool) -> None:
     """FileNotFoundError for what the release's folder lacks."""
-    place, tokenizer = folder / PIXEL_FOLDERS[kind], tokenizer_folder(folder)
-    wanted = [
-        tokenizer / TOKENIZER_FILE,
-        tokenizer / DECODER_FILES[kind],
-        place / "scheduler" / "scheduler_config.json",
-    ]
-    either = []
-    for model in ("unet", "vae"):
-        wanted.append(place / model / "config.json")
-        either.append((place / model, WEIGHT_FILES))
+    place, visual = folder / PIXEL_FOLDERS[kind], tokenizer_folder(folder)
+    wanted = [visual / TOKENIZER_FILE, visual / DECODER_FILES[kind], place / "scheduler" / "scheduler_config.json"]
+    wanted += [place / model / "config.json" for model in ("unet", "vae")]
+    either: dict[Path, tuple[str, ...]] = {place / model: WEIGHT_FILES for model in ("unet", "vae")}
     if checked:
         wanted += [place / "feature_extractor" / "preprocessor_config.json", place / "safety_checker" / "config.json"]
-        either.append((place / "safety_checker", CHECKER_FILES))
+        either[place / "safety_checker"] = CHECKER_FILES
     if kind == "lowres":
         wanted.append(negative_file(folder))
     missing = [str(path) for path in wanted if not path.is_file()]
-    for inner, names in either:
+    for inner, names in either.items():
         if not any((inner / name).is_file() for name in names):
             missing.append(f"{inner / names[0]} (or {', '.join(names[1:])})")
     if missing:
@@ -150,11 +144,7 @@ def load_checker(place: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def load_negative(path: Path) -> NegativeEmbeds:
     """One tensor, (77, D) or (1, 77, D), by itself or as the only one of a dictionary."""
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        first_line = str(error).split("\n")[0]
-        raise ValueError(f"{path}: damaged, cut short, or not a tensor ({first_line})") from error
+    content = load_bin(path, "a tensor")
     if isinstance(content, dict) and len(content) == 1:
         (content,) = content.values()
     if not isinstance(content, Tensor):

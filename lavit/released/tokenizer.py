@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import torch
 
-from lavit.released.files import (
-    DECODER_FILES,
-    ENCODER_FILE,
-    TOKENIZER_FILE,
-    fill,
-    prefixed,
-    read_tensors,
-    tokenizer_folder,
-)
+from lavit.released.files import DECODER_FILES, ENCODER_FILE, TOKENIZER_FILE, fill, read_tensors, tokenizer_folder
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.decoder import TokenDecoder
 from lavit.tokenizer.model import LaVITTokenizer
 
-if TYPE_CHECKING:
-
-    pass
-
 # What training adds to a codebook and the release does not have.
 OWN_TENSORS = {"quantize.cluster_size", "quantize.updates"}
+
 
 def load_released_tokenizer(
     folder: str | PathLike[str],
@@ -48,14 +36,13 @@ def load_released_tokenizer(
     if decoder not in DECODER_FILES:
         raise ValueError(f"decoder: expected one of {', '.join(DECODER_FILES)}, got {decoder!r}")
     place = tokenizer_folder(folder)
-    settings = (config or LaVITTokenizerConfig.preset("lavit-g")).to_dict()
-    settings.update(merge="dense", decoder_condition=decoder)
-    state = prefixed(read_tensors(place / DECODER_FILES[decoder]), "decoder.")
+    sizes = (config or LaVITTokenizerConfig.preset("lavit-g")).to_dict()
+    state = {f"decoder.{name}": tensor for name, tensor in read_tensors(place / DECODER_FILES[decoder]).items()}
     if (place / ENCODER_FILE).exists():
-        state.update(prefixed(read_tensors(place / ENCODER_FILE), "encoder."))
-    state.update(read_tensors(place / TOKENIZER_FILE))
+        state |= {f"encoder.{name}": tensor for name, tensor in read_tensors(place / ENCODER_FILE).items()}
+    state |= read_tensors(place / TOKENIZER_FILE)
     with torch.device("meta"):
-        model = LaVITTokenizer(LaVITTokenizerConfig(**settings))
+        model = LaVITTokenizer(LaVITTokenizerConfig(**{**sizes, "merge": "dense", "decoder_condition": decoder}))
     fill(model, state, dtype, str(place), absent=OWN_TENSORS)
     model.quantize.reset_statistics()
     return model.eval()
@@ -75,11 +62,8 @@ def load_released_decoder(
     if kind not in DECODER_FILES:
         raise ValueError(f"kind: expected one of {', '.join(DECODER_FILES)}, got {kind!r}")
     path = tokenizer_folder(folder) / DECODER_FILES[kind]
-    settings = (config or LaVITTokenizerConfig.preset("lavit-g")).to_dict()
-    settings.update(decoder_condition=kind)
+    sizes = (config or LaVITTokenizerConfig.preset("lavit-g")).to_dict()
     with torch.device("meta"):
-        model = TokenDecoder(LaVITTokenizerConfig(**settings))
+        model = TokenDecoder(LaVITTokenizerConfig(**{**sizes, "decoder_condition": kind}))
     fill(model, read_tensors(path), dtype, str(path))
     return model.eval()
-
-

@@ -123,45 +123,10 @@ class LaVITTokenizerConfig(PretrainedConfig):
         initializer_range: float | None = 0.02,
         **kwargs: Any,
     ) -> None:
+        given = locals()  # every argument becomes the attribute of its name
         refuse_unknown(kwargs, LaVITTokenizerConfig)
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.hidden_size = hidden_size
-        self.encoder_depth = encoder_depth
-        self.encoder_heads = encoder_heads
-        self.encoder_mlp_ratio = encoder_mlp_ratio
-        self.encoder_layer_norm_eps = encoder_layer_norm_eps
-        self.encoder_head_dim = encoder_head_dim
-        self.merger_depth = merger_depth
-        self.decoder_depth = decoder_depth
-        self.num_heads = num_heads
-        self.mlp_ratio = mlp_ratio
-        self.layer_norm_eps = layer_norm_eps
-        self.code_dim = code_dim
-        self.num_codes = num_codes
-        self.projection_dim = projection_dim
-        self.decoder_out_dim = decoder_out_dim
-        self.decoder_condition = decoder_condition
-        self.condition_dim = condition_dim
-        self.condition_dim_2 = condition_dim_2
-        self.merge = merge
-        self.selector_gradient = selector_gradient
-        self.attention_eps = attention_eps
-        self.length = length
-        self.tau = tau
-        self.min_keep = min_keep
-        self.keep_rate = keep_rate
-        self.ratio_weight = ratio_weight
-        self.ratio_scope = ratio_scope
-        self.ratio_low = ratio_low
-        self.ratio_high = ratio_high
-        self.commitment_weight = commitment_weight
-        self.ema_decay = ema_decay
-        self.dead_code_fraction = dead_code_fraction
-        self.unit_codes = unit_codes
-        self.feature_position = feature_position
-        self.standardize_features = standardize_features
-        self.initializer_range = initializer_range
+        for name in own_names(LaVITTokenizerConfig):
+            setattr(self, name, given[name])
         super().__init__(**kwargs)
         self._check()
 
@@ -191,42 +156,39 @@ class LaVITTokenizerConfig(PretrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
-        at_least_one = (
+        for name in (
             "image_size patch_size hidden_size encoder_depth encoder_heads merger_depth decoder_depth num_heads"
             " code_dim num_codes condition_dim condition_dim_2"
-        )
-        for name in at_least_one.split():
+        ).split():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {getattr(self, name)!r}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size: expected a multiple of patch_size {self.patch_size}, got {self.image_size}")
-        for name in ("encoder_heads", "num_heads"):
-            heads, width = getattr(self, name), self.hidden_size
-            if width % heads:
-                raise ValueError(f"{name}: expected a divisor of hidden_size {width}, got {heads}")
-        if self.hidden_size % 4:
-            raise ValueError(f"hidden_size: expected a multiple of 4 (the selector's layers), got {self.hidden_size}")
-        if not 0 <= self.min_keep <= self.num_patches:
-            raise ValueError(f"min_keep: expected 0 to {self.num_patches} (the patches), got {self.min_keep}")
-        if not 0 < self.keep_rate <= 1:
-            raise ValueError(f"keep_rate: expected a number in (0, 1], got {self.keep_rate}")
-        if self.initializer_range is not None and not self.initializer_range > 0:
-            raise ValueError(f"initializer_range: expected a positive number or None, got {self.initializer_range}")
-        if not self.tau > 0:
-            raise ValueError(f"tau: expected a positive number, got {self.tau}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
+        width, patches, std = self.hidden_size, self.num_patches, self.initializer_range
+        for name, holds, wanted in (
+            ("image_size", self.image_size % self.patch_size == 0, f"a multiple of patch_size {self.patch_size}"),
+            ("encoder_heads", width % self.encoder_heads == 0, f"a divisor of hidden_size {width}"),
+            ("num_heads", width % self.num_heads == 0, f"a divisor of hidden_size {width}"),
+            ("hidden_size", width % 4 == 0, "a multiple of 4 (the selector's layers)"),
+            ("min_keep", 0 <= self.min_keep <= patches, f"0 to {patches} (the patches)"),
+            ("keep_rate", 0 < self.keep_rate <= 1, "a number in (0, 1]"),
+            ("initializer_range", std is None or std > 0, "a positive number or None"),
+            ("tau", self.tau > 0, "a positive number"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "a number in [0, 1)"),
+        ):
+            if not holds:
+                raise ValueError(f"{name}: expected {wanted}, got {getattr(self, name)}")
+
+
+def own_names(config_class: type[PretrainedConfig]) -> list[str]:
+    """Those that a configuration has beside transformers' own."""
+    return [name for name in inspect.signature(config_class.__init__).parameters if name not in ("self", "kwargs")]
 
 
 def refuse_unknown(kwargs: dict[str, Any], config_class: type[PretrainedConfig]) -> None:
     """Refuse names that neither the class nor transformers knows, and suggest the nearest known ones."""
-    own = set(inspect.signature(config_class.__init__).parameters) - {"self", "kwargs"}
     common = set(PretrainedConfig().to_dict()) | set(OF_TRANSFORMERS)
-    wrong = sorted(k for k in kwargs if k not in common and not k.startswith("_"))
-    if not wrong:
-        return
     hints = []
-    for name in wrong:
-        near = difflib.get_close_matches(name, sorted(own), n=3, cutoff=0.5)
+    for name in sorted(k for k in kwargs if k not in common and not k.startswith("_")):
+        near = difflib.get_close_matches(name, sorted(own_names(config_class)), n=3, cutoff=0.5)
         hints.append(f"{name!r}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
-    raise ValueError(f"{config_class.__name__}: unknown name {', '.join(hints)}")
+    if hints:
+        raise ValueError(f"{config_class.__name__}: unknown name {', '.join(hints)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,48 +12,23 @@ from lavit.kernels import Ragged, varlen_attention
 from lavit.kernels.dispatch import debugging
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.encoder import Mlp
-from lavit.tokenizer.layers import LayerNorm
+from lavit.tokenizer.layers import CrossAttention, LayerNorm, SelfAttention
 
 
-class SelfAttention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+@dataclass(frozen=True)
+class _Codes:
+    """What every block reads: the codes (T, C); queries [cu_x[b], cu_x[b + 1]) are those of image b."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(batch, length, width))
+    memory: Ragged
+    cu_x: Tensor
+    key_weight: Tensor | None
 
-
-class CodeAttention(nn.Module):
-    """Attention of every query to the codes of its own image."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, codes: Ragged, cu_x: Tensor, key_weight: Tensor | None) -> Tensor:
-        batch, length, width = x.shape
-        head_shape = (self.heads, width // self.heads)
-        out = varlen_attention(
-            self.query(x).view(batch * length, *head_shape),
-            self.key(codes.values).unflatten(-1, head_shape),
-            self.value(codes.values).unflatten(-1, head_shape),
-            cu_x,
-            codes.cu_seqlens,
-            length,
-            codes.max_seqlen,
-            key_weight=key_weight,
-        )
-        return self.proj(out.view(batch, length, width))
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (B, N, H, D) to k, v (T, H, D) -> (B, N, H, D): every query to the codes of its own image."""
+        cu, longest = self.memory.cu_seqlens, self.memory.max_seqlen
+        rows = q.flatten(0, 1)
+        out = varlen_attention(rows, k, v, self.cu_x, cu, q.shape[1], longest, key_weight=self.key_weight)
+        return out.view_as(q)
 
 
 class DecoderBlock(nn.Module):
@@ -61,15 +38,15 @@ class DecoderBlock(nn.Module):
         self.norm0 = LayerNorm(width, eps)
         self.self_attn = SelfAttention(width, heads)
         self.norm1 = LayerNorm(width, eps)
-        self.cross_attn = CodeAttention(width, heads)
+        self.cross_attn = CrossAttention(width, heads)
         self.norm2 = LayerNorm(width, eps)
         self.mlp = Mlp(width, config.mlp_ratio)
 
-    def forward(self, x: Tensor, codes: Ragged, cu_x: Tensor, key_weight: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, codes: _Codes) -> Tensor:
         x = x + self.self_attn(self.norm0(x))
         # The first block sees the queries, which all images share until they look at their codes.
-        x = x.expand(codes.batch_size, -1, -1)
-        x = x + self.cross_attn(self.norm1(x), codes, cu_x, key_weight)
+        x = x.expand(codes.memory.batch_size, -1, -1)
+        x = x + self.cross_attn(self.norm1(x), codes.memory.values, codes.attend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -130,9 +107,9 @@ class TokenDecoder(nn.Module):
             rank = packed_rank(codes).clamp(max=self.num_patches - 1)
         memory = codes.with_values(self.in_proj(codes.values) + self.pos_embed[0, rank])
         ends = torch.arange(codes.batch_size + 1, device=codes.values.device, dtype=torch.int32) * self.num_patches
-        x = self.query_embed
+        x, read = self.query_embed, _Codes(memory, ends, key_weight)
         for block in self.blocks:
-            x = block(x, memory, ends, key_weight)
+            x = block(x, read)
         return self.decode_task_layer(self.norm(x))
 
     def condition(self, features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -149,17 +126,16 @@ class TokenDecoder(nn.Module):
         raise RuntimeError("condition: this decoder has no U-Net head (decoder_condition is None)")
 
     def _check(self, codes: Ragged) -> None:
-        width = self.in_proj.in_features
+        width, most = self.in_proj.in_features, self.num_patches
         if codes.values.dim() != 2 or codes.values.shape[1] != width:
             raise ValueError(f"codes: expected rows of width {width}, got shape {tuple(codes.values.shape)}")
-        if codes.max_seqlen > self.num_patches:
+        if codes.max_seqlen > most:
             raise ValueError(
-                f"codes: expected at most {self.num_patches} codes per image (the decoder's positions), "
+                f"codes: expected at most {most} codes per image (the decoder's positions), "
                 f"got up to {codes.max_seqlen}"
             )
-        if debugging() and codes.batch_size and int(codes.lengths().max()) > self.num_patches:
-            longest = int(codes.lengths().max())
-            raise ValueError(f"codes: expected at most {self.num_patches} codes per image, got {longest} in one")
+        if debugging() and codes.batch_size and (longest := int(codes.lengths().max())) > most:
+            raise ValueError(f"codes: expected at most {most} codes per image, got {longest} in one")
 
 
 def packed_rank(ragged: Ragged) -> Tensor:

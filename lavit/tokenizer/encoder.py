@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
-from lavit.tokenizer.layers import LayerNorm
+from lavit.tokenizer.layers import LayerNorm, self_attention
 
 
 class Mlp(nn.Module):
@@ -34,12 +34,8 @@ class EvaAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, bias).view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(batch, length, width))
+        return self.proj(self_attention(F.linear(x, self.qkv.weight, bias), self.heads))
 
 
 class EvaBlock(nn.Module):
@@ -89,17 +85,15 @@ class EvaEncoder(nn.Module):
 
         Raises ValueError for another shape and TypeError for integer pixels.
         """
-        check_images(images, self.image_size)
+        size = self.image_size
+        if images.dim() != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"images: expected shape (B, 3, {size}, {size}), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images: expected normalised floating-point pixels (LaVITImageProcessor), got {images.dtype}"
+            )
         x = self.patch_embed(images.to(self.pos_embed.dtype))
         x = torch.cat((self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return x if class_token else x[:, 1:]
-
-
-def check_images(images: Tensor, size: int) -> None:
-    """Refuse what is not a batch of normalised RGB images of the encoder's size."""
-    if images.dim() != 4 or images.shape[1:] != (3, size, size):
-        raise ValueError(f"images: expected shape (B, 3, {size}, {size}), got {tuple(images.shape)}")
-    if not images.is_floating_point():
-        raise TypeError(f"images: expected normalised floating-point pixels (LaVITImageProcessor), got {images.dtype}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lavit.kernels import Ragged, Selection, pack, policy_attention, varlen_attention
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.encoder import Mlp
-from lavit.tokenizer.layers import LayerNorm
+from lavit.tokenizer.layers import CrossAttention, LayerNorm, SelfAttention
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,6 @@ class Layout:
     @property
     def num_patches(self) -> int:
         return self.selection.keep.shape[1]
-
-    @property
-    def total_dropped(self) -> int:
-        return self.selection.keep.numel() - self.total
 
     @classmethod
     def measure(cls, selection: Selection) -> Layout:
@@ -59,104 +55,72 @@ class Layout:
     def dropped(self, x: Tensor) -> Ragged:
         """The dropped rows of x (B, N, ...), packed in raster order."""
         s = self.selection
-        values = pack(x, s.order, s.cu_dropped, total=self.total_dropped, dropped=True)
+        values = pack(x, s.order, s.cu_dropped, total=s.keep.numel() - self.total, dropped=True)
         return Ragged(values, s.cu_dropped, self.max_dropped)
 
 
 @dataclass(frozen=True)
-class _PackedContext:
-    """What every packed block needs: offsets, origin rows of the dropped patches, mask weights, full images.
+class _Dense:
+    """What every block needs to compute all rows: the rows (B, N, C) as they left the encoder, keep (B, N), epsilon."""
+
+    origin: Tensor
+    keep: Tensor
+    eps: float
+    whole: None = None
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return policy_attention(q, k, v, self.keep, kind="causal", eps=self.eps)
+
+    def cross(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return policy_attention(q, k, v, self.keep, kind="cross", eps=self.eps)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What every block needs to compute kept rows: offsets, dropped rows as they left the encoder, mask weights.
 
     causal_weight (T,), cross_weight (T'): the mask's values, all 1, that carry its gradient; None without a gradient.
     whole: for images of which nothing was dropped, (B, C) mean of their origin rows and (T,) their rows' image ids
-        and (T, 1) whether the row's image is such a one; None when there is no such image.
+        and (T, 1) whether the row's image is such a one; None when there is no such image. The release's formula has no
+        key to attend to there and falls back on its epsilon: the mean of all values.
     """
 
     kept: Ragged
-    origin: Ragged
+    dropped: Ragged
     causal_weight: Tensor | None
     cross_weight: Tensor | None
     whole: tuple[Tensor, Tensor, Tensor] | None
 
+    @property
+    def origin(self) -> Tensor:
+        return self.dropped.values
 
-class CausalAttention(nn.Module):
-    """Self-attention of every kept patch to the kept ones before it and to itself."""
+    def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cu, longest = self.kept.cu_seqlens, self.kept.max_seqlen
+        return varlen_attention(q, k, v, cu, cu, longest, longest, causal=True, key_weight=self.causal_weight)
 
-    def __init__(self, width: int, heads: int, eps: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.eps = eps
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def dense(self, x: Tensor, keep: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).unbind(2)
-        return self.proj(policy_attention(q, k, v, keep, kind="causal", eps=self.eps).flatten(2))
-
-    def packed(self, x: Tensor, context: _PackedContext) -> Tensor:
-        q, k, v = self.qkv(x).view(x.shape[0], 3, self.heads, x.shape[1] // self.heads).unbind(1)
-        cu, longest = context.kept.cu_seqlens, context.kept.max_seqlen
-        out = varlen_attention(q, k, v, cu, cu, longest, longest, causal=True, key_weight=context.causal_weight)
-        return self.proj(out.flatten(1))
-
-
-class CrossAttention(nn.Module):
-    """Attention of every kept patch to the dropped ones, as they left the encoder."""
-
-    def __init__(self, width: int, heads: int, eps: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.eps = eps
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.proj = nn.Linear(width, width)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads))
-
-    def dense(self, x: Tensor, origin: Tensor, keep: Tensor) -> Tensor:
-        q, k, v = self._split(self.query(x)), self._split(self.key(origin)), self._split(self.value(origin))
-        return self.proj(policy_attention(q, k, v, keep, kind="cross", eps=self.eps).flatten(2))
-
-    def packed(self, x: Tensor, context: _PackedContext) -> Tensor:
-        origin = context.origin.values
-        out = varlen_attention(
-            self._split(self.query(x)),
-            self._split(self.key(origin)),
-            self._split(self.value(origin)),
-            context.kept.cu_seqlens,
-            context.origin.cu_seqlens,
-            context.kept.max_seqlen,
-            context.origin.max_seqlen,
-            key_weight=context.cross_weight,
-        ).flatten(1)
-        if context.whole is not None:
-            # The release's formula has no key to attend to here and falls back on its epsilon: the mean of all values.
-            mean, image, is_whole = context.whole
-            out = torch.where(is_whole, self.value(mean).to(out.dtype)[image], out)
-        return self.proj(out)
+    def cross(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cu_seqlens = self.kept.cu_seqlens, self.dropped.cu_seqlens
+        longest = self.kept.max_seqlen, self.dropped.max_seqlen
+        return varlen_attention(q, k, v, *cu_seqlens, *longest, key_weight=self.cross_weight)
 
 
 class MergerBlock(nn.Module):
+    """Kept patches read the kept ones before them and themselves, then the dropped ones as they left the encoder."""
+
     def __init__(self, config: LaVITTokenizerConfig) -> None:
         super().__init__()
         width, heads, eps = config.hidden_size, config.num_heads, config.layer_norm_eps
         self.norm0 = LayerNorm(width, eps)
-        self.token_causal_attn = CausalAttention(width, heads, config.attention_eps)
+        self.token_causal_attn = SelfAttention(width, heads)
         self.norm1 = LayerNorm(width, eps)
-        self.token_cross_attn = CrossAttention(width, heads, config.attention_eps)
+        self.token_cross_attn = CrossAttention(width, heads)
         self.norm2 = LayerNorm(width, eps)
         self.mlp = Mlp(width, config.mlp_ratio)
 
-    def dense(self, x: Tensor, origin: Tensor, keep: Tensor) -> Tensor:
-        x = x + self.token_causal_attn.dense(self.norm0(x), keep)
-        x = x + self.token_cross_attn.dense(self.norm1(x), origin, keep)
-        return x + self.mlp(self.norm2(x))
-
-    def packed(self, x: Tensor, context: _PackedContext) -> Tensor:
-        x = x + self.token_causal_attn.packed(self.norm0(x), context)
-        x = x + self.token_cross_attn.packed(self.norm1(x), context)
+    def forward(self, x: Tensor, context: _Dense | _Packed) -> Tensor:
+        x = x + self.token_causal_attn(self.norm0(x), context.causal)
+        x = x + self.token_cross_attn(self.norm1(x), context.origin, context.cross, context.whole)
         return x + self.mlp(self.norm2(x))
 
 
@@ -168,6 +132,7 @@ class Merger(nn.Module):
 
     def __init__(self, config: LaVITTokenizerConfig) -> None:
         super().__init__()
+        self.eps = config.attention_eps
         self.ln_vision = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.blocks = nn.ModuleList(MergerBlock(config) for _ in range(config.merger_depth))
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -180,11 +145,7 @@ class Merger(nn.Module):
 
     def dense(self, features: Tensor, keep: Tensor) -> Tensor:
         """The release's form: features (B, N, C), keep (B, N) -> (B, N, C), all rows, exact gradient to ``keep``."""
-        origin, x = self.ln_vision(features), features
-        for block in self.blocks:
-            assert isinstance(block, MergerBlock)
-            x = block.dense(x, origin, keep)
-        return self.norm(x)
+        return self._run(features, _Dense(self.ln_vision(features), keep, self.eps))
 
     def packed(self, features: Tensor, layout: Layout) -> Ragged:
         """The paper's form: features (B, N, C) -> the kept rows only, (T, C) packed in raster order.
@@ -193,14 +154,14 @@ class Merger(nn.Module):
         patches as cross-attention keys.
         """
         kept = layout.kept(features)
-        context = self._context(features, kept, layout)
-        x = kept.values
-        for block in self.blocks:
-            assert isinstance(block, MergerBlock)
-            x = block.packed(x, context)
-        return kept.with_values(self.norm(x))
+        return kept.with_values(self._run(kept.values, self._packed(features, kept, layout)))
 
-    def _context(self, features: Tensor, kept: Ragged, layout: Layout) -> _PackedContext:
+    def _run(self, x: Tensor, context: _Dense | _Packed) -> Tensor:
+        for block in self.blocks:
+            x = block(x, context)
+        return self.norm(x)
+
+    def _packed(self, features: Tensor, kept: Ragged, layout: Layout) -> _Packed:
         keep = layout.selection.keep
         causal_weight = cross_weight = whole = None
         if torch.is_grad_enabled() and keep.requires_grad:
@@ -212,4 +173,4 @@ class Merger(nn.Module):
             image = torch.repeat_interleave(lengths, output_size=layout.total)
             is_whole = (lengths == layout.num_patches)[image].unsqueeze(1)
             whole = (self.ln_vision(features).mean(dim=1), image, is_whole)
-        return _PackedContext(kept, origin, causal_weight, cross_weight, whole)
+        return _Packed(kept, origin, causal_weight, cross_weight, whole)

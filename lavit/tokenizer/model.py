@@ -21,7 +21,7 @@ from lavit.tokenizer.encoder import EvaAttention, EvaEncoder
 from lavit.tokenizer.merger import Layout, Merger
 from lavit.tokenizer.position_init import init_positions
 from lavit.tokenizer.pretrained import StrictModel
-from lavit.tokenizer.quantizer import Codebook, Quantizer, in_full_precision
+from lavit.tokenizer.quantizer import Quantizer, in_full_precision
 from lavit.tokenizer.selector import Selector, in_precision, select_fixed
 
 # Deviation of new embeddings where the configuration leaves it open; that of a standardised feature is 1.
@@ -132,7 +132,7 @@ class LaVITTokenizer(StrictModel):
             init_positions(module.query_embed, self.config)
         elif isinstance(module, AttentionPool):
             nn.init.trunc_normal_(module.positional_embedding, std=embedding_std)
-        elif isinstance(module, Codebook):
+        elif isinstance(module, nn.Embedding):
             # Standard deviation of a unit vector's entries; training starts from initialize() anyway.
             nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
         elif module is self and self.config.feature_position:
@@ -201,7 +201,7 @@ class LaVITTokenizer(StrictModel):
         merged, _ = self._tokens(images, features, seeds, deterministic, noise)
         if self.config.projection_dim is None:
             return merged
-        return merged.with_values(self.vit_proj(merged.values.to(self._dtype_of(self.vit_proj))))
+        return merged.with_values(self.vit_proj(merged.values.to(self.vit_proj.weight.dtype)))
 
     def latents(
         self,
@@ -252,7 +252,7 @@ class LaVITTokenizer(StrictModel):
         if not values.is_floating_point():
             self._check_ids(values)
             values = self.quantize.lookup(values)
-        return self.decoder(ragged.with_values(values.to(self._dtype_of(self.decoder.in_proj))))
+        return self.decoder(ragged.with_values(values.to(self.decoder.in_proj.weight.dtype)))
 
     # Training.
 
@@ -282,10 +282,9 @@ class LaVITTokenizer(StrictModel):
         scores = self._scores(x)
         selection = self._select(scores, seeds, deterministic, noise, tau, noise_scale)
         layout = Layout.measure(selection)
-        if self.training and self.config.selector_gradient == "exact" and selection.keep.requires_grad:
-            reconstruction, ids, commitment = self._reconstruct_all_rows(x, layout, quantize)
-        else:
-            reconstruction, ids, commitment = self._reconstruct_kept_rows(x, layout, quantize)
+        exact = self.training and self.config.selector_gradient == "exact" and selection.keep.requires_grad
+        reconstruct = self._reconstruct_all_rows if exact else self._reconstruct_kept_rows
+        reconstruction, ids, commitment = reconstruct(x, layout, quantize)
         cosine = F.cosine_similarity(in_full_precision(reconstruction), in_full_precision(target.detach()), dim=-1)
         reconstruction_loss = (1 - cosine).sum() / max(cosine.numel(), 1)
         ratio_loss = self._ratio_loss(selection.keep)
@@ -304,11 +303,11 @@ class LaVITTokenizer(StrictModel):
         )
 
     def _reconstruct_kept_rows(self, x: Tensor, layout: Layout, quantize: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-        merged = self._merge(x, layout)
+        merged = self.causal_encoder(x, layout, self.config.merge)
         codes, ids, commitment = self._quantize(self._encode_task(merged.values), quantize, None)
         keep = layout.selection.keep
         weight = layout.kept(keep).values if torch.is_grad_enabled() and keep.requires_grad else None
-        codes = codes.to(self._dtype_of(self.decoder.in_proj))
+        codes = codes.to(self.decoder.in_proj.weight.dtype)
         return self.decoder(merged.with_values(codes), key_weight=weight), ids, commitment
 
     def _reconstruct_all_rows(self, x: Tensor, layout: Layout, quantize: bool) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -321,7 +320,7 @@ class LaVITTokenizer(StrictModel):
         codes, ids, commitment = self._quantize(latents, quantize, kept.flatten())
         ends = torch.arange(batch + 1, device=keep.device, dtype=torch.int32) * patches
         rank = (kept.cumsum(dim=1) - kept.long()).flatten()
-        ragged = Ragged(codes.to(self._dtype_of(self.decoder.in_proj)), ends, patches)
+        ragged = Ragged(codes.to(self.decoder.in_proj.weight.dtype), ends, patches)
         reconstruction = self.decoder(ragged, rank=rank, key_weight=keep.flatten())
         ids = None if ids is None else layout.kept(ids.view(batch, patches)).values
         return reconstruction, ids, commitment
@@ -380,8 +379,8 @@ class LaVITTokenizer(StrictModel):
         seeds: Tensor | Sequence[int] | None,
         deterministic: bool,
         noise: Tensor | None,
-        tau: float | None,
-        noise_scale: float,
+        tau: float | None = None,
+        noise_scale: float = 1.0,
     ) -> Selection:
         tau = self.config.tau if tau is None else tau
         if noise_scale < 0:
@@ -412,14 +411,11 @@ class LaVITTokenizer(StrictModel):
         """Merged kept rows (T, C) of finite input. The test of it shares the one host synchronisation."""
         source = self._features_of(images, features)
         x = self.positioned(source)
-        selection = self._select(self._scores(x), seeds, deterministic, noise, None, 1.0)
+        selection = self._select(self._scores(x), seeds, deterministic, noise)
         *sizes, finite = torch.cat((Layout.sizes(selection), x.isfinite().all().long().view(1))).tolist()
         if not finite:
             raise ValueError(describe_non_finite(images, source))
-        return self._merge(x, Layout.from_sizes(selection, sizes)), selection
-
-    def _merge(self, x: Tensor, layout: Layout) -> Ragged:
-        return self.causal_encoder(x, layout, self.config.merge)
+        return self.causal_encoder(x, Layout.from_sizes(selection, sizes), self.config.merge), selection
 
     def _encode_task(self, rows: Tensor) -> Tensor:
         """(..., C) -> (..., code_dim) in float32 (float64 stays): what decides the ids is not left to autocast."""
@@ -431,10 +427,6 @@ class LaVITTokenizer(StrictModel):
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high >= self.config.num_codes:
                 raise ValueError(f"tokens: expected ids in [0, {self.config.num_codes}), got {low} to {high}")
-
-    @staticmethod
-    def _dtype_of(layer: nn.Linear) -> torch.dtype:
-        return layer.weight.dtype
 
 
 def describe_non_finite(images: Tensor | None, features: Tensor) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -31,14 +33,28 @@ class StrictModel(PreTrainedModel):
             raise ValueError(f"{source}: a weights file is damaged ({error})") from error
         model, info = loaded
         model.freeze()
-        wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
-        message = describe_tensors(info["missing_keys"], info["unexpected_keys"], wrong_shape)
-        if message:
-            raise ValueError(f"{source}: the weights do not fit the configuration: {message}")
+        check_fit(f"{source}: the weights do not fit the configuration", info)
         return loaded if wants_info else model
 
 
-def describe_tensors(missing: Any, unexpected: Any, wrong_shape: Any = ()) -> str:
-    """All the names at fault, sorted, in one line per fault; empty when there is none."""
-    faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong_shape))
-    return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in faults if names)
+def check_fit(what: str, info: Mapping[str, Any]) -> None:
+    """ValueError of ``what`` and all the names at fault, sorted, where tensors do not fit.
+
+    info: the account that ``from_pretrained`` of transformers or diffusers gives.
+    """
+    wrong_shape = [f"{name} (file {tuple(a)}, model {tuple(b)})" for name, a, b in info["mismatched_keys"]]
+    faults = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "of another shape": wrong_shape}
+    if any(faults.values()):
+        told = "; ".join(f"{fault}: {', '.join(sorted(names))}" for fault, names in faults.items() if names)
+        raise ValueError(f"{what}: {told}")
+
+
+def compare(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The account that :func:`check_fit` takes, of tensors that are not loaded yet."""
+    wanted = model.state_dict()
+    both = [(name, tensor.shape, wanted[name].shape) for name, tensor in state.items() if name in wanted]
+    return {
+        "missing_keys": wanted.keys() - state.keys(),
+        "unexpected_keys": state.keys() - wanted.keys(),
+        "mismatched_keys": [entry for entry in both if entry[1] != entry[2]],
+    }

@@ -54,7 +54,9 @@ class LaVITImageProcessor(ImageProcessingMixin):
         (3, H, W) with values in [0, 1]. Several are a list of these or a batch of the arrays; an empty list gives an
         empty batch. Raises TypeError for anything else and ValueError for another channel count.
         """
-        pictures = self._split(images)
+        if isinstance(images, (np.ndarray, Tensor)) and images.ndim not in (3, 4):
+            raise ValueError(f"images: expected an array of 3 or 4 dimensions, got shape {tuple(images.shape)}")
+        pictures = one_by_one(images)
         if not pictures:
             return torch.empty(0, 3, self.size, self.size)
         pixels = torch.stack([self._pixels(p) for p in pictures])
@@ -66,20 +68,6 @@ class LaVITImageProcessor(ImageProcessingMixin):
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
         scaled = (pixels.float() * std + mean).clamp(0, 1) * 255
         return scaled.round().to(torch.uint8).permute(0, 2, 3, 1)
-
-    @staticmethod
-    def _split(images: Any) -> list[Any]:
-        if isinstance(images, Image.Image):
-            return [images]
-        if isinstance(images, (np.ndarray, Tensor)):
-            if images.ndim == 3:
-                return [images]
-            if images.ndim == 4:
-                return list(images)
-            raise ValueError(f"images: expected an array of 3 or 4 dimensions, got shape {tuple(images.shape)}")
-        if isinstance(images, (list, tuple)):
-            return list(images)
-        raise TypeError(f"images: expected PIL images, uint8 arrays or float tensors, got {type(images).__name__}")
 
     def _pixels(self, picture: Any) -> Tensor:
         """One picture -> (3, size, size) float32 in [0, 1]."""
@@ -117,6 +105,12 @@ class LaVITImageProcessor(ImageProcessingMixin):
     def from_pretrained(cls, folder: str | PathLike[str]) -> LaVITImageProcessor:  # type: ignore[override]
         """Read it back. Raises FileNotFoundError naming the file when there is none."""
         return cls(**json.loads((Path(folder) / FILE_NAME).read_text(encoding="utf-8")))
+
+
+def one_by_one(images: Any) -> list[Any]:
+    """The images of a list or of an array (B, ...) of four dimensions, or the one that is given."""
+    several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
+    return list(images) if several else [images]
 
 
 def processor_for(image_size: int, folder: str | PathLike[str] | None = None) -> LaVITImageProcessor:

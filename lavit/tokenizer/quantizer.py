@@ -23,15 +23,6 @@ class Quantized(NamedTuple):
     commitment: Tensor
 
 
-class Codebook(nn.Module):
-    """Holds the codes under the release's name, `quantize.embedding.weight` (K, D). Learned by averages, not by
-    gradient."""
-
-    def __init__(self, num_codes: int, code_dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_codes, code_dim), requires_grad=False)
-
-
 class Quantizer(nn.Module):
     """Nearest code of each unit vector, with the codebook learned by exponential moving averages (VQ-VAE's appendix).
 
@@ -50,7 +41,8 @@ class Quantizer(nn.Module):
         self.decay = config.ema_decay
         self.dead_code_fraction = config.dead_code_fraction
         self.unit_codes = config.unit_codes
-        self.embedding = Codebook(config.num_codes, config.code_dim)
+        # The codes (K, D). Learned by averages, not by gradient.
+        self.embedding = nn.Embedding.from_pretrained(torch.zeros(config.num_codes, config.code_dim), freeze=True)
         # Moving average of each code's uses per batch, and the number of updates so far, which drives the choice of
         # replacements. A file without them (the release's) leaves them at these values.
         self.register_buffer("cluster_size", torch.ones(config.num_codes))
@@ -106,7 +98,8 @@ class Quantizer(nn.Module):
         old, codes = in_full_precision(self.cluster_size), self.codebook()
         size = self.decay * old + (1 - self.decay) * counts
         moved = (self.decay * old.unsqueeze(1) * codes + (1 - self.decay) * sums) / size.clamp(min=1e-12).unsqueeze(1)
-        codes = torch.where((counts > 0).unsqueeze(1), self._fit(moved), codes)
+        moved = F.normalize(moved, dim=-1) if self.unit_codes else moved
+        codes = torch.where((counts > 0).unsqueeze(1), moved, codes)
         dead = size < self.dead_code_fraction * size.mean()
         substitutes, found = self._substitutes(unit, ids, dead)
         replaced = dead & found
@@ -116,9 +109,6 @@ class Quantizer(nn.Module):
         self.cluster_size.copy_(size)
         self.updates += 1
         self._counts = counts.double() if self._counts is None else self._counts.to(counts.device) + counts
-
-    def _fit(self, codes: Tensor) -> Tensor:
-        return F.normalize(codes, dim=-1) if self.unit_codes else codes
 
     def _substitutes(self, unit: Tensor, ids: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
         """For every dead code a vector of this step's batches, no two alike while there are enough: (K, D), found (K,).
@@ -149,12 +139,11 @@ class Quantizer(nn.Module):
         surplus codes start on repeated vectors and are replaced as dead codes later. With torch.distributed every rank
         gives its own vectors: the start is rank 0's, the means are everybody's. Deterministic by ``seed``.
         """
-        if vectors.dim() != 2 or vectors.shape[1] != self.embedding.weight.shape[1] or vectors.shape[0] == 0:
-            expected = self.embedding.weight.shape[1]
-            raise ValueError(f"vectors: expected shape (n, {expected}) with n >= 1, got {tuple(vectors.shape)}")
+        width = self.embedding.weight.shape[1]
+        if vectors.dim() != 2 or vectors.shape[1] != width or vectors.shape[0] == 0:
+            raise ValueError(f"vectors: expected shape (n, {width}) with n >= 1, got {tuple(vectors.shape)}")
         unit = self.normalize(vectors.to(self.embedding.weight.device))
-        usable = unit.isfinite().all(dim=1)
-        unit = unit[usable]
+        unit = unit[unit.isfinite().all(dim=1)]
         if unit.shape[0] == 0:
             raise ValueError(f"vectors: expected at least one finite row, got {vectors.shape[0]} with NaN or Inf")
         generator = torch.Generator().manual_seed(seed)

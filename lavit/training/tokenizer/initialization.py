@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lavit.released.files import ENCODER_FILE, read_tensors, tokenizer_folder
 from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
-from lavit.tokenizer.pretrained import describe_tensors
+from lavit.tokenizer.pretrained import check_fit, compare
 from lavit.training.engine import distributed
 from lavit.training.engine.metrics import progress_line
 from lavit.training.tokenizer.data import TrainingImages
@@ -91,15 +91,7 @@ def load_encoder(tokenizer: LaVITTokenizer, path: str | Path) -> None:
         tokenizer.set_feature_statistics(state["feature_mean"], state["feature_std"])
     prefixed = {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
     state = prefixed or state
-    wanted = {name: tensor.shape for name, tensor in tokenizer.encoder.state_dict().items()}
-    wrong = [
-        f"{name} (file {tuple(tensor.shape)}, model {tuple(wanted[name])})"
-        for name, tensor in state.items()
-        if name in wanted and tensor.shape != wanted[name]
-    ]
-    message = describe_tensors(wanted.keys() - state.keys(), state.keys() - wanted.keys(), wrong)
-    if message:
-        raise ValueError(f"encoder: {found} does not fit the configuration: {message}")
+    check_fit(f"encoder: {found} does not fit the configuration", compare(tokenizer.encoder, state))
     tokenizer.encoder.load_state_dict(state)
 
 
