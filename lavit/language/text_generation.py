@@ -6,11 +6,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from lavit.kernels import Ragged, pad
 from lavit.language.generation_inputs import embed_prompts, first_of_rows
 from lavit.language.vocabulary import Vocabulary
+
+
+class TextOnly(LogitsProcessor):
+    """Suppresses every id that is not text: markers, codes, and rows of the head that no id has.
+
+    After the log-softmax over all ids, as in the release: what a beam gives to images counts against it. transformers'
+    ``suppress_tokens`` scores the same, 26 times slower on a CPU: it compares every id with a list of them.
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.text_size = vocabulary.text_size
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[:, self.text_size :] = -torch.inf
+        return scores
 
 
 @torch.no_grad()
@@ -55,16 +73,16 @@ def generate_text(
         do_sample=False,
         eos_token_id=eos_id,
         pad_token_id=eos_id,
-        # Markers, codes, and rows of the head that no id has. transformers does it after the log-softmax over all ids,
-        # as the release does: what a beam gives to images counts against it.
-        suppress_tokens=list(range(vocabulary.text_size, language_model.lm_head.weight.shape[0])),
         use_cache=True,
     )
     # The model's own generation config, often one for chat with sampling, must not fill in what is not given here.
     own, language_model.generation_config = language_model.generation_config, GenerationConfig()
     try:
         ids = language_model.generate(  # type: ignore[misc]  # declared for a protocol that no model class fits
-            inputs_embeds=padded, attention_mask=mask.long(), generation_config=settings
+            inputs_embeds=padded,
+            attention_mask=mask.long(),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([TextOnly(vocabulary)]),
         )
     finally:
         language_model.generation_config = own
