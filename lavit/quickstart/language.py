@@ -25,6 +25,7 @@ from lavit.evaluation import (
 from lavit.evaluation.vqa import normalize_answer
 from lavit.language.model import LaVIT
 from lavit.quickstart.config import QuickstartConfig
+from lavit.quickstart.pixels import BOTH, TEXT
 from lavit.quickstart.timing import call_seconds, step_seconds
 from lavit.report import Answer, LanguageResult, Rate, Request, Spoken
 from lavit.shapes.edits import Edits
@@ -88,9 +89,10 @@ def judge(
     shown: int,
     say: Callable[[str], None],
     pairs: Edits | None = None,
-) -> LanguageResult:
-    """Captions, answers and images asked for of the held-out scenes, and those changes of scenes, each beside chance.
-    ``say`` gets a line after each."""
+) -> tuple[LanguageResult, dict[str, list[list[int]]]]:
+    """Captions, answers and images asked for of the held-out scenes, and those changes of scenes, each beside chance;
+    and the tokens that were drawn for each scene, by what they were drawn for (TEXT, BOTH). ``say`` gets a line after
+    each."""
     scenes, processor = held_out.scenes, trained.processor
     model: Any = trained.model  # whose methods are functions of other files: mypy does not see that they fit
     shared: dict[str, Any] = {"batch_size": AT_ONCE}
@@ -111,15 +113,17 @@ def judge(
     say(f"images asked for: {images['recall'].model:.3f} of the objects are there")
 
     changed: dict[str, Any] = {}
+    codes = {TEXT: drawn.codes}
     if pairs is not None:
         own = tokenize_and_decode(model.visual_tokenizer, encode_images(model, processor, pairs.after.images))
         report = edit_scenes(model, processor, pairs, held_out.probe, own=own, seed=seed, **shared)
         changed["edits"] = _image_rates(report, held_out, pairs.after.cells, own, pairs.wordless)
         changed["changes"] = _changes(report, pairs, shown)
         changed["edited_tokens"] = _score(report)["tokens"]
+        codes[BOTH] = report.codes
         say(f"scenes changed as asked: {changed['edits']['scene'].model:.3f} with every cell right")
 
-    return LanguageResult(
+    result = LanguageResult(
         scenes=len(scenes),
         questions=len(answers.results),
         captions=rates,
@@ -139,6 +143,7 @@ def judge(
         requests=[Request(one["prompt"], caption(one["cells"]), one["tokens"]) for one in drawn.results[:shown]],
         **changed,
     )
+    return result, codes
 
 
 def training_settings(recipe: LanguageTrainingConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavit.evaluation.tasks import SMALL, seed_of
+from lavit.evaluation.tasks import seed_of
 from lavit.kernels import Ragged
 from lavit.pixels import LaVITPixelPipeline
 from lavit.pixels.pipeline import STEPS
@@ -21,7 +21,6 @@ from lavit.shapes.edits import Edits
 from lavit.shapes.judge import UNCLEAR, Drawn, Rates, SceneReader, score_cells
 from lavit.shapes.world import Scenes, caption
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
-from lavit.training.language.train import LanguageTrainingResult
 from lavit.training.pixels.recipe import PixelsTrainingConfig
 from lavit.training.pixels.train import PixelsTrainingResult, train_pixels
 
@@ -64,8 +63,8 @@ def learn(
 
 def judge(
     trained: PixelsTrainingResult,
-    spoken: LanguageTrainingResult | None,
     scenes: Scenes,
+    written: Mapping[str, Sequence[Sequence[int]]],
     *,
     seed: int,
     shown: int,
@@ -74,8 +73,8 @@ def judge(
 ) -> PixelsResult:
     """Images made in every way, read by a program that knows the world's shapes. ``say`` gets a line after each way.
 
-    spoken: the language stage; without it images are made from images alone. pairs: the scenes and what they are to be
-    changed to, where the language stage has learned that.
+    written: way (TEXT, BOTH) -> the tokens that the language stage drew for each scene, maybe for more; without any,
+    images are made from images alone. pairs: the scenes and what they are to be changed to, for BOTH.
     """
     pipeline, reader = trained.pipeline, SceneReader()
     seeds = [seed_of(seed, i) for i in range(len(scenes))]
@@ -84,29 +83,25 @@ def judge(
     scores: dict[str, Drawn] = {}
     rates: dict[str, dict[str, Rate]] = {}
 
-    def paint(codes: Iterator[tuple[slice, Ragged]]) -> np.ndarray:
-        return np.concatenate([_paint(pipeline, part, seeds[rows]) for rows, part in codes])
-
-    def judged(way: str, codes: Iterator[tuple[slice, Ragged]], truth: np.ndarray) -> Drawn:
-        pictures[way] = paint(codes)
+    def judged(way: str, truth: np.ndarray, **source: Any) -> Drawn:
+        pictures[way] = _paint(pipeline, seeds, **source)
         read[way] = reader.read(pictures[way])
         scores[way] = found = score_cells(read[way], truth)
         say(f"images from {way}: {found.object_recall:.3f} of the objects are there, {found.scene:.3f} all right")
         return found
 
-    again = judged(IMAGE, _own_codes(pipeline, scenes), scenes.cells)
+    again = judged(IMAGE, scenes.cells, images=scenes.images)
     rates[IMAGE] = _rates(again, None)
     words: dict[str, list[str]] = {}
     wanted: dict[str, list[str]] = {}
-    if spoken is not None:
-        rates[TEXT] = _rates(judged(TEXT, _written(spoken, scenes.captions, seeds), scenes.cells), again)
-    if spoken is not None and pairs is not None:
+    if TEXT in written:
+        rates[TEXT] = _rates(judged(TEXT, scenes.cells, codes=written[TEXT]), again)
+    if BOTH in written and pairs is not None:
         after = pairs.after
         words[BOTH], wanted[BOTH] = pairs.texts, after.captions
-        prompts = [[image, text] for image, text in zip(scenes.images, pairs.texts, strict=True)]
-        most = reader.score(paint(_own_codes(pipeline, after)), after.cells)
+        most = reader.score(_paint(pipeline, seeds, images=after.images), after.cells)
         guesses = [score_cells(guess, after.cells).rates for guess in pairs.wordless]
-        rates[BOTH] = _rates(judged(BOTH, _written(spoken, prompts, seeds), after.cells), most, guesses)
+        rates[BOTH] = _rates(judged(BOTH, after.cells, codes=written[BOTH]), most, guesses)
     return PixelsResult(
         scenes=len(scenes),
         ways=rates,
@@ -161,32 +156,24 @@ def estimates(
     return {"pixels": recipe.loop.steps * step, "painting": images}
 
 
-def _own_codes(pipeline: LaVITPixelPipeline, scenes: Scenes) -> Iterator[tuple[slice, Ragged]]:
-    """A batch of scenes at a time, and the tokens of their images."""
-    tokenizer, processor = pipeline.tokenizer, pipeline.image_processor
-    assert processor is not None
-    for rows in _batches(len(scenes)):
-        pixels = processor(scenes.images[rows]).to(tokenizer.quantize.embedding.weight.device)
-        yield rows, tokenizer.encode(pixels, deterministic=True).ragged()
-
-
-def _written(spoken: LanguageTrainingResult, prompts: list[Any], seeds: list[int]) -> Iterator[tuple[slice, Ragged]]:
-    """A batch of prompts at a time, and the tokens that the language model writes for them."""
-    model: Any = spoken.model
-    for rows in _batches(len(prompts)):
-        settings = {**SMALL, "seeds": seeds[rows], "batch_size": AT_ONCE}
-        yield rows, model.generate_tokens(prompts[rows], spoken.processor, **settings).codes
-
-
-def _batches(count: int) -> Iterator[slice]:
-    for begin in range(0, count, AT_ONCE):
-        yield slice(begin, min(begin + AT_ONCE, count))
-
-
-def _paint(pipeline: LaVITPixelPipeline, codes: Ragged, seeds: list[int]) -> np.ndarray:
-    """(n, H, W, 3) uint8."""
-    painted: Any = pipeline(codes, seeds=seeds, output_type="np")
-    return np.rint(painted.images * 255).astype(np.uint8)
+def _paint(
+    pipeline: LaVITPixelPipeline,
+    seeds: Sequence[int],
+    *,
+    images: np.ndarray | None = None,
+    codes: Sequence[Sequence[int]] = (),
+) -> np.ndarray:
+    """(n, H, W, 3) uint8, one for each seed, of images by way of their tokens, or of codes."""
+    parts = []
+    for begin in range(0, len(seeds), AT_ONCE):
+        rows = slice(begin, min(begin + AT_ONCE, len(seeds)))
+        if images is None:
+            ragged = Ragged.from_list([torch.tensor(ids, dtype=torch.int64) for ids in codes[rows]])
+            painted: Any = pipeline(ragged, seeds=seeds[rows], output_type="np")
+        else:
+            painted = pipeline(images=images[rows], seeds=seeds[rows], output_type="np")
+        parts.append(np.rint(painted.images * 255).astype(np.uint8))
+    return np.concatenate(parts)
 
 
 def _rates(score: Drawn, most: Drawn | None, guesses: Sequence[Rates] = ()) -> dict[str, Rate]:

@@ -142,12 +142,13 @@ class _Quickstart:
             note(f"{len(photos)} real photographs, made as small as the scenes")
 
         parameters = _parameters(model)
-        learned = spoken = painted = None
+        spoken = painted = None
+        written: dict[str, list[list[int]]] = {}
         if config.language:
             learned = self._learn_language(model, torch.cat([features[: config.train_scenes], changed]))
-            spoken = self._read_and_write(learned, train, test, judged)
+            spoken, written = self._read_and_write(learned, train, test, judged)
         if config.pixels:
-            painted = self._paint(model, features, learned, train, test)
+            painted = self._paint(model, features, written, train, test)
 
         result = QuickstartResult(
             command=command,
@@ -251,7 +252,8 @@ class _Quickstart:
 
     def _read_and_write(
         self, learned: LanguageTrainingResult, train: Scenes, test: Scenes, judged: _Judged
-    ) -> LanguageResult:
+    ) -> tuple[LanguageResult, dict[str, list[list[int]]]]:
+        """What it says and draws, judged, and the tokens drawn, as `language.judge` gives them."""
         config, found = self.config, judged.statistics
         count = min(config.language_scenes, len(test))
         with self._stage("reading and writing") as note:
@@ -263,7 +265,7 @@ class _Quickstart:
                 cosines=found.cosines[:count],
             )
             world, known = ShapesWorld(config.seed, "test"), train.cells[: config.probe_scenes]
-            result = language.judge(
+            result, written = language.judge(
                 learned,
                 language.HeldOut(world, test[:count], own, judged.probe, known),
                 seed=config.seed,
@@ -276,13 +278,13 @@ class _Quickstart:
         result.settings = {"training": language.training_settings(self.language_recipe), **result.settings}
         result.seconds = {"training": self.stages[-2].seconds, "judging": self.stages[-1].seconds}
         result.model_path = str(config.output / MODEL)
-        return result
+        return result, written
 
     def _paint(
         self,
         tokenizer: LaVITTokenizer,
         features: Tensor,
-        learned: LanguageTrainingResult | None,
+        written: dict[str, list[list[int]]],
         train: Scenes,
         test: Scenes,
     ) -> PixelsResult:
@@ -298,8 +300,8 @@ class _Quickstart:
             count = min(config.pixels_scenes, len(test))
             result = pixels.judge(
                 trained,
-                learned,
                 test[:count],
+                written,
                 pairs=edits(ShapesWorld(config.seed, "test"), count) if self._edits else None,
                 seed=config.seed,
                 shown=config.shown_scenes,
