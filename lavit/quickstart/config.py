@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 
 @dataclass(frozen=True)
 class QuickstartConfig:
@@ -47,6 +49,10 @@ class QuickstartConfig:
                 "pixels_scenes: expected at most language_scenes, whose tokens are painted, "
                 f"got {self.pixels_scenes} and {self.language_scenes}"
             )
+
+    def shared(self, device: torch.device) -> dict[str, Any]:
+        """What the recipes of all stages have from here; a run of a stage writes nothing by itself."""
+        return {"seed": self.seed, "device": str(device), "output": None, "scenes": self.train_scenes}
 
     @classmethod
     def fast(cls, **changes: Any) -> QuickstartConfig:

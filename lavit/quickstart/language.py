@@ -23,10 +23,9 @@ from lavit.evaluation import (
     tokenize_and_decode,
 )
 from lavit.evaluation.vqa import normalize_answer
-from lavit.language.model import LaVIT
 from lavit.quickstart.config import QuickstartConfig
 from lavit.quickstart.pixels import BOTH, TEXT
-from lavit.quickstart.timing import call_seconds, step_seconds
+from lavit.quickstart.timing import call_seconds, count_parameters, step_seconds
 from lavit.report import Answer, LanguageResult, Rate, Request, Spoken
 from lavit.shapes.edits import Edits
 from lavit.shapes.probe import score
@@ -46,8 +45,8 @@ TYPICAL = {"caption": 18, "answer": 3, "image": 40}
 class HeldOut:
     """Scenes to judge on, as far as the tokenizer's evaluation knows them already.
 
-    own: their tokens, and what these decode to. probe: has learned to read that. known: cells of the scenes that it
-    learned from.
+    own: their tokens and what these decode to, maybe of more scenes after them. probe: has learned to read that. known:
+    cells of the scenes that it learned from.
     """
 
     world: ShapesWorld
@@ -59,11 +58,9 @@ class HeldOut:
 
 def recipe_of(config: QuickstartConfig, device: torch.device) -> LanguageTrainingConfig:
     """Of the preset, with the run's overrides. Raises ValueError for one that draws no tokens."""
-    recipe = LanguageTrainingConfig.recipe("small", config.language_recipe)
+    recipe = LanguageTrainingConfig.recipe("small", {**config.language_recipe, **config.shared(device)})
     if recipe.objective != "classify":
         raise ValueError(f"language_recipe: expected the objective classify, got {recipe.objective!r}: it has no codes")
-    recipe.seed, recipe.device, recipe.output = config.seed, str(device), None
-    recipe.scenes = config.train_scenes
     recipe.edited = min(recipe.edited, recipe.scenes) if recipe.mixture.edit > 0 else 0
     return recipe
 
@@ -123,6 +120,11 @@ def judge(
         codes[BOTH] = report.codes
         say(f"scenes changed as asked: {changed['edits']['scene'].model:.3f} with every cell right")
 
+    trained_parts = {
+        "language model": [model.language_model],
+        "understanding merger": [model.understanding.causal_encoder],
+        "projector": [model.understanding.vit_proj],
+    }
     result = LanguageResult(
         scenes=len(scenes),
         questions=len(answers.results),
@@ -131,7 +133,7 @@ def judge(
         answers=right,
         images=images,
         tokens=_score(drawn)["tokens"],
-        parameters=_parameters(model),
+        parameters=count_parameters(trained_parts),
         steps=trained.history[-1]["step"],
         history=trained.history,
         settings={
@@ -177,23 +179,16 @@ def estimates(
     batch = min(AT_ONCE, config.language_scenes)
     images = [scenes.images[i % len(scenes)] for i in range(batch)]
 
-    def captions() -> None:
-        length = TYPICAL["caption"]
-        used.caption(images, own, batch_size=batch, min_new=length, max_new=length, **WORDS)
+    asked, wanted = ["how many objects are there?"] * batch, scenes.captions[:1] * batch
 
-    def answers() -> None:
-        length = TYPICAL["answer"]
-        asked = ["how many objects are there?"] * batch
-        settings = {"batch_size": batch, "min_new": length, "max_new": length, **WORDS}
-        used.answer(images, asked, own, **settings)
+    def exactly(length: int, unit: str) -> dict[str, Any]:
+        return {"batch_size": batch, f"min_{unit}": length, f"max_{unit}": length}
 
-    def drawn() -> None:
-        length = min(TYPICAL["image"], tokenizer.num_patches)
-        settings = {"batch_size": batch, "min_tokens": length, "max_tokens": length}
-        used.generate_tokens(scenes.captions[:1] * batch, own, **settings)
-
-    one = call_seconds(captions, 1) + 4 * call_seconds(answers, 1)
-    one += (2 if recipe.edited else 1) * call_seconds(drawn, 1)
+    caption_length, answer_length = ({**exactly(TYPICAL[task], "new"), **WORDS} for task in ("caption", "answer"))
+    image_length = exactly(min(TYPICAL["image"], tokenizer.num_patches), "tokens")
+    one = call_seconds(lambda: used.caption(images, own, **caption_length), 1)
+    one += 4 * call_seconds(lambda: used.answer(images, asked, own, **answer_length), 1)
+    one += (2 if recipe.edited else 1) * call_seconds(lambda: used.generate_tokens(wanted, own, **image_length), 1)
     return {
         "language": (recipe.scenes + recipe.edited) * tokenized + recipe.loop.steps * step,
         "reading and writing": config.language_scenes / batch * one,
@@ -214,7 +209,8 @@ def _image_rates(
     guessed = reported.get("wordless", found["constant"])
     cells = np.array([one["cells"] for one in drawn.results])
     by_chance = max(chance(held_out.known, truth).cell, *(score(guess, truth).cell for guess in guesses), 0.0)
-    rates = {"cell": Rate(score(cells, truth).cell, by_chance, held_out.probe.score(own.decoded, truth).cell)}
+    decoded = own.decoded[: len(truth)]
+    rates = {"cell": Rate(score(cells, truth).cell, by_chance, held_out.probe.score(decoded, truth).cell)}
     for name, figure in (("scene", "exact"), ("recall", "recall"), ("precision", "precision")):
         rates[name] = Rate(found["score"][figure], guessed[figure], true[figure])
     return rates
@@ -237,13 +233,3 @@ def _spoken(scenes: Scenes, captions: TaskReport, answers: TaskReport, shown: in
             same = normalize_answer(one["answer"]) == normalize_answer(one["true"])
             spoken[one["scene"]].answers.append(Answer(one["text"], one["true"], one["answer"], same))
     return spoken
-
-
-def _parameters(model: LaVIT) -> dict[str, int]:
-    """What this stage trained; the tokenizer, which stays as it is, is not among it."""
-    parts = {
-        "language model": model.language_model,
-        "understanding merger": model.understanding.causal_encoder,
-        "projector": model.understanding.vit_proj,
-    }
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}

@@ -15,7 +15,7 @@ from lavit.kernels import Ragged
 from lavit.pixels import LaVITPixelPipeline
 from lavit.pixels.pipeline import STEPS
 from lavit.quickstart.config import QuickstartConfig
-from lavit.quickstart.timing import call_seconds, step_seconds
+from lavit.quickstart.timing import call_seconds, count_parameters, step_seconds
 from lavit.report import Painting, PixelsResult, Rate
 from lavit.shapes.edits import Edits
 from lavit.shapes.judge import UNCLEAR, Drawn, Rates, SceneReader, score_cells
@@ -29,14 +29,6 @@ AT_ONCE = 50
 TEXT, BOTH, IMAGE = "text", "image and text", "image"
 """What an image is made from: its caption; another image and the words for one change of it; the true image, by way of
 its tokens, which is the most that the others can be expected to reach."""
-
-
-def recipe_of(config: QuickstartConfig, device: torch.device) -> PixelsTrainingConfig:
-    """Of the preset, with the run's overrides."""
-    recipe = PixelsTrainingConfig.recipe("small", config.pixels_recipe)
-    recipe.seed, recipe.device, recipe.output = config.seed, str(device), None
-    recipe.scenes = config.train_scenes
-    return recipe
 
 
 def learn(
@@ -106,7 +98,7 @@ def judge(
         scenes=len(scenes),
         ways=rates,
         unclear={way: score.unclear for way, score in scores.items()},
-        parameters=_parameters(pipeline),
+        parameters=count_parameters({"U-Net": [pipeline.unet], "condition head": [pipeline.conditioner]}),
         steps=trained.history[-1]["step"],
         history=trained.history,
         settings={"painting": {name: pipeline.config[name] for name in ("default_steps", "default_guidance")}},
@@ -184,9 +176,3 @@ def _rates(score: Drawn, most: Drawn | None, guesses: Sequence[Rates] = ()) -> d
         ceiling = {} if most is None else {"ceiling": getattr(most, theirs)}
         rates[ours] = Rate(getattr(score, theirs), chance, **ceiling)
     return rates
-
-
-def _parameters(pipeline: LaVITPixelPipeline) -> dict[str, int]:
-    """What this stage trained."""
-    parts: dict[str, Any] = {"U-Net": pipeline.unet, "condition head": pipeline.conditioner}
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}

@@ -28,7 +28,7 @@ from lavit.kernels import dispatch
 from lavit.quickstart import language, pixels
 from lavit.quickstart.config import QuickstartConfig
 from lavit.quickstart.summary import summary, summary_lines
-from lavit.quickstart.timing import call_seconds, step_seconds
+from lavit.quickstart.timing import call_seconds, count_parameters, step_seconds
 from lavit.report import LanguageResult, Photo, PixelsResult, ProbeRow, QuickstartResult, Scene, Stage, write_report
 from lavit.shapes.edits import edits
 from lavit.shapes.world import Scenes, ShapesWorld, caption
@@ -39,6 +39,7 @@ from lavit.training.engine.distributed import pick_device
 from lavit.training.engine.metrics import duration
 from lavit.training.language.data import edited_scenes
 from lavit.training.language.train import LanguageTrainingResult
+from lavit.training.pixels.recipe import PixelsTrainingConfig
 from lavit.training.tokenizer.initialization import measure_features
 from lavit.training.tokenizer.pretrain_encoder import pretrain_encoder
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
@@ -48,6 +49,18 @@ REPORT, FIGURE, RESULTS, SCENE = "report.html", "figure.png", "results.json", "s
 TOKENIZER, MODEL, PIXELS = "tokenizer", "model", "pixels"
 MEASURED = 2048  # scenes that the mean and deviation of the features are taken from
 PHOTO_SIDE = 512
+SAID = {
+    "loss": "loss {:.3f}",
+    "accuracy": "objects named {:.3f}",
+    "reconstruction_loss": "reconstruction {:.3f}",
+    "text_loss": "words {:.3f}",
+    "image_loss": "codes {:.3f}",
+    "keep_rate": "kept {:.2f}",
+    "codes_used": "{} codes used",
+    "images_per_second": "{:.0f} images/s",
+    "tokens_per_second": "{:.0f} tokens/s",
+}
+"""What is said of a row of metrics, of any stage."""
 
 
 def run_quickstart(
@@ -82,11 +95,11 @@ class _Quickstart:
 
     def __init__(self, config: QuickstartConfig, device: torch.device, say: Callable[[str], None]) -> None:
         self.config, self.device, self.say = config, device, say
-        self.recipe = TokenizerTrainingConfig.recipe("small", config.recipe)
-        self.recipe.seed, self.recipe.device, self.recipe.output = config.seed, str(device), None
+        shared = config.shared(device)
+        self.recipe = TokenizerTrainingConfig.recipe("small", {**config.recipe, **shared})
         self.recipe.tokenizer = {**self.recipe.tokenizer, "length": config.length}
         self.language_recipe = language.recipe_of(config, device)
-        self.pixels_recipe = pixels.recipe_of(config, device)
+        self.pixels_recipe = PixelsTrainingConfig.recipe("small", {**config.pixels_recipe, **shared})
         self.processor = LaVITImageProcessor(size=self._preset().image_size)
         self.stages: list[Stage] = []
         self.estimates: dict[str, float] = {}
@@ -109,7 +122,7 @@ class _Quickstart:
                 steps=config.encoder_steps,
                 batch_size=config.encoder_batch,
                 seed=config.seed,
-                progress=self._say_row(accuracy="objects named"),
+                progress=self._say_row,
             )
             note(f"{config.encoder_steps} steps: draw every patch again and name what it shows; then frozen")
 
@@ -127,7 +140,7 @@ class _Quickstart:
                 self.recipe,
                 model=model,
                 features=features[: config.train_scenes],
-                progress=self._say_row(reconstruction_loss="reconstruction"),
+                progress=self._say_row,
             )
             save_model(model, self.processor, config.output / TOKENIZER)
             note(f"{self.recipe.loop.steps} steps of {self.recipe.loop.batch_size} scenes; saved in {TOKENIZER}/")
@@ -141,7 +154,6 @@ class _Quickstart:
             photos = self._photographs(model)
             note(f"{len(photos)} real photographs, made as small as the scenes")
 
-        parameters = _parameters(model)
         spoken = painted = None
         written: dict[str, list[list[int]]] = {}
         if config.language:
@@ -150,6 +162,7 @@ class _Quickstart:
         if config.pixels:
             painted = self._paint(model, features, written, train, test)
 
+        side = model.config.image_size // model.config.patch_size
         result = QuickstartResult(
             command=command,
             seconds=time.perf_counter() - began,
@@ -158,7 +171,15 @@ class _Quickstart:
             seed=config.seed,
             versions=_versions(),
             model_path=str(config.output / TOKENIZER),
-            parameters=parameters,
+            parameters=count_parameters(
+                {
+                    "encoder": [model.encoder],
+                    "selector": [model.token_predictor],
+                    "merger": [model.causal_encoder],
+                    "quantizer": [model.encode_task_layer, model.quantize],
+                    "decoder": [model.decoder],
+                }
+            ),
             stages=self.stages,
             encoder_history=encoder_history,
             history=trained.history,
@@ -169,7 +190,7 @@ class _Quickstart:
             cosines=judged.statistics.cosines.tolist(),
             probe=judged.rows,
             kernels=dispatch.table(self.device.type),
-            grid=_grid(model),
+            grid=(side, side),
             length=config.length,
             language=spoken,
             pixels=painted,
@@ -244,8 +265,7 @@ class _Quickstart:
         """Stage 2 on the features of the scenes and of the changed ones; saved with the tokenizer as one model."""
         recipe = self.language_recipe
         with self._stage("language") as note:
-            say = self._say_row(text_loss="words", image_loss="codes")
-            learned = language.learn(recipe, tokenizer, self.processor, features, say)
+            learned = language.learn(recipe, tokenizer, self.processor, features, self._say_row)
             stage.save_model(self.config.output / MODEL, learned.model, learned.processor)
             note(f"{recipe.loop.steps} steps of about {recipe.token_budget} tokens; the whole model is in {MODEL}/")
         return learned
@@ -254,20 +274,13 @@ class _Quickstart:
         self, learned: LanguageTrainingResult, train: Scenes, test: Scenes, judged: _Judged
     ) -> tuple[LanguageResult, dict[str, list[list[int]]]]:
         """What it says and draws, judged, and the tokens drawn, as `language.judge` gives them."""
-        config, found = self.config, judged.statistics
+        config = self.config
         count = min(config.language_scenes, len(test))
         with self._stage("reading and writing") as note:
-            own = replace(
-                found,
-                decoded=found.decoded[:count],
-                keep=found.keep[:count],
-                tokens=found.tokens[:count],
-                cosines=found.cosines[:count],
-            )
             world, known = ShapesWorld(config.seed, "test"), train.cells[: config.probe_scenes]
             result, written = language.judge(
                 learned,
-                language.HeldOut(world, test[:count], own, judged.probe, known),
+                language.HeldOut(world, test[:count], judged.statistics, judged.probe, known),
                 seed=config.seed,
                 shown=config.shown_scenes,
                 say=lambda line: self.say(f"  {line}"),
@@ -292,7 +305,7 @@ class _Quickstart:
         config, recipe = self.config, self.pixels_recipe
         folder = config.output / MODEL / PIXELS if config.language else config.output / PIXELS
         with self._stage("pixels") as note:
-            trained = pixels.learn(recipe, tokenizer, self.processor, train.images, features, self._say_row())
+            trained = pixels.learn(recipe, tokenizer, self.processor, train.images, features, self._say_row)
             trained.pipeline.save_pretrained(folder)
             where = folder.relative_to(config.output)
             note(f"{recipe.loop.steps} steps of {recipe.loop.batch_size} scenes; saved in {where}/")
@@ -319,6 +332,7 @@ class _Quickstart:
         config, recipe = self.config, self.recipe
         model, scenes = self._new_model(), ShapesWorld(config.seed).scenes(64)
         features = self._encode(model, scenes.images)
+        few_scenes = (self.processor, scenes, features)
         few: dict[str, Any] = {"steps": 8, "log_every": 1}
         encoder = step_seconds(
             lambda tick: pretrain_encoder(model, batch_size=config.encoder_batch, progress=tick, **few)
@@ -341,19 +355,10 @@ class _Quickstart:
             "photographs": 1.0,
         }
         if config.language:
-            self.estimates |= language.estimates(
-                config, self.language_recipe, self._new_model().eval(), self.processor, scenes, features
-            )
+            self.estimates |= language.estimates(config, self.language_recipe, self._new_model().eval(), *few_scenes)
         if config.pixels:
-            self.estimates |= pixels.estimates(
-                config,
-                self.pixels_recipe,
-                self._new_model().eval(),
-                self.processor,
-                scenes,
-                features,
-                times=4 if self._edits else 2 if config.language else 1,
-            )
+            times = 4 if self._edits else 2 if config.language else 1
+            self.estimates |= pixels.estimates(config, self.pixels_recipe, self._new_model().eval(), *few_scenes, times)
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.estimates.items())
         self.say(f"about {duration(sum(self.estimates.values()))} in all: {parts}")
 
@@ -368,23 +373,9 @@ class _Quickstart:
         self.stages.append(Stage(name, seconds, said[-1] if said else ""))
         self.say(f"  {said[-1] if said else 'done'}: {duration(seconds)}")
 
-    def _say_row(self, **losses: str) -> Callable[[dict[str, Any]], None]:
-        """losses: keys of a row of metrics, and what they are called."""
-
-        def progress(row: dict[str, Any]) -> None:
-            parts = [f"step {row['step']}/{row['steps']}", f"loss {row['loss']:.3f}"]
-            parts += [f"{label} {row[key]:.3f}" for key, label in losses.items() if key in row]
-            if "keep_rate" in row:
-                parts.append(f"kept {row['keep_rate']:.2f}")
-            if "codes_used" in row:
-                parts.append(f"{row['codes_used']} codes used")
-            for unit in ("images", "tokens"):
-                if f"{unit}_per_second" in row:
-                    parts.append(f"{row[f'{unit}_per_second']:.0f} {unit}/s")
-            parts.append(f"{duration(row['eta_seconds'])} to go")
-            self.say("  " + ", ".join(parts))
-
-        return progress
+    def _say_row(self, row: dict[str, Any]) -> None:
+        parts = [form.format(row[key]) for key, form in SAID.items() if key in row]
+        self.say(f"  step {row['step']}/{row['steps']}, {', '.join(parts)}, {duration(row['eta_seconds'])} to go")
 
     def _say_summary(self, result: QuickstartResult) -> None:
         for line in summary_lines(result):
@@ -413,8 +404,7 @@ class _Quickstart:
         return LaVITTokenizerConfig.preset("small", **self.recipe.tokenizer)
 
     def _new_model(self) -> LaVITTokenizer:
-        model = LaVITTokenizer(self._preset())
-        return model if self.device.type == "cpu" else model.to(device=self.device)  # type: ignore[call-arg, arg-type]
+        return torch.nn.Module.to(LaVITTokenizer(self._preset()), self.device)
 
     def _device_name(self) -> str:
         if self.device.type == "cuda":
@@ -430,20 +420,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _parameters(model: LaVITTokenizer) -> dict[str, int]:
-    """Parameters of each part of the model, under the words that people use for it."""
-    parts: dict[str, list[torch.nn.Module]] = {
-        "encoder": [model.encoder],
-        "selector": [model.token_predictor],
-        "merger": [model.causal_encoder],
-        "quantizer": [model.encode_task_layer, model.quantize],
-        "decoder": [model.decoder],
-    }
-    return {name: sum(p.numel() for m in modules for p in m.parameters()) for name, modules in parts.items()}
-
-
-def _grid(model: LaVITTokenizer) -> tuple[int, int]:
-    side = model.config.image_size // model.config.patch_size
-    return side, side
