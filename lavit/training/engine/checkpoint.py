@@ -68,7 +68,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(hidden, ignore_errors=True)
             hidden.mkdir()
-            self._write_constant(model)
+            if self.constant and not (self.folder / CONSTANT).exists():
+                _write(self.folder / CONSTANT, {k: v for k, v in model.items() if k.startswith(self.constant)})
         distributed.barrier()
         _write(hidden / f"rank-{distributed.rank()}.pt", local)
         if first:
@@ -87,18 +88,10 @@ class Checkpoints:
             os.replace(hidden, final)
             sync_folder(self.folder)
             shutil.rmtree(replaced, ignore_errors=True)
-            self._forget_old()
+            for path in self.all()[: -self.keep] if self.keep else []:
+                shutil.rmtree(path, ignore_errors=True)
         distributed.barrier()
         return final
-
-    def _write_constant(self, model: dict[str, Tensor]) -> None:
-        path = self.folder / CONSTANT
-        if self.constant and not path.exists():
-            _write(path, {k: v for k, v in model.items() if k.startswith(self.constant)})
-
-    def _forget_old(self) -> None:
-        for path in self.all()[: -self.keep] if self.keep else []:
-            shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> None:
         """Removes what an earlier run left in the folder, half-written checkpoints included."""

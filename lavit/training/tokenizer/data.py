@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ class TrainingImages:
             )
         )
 
-    def stream(self, progress: Callable[[int, int], None] | None = None) -> DataStream:
+    def stream(self) -> DataStream:
         """The training batches: images, or their features from the cache."""
         config, tokenizer = self.config, self.tokenizer
         root = cache_folder(config.cache, config.output)
@@ -71,7 +70,6 @@ class TrainingImages:
             dtype=getattr(torch, config.cache.dtype),
             batch_size=config.loop.batch_size,
             workers=config.workers,
-            progress=progress,
         )
         self._skipped |= {name: reason for _, name, reason in cache.skipped}
         return open_stream(cache.values, "features", config)
