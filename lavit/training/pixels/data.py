@@ -1,15 +1,11 @@
-"""What stage 3 learns from: images of one size a batch, and the features that the frozen tokenizer gives back of them.
-
-An image is resized until it covers its size and cut to it around the middle; the tokenizer sees what is left, which is
-what the U-Net is to draw.
-"""
+"""What stage 3 learns from: images of one size a batch, and the features that the frozen tokenizer gives of them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,23 +25,6 @@ from lavit.training.pixels.recipe import PixelsTrainingConfig
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 256  # images that are encoded together
-
-class Batches(Protocol):
-    """Batches for the loop: {"images": (B, H, W, 3) uint8, "index": (B,), "time_ids": (B, 6) float32}."""
-
-    @property
-    def skipped_items(self) -> list[tuple[str, str]]:
-        """(name, reason) of the images that could not be read so far."""
-        ...
-
-    def __next__(self) -> dict[str, Tensor]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
 
 # ------------------------------------------------------------------------------------------------------------- features
 
@@ -85,38 +64,29 @@ class Features:
         return self.values[rows].to(device, torch.float32, non_blocking=True)
 
 
-# --------------------------------------------------------------------------------------------------------------- sizes
-
-
 # -------------------------------------------------------------------------------------------------------------- streams
 
 
-class Rows:
+class Rows(DataStream):
     """Batches of an array of images (n, H, W, 3), all of one size."""
 
     def __init__(self, images: Any, batch_size: int, seed: int) -> None:
+        super().__init__(images, batch_size, seed=seed, rank=distributed.rank(), world_size=distributed.world_size())
         height, width = images.shape[1:3]
         self._ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
-        self.stream = DataStream(
-            images, batch_size, seed=seed, rank=distributed.rank(), world_size=distributed.world_size()
-        )
 
     @property
     def skipped_items(self) -> list[tuple[str, str]]:
         return []
 
     def __next__(self) -> dict[str, Tensor]:
-        batch = next(self.stream)
+        batch = super().__next__()
         return batch | {"time_ids": self._ids.expand(len(batch["index"]), -1)}
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.stream.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stream.load_state_dict(state)
-
-    def close(self) -> None:
-        self.stream.close()
+Batches = Rows | Buckets
+"""{"images": (B, H, W, 3) uint8, "index": (B,), "time_ids": (B, 6) float32} at a time. skipped_items: (name, reason) of
+the images that could not be read so far."""
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
