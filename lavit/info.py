@@ -37,18 +37,15 @@ class Device:
 
 
 def installed(package: str) -> str | None:
-    if package == "apex" and not has_nvidia_apex():
-        return None  # PyPI's package of that name is another project's
+    if package == "apex":
+        from lavit.kernels.layer_norm.apex import unusable
+
+        if unusable("cuda") is not None:
+            return None  # PyPI's package of that name is another project's
     try:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def has_nvidia_apex() -> bool:
-    from lavit.kernels.layer_norm.apex import unusable
-
-    return unusable("cuda") is None
 
 
 def devices() -> list[Device]:
