@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,11 +22,12 @@ import lavit
 from lavit.data import load_image
 from lavit.data.atomic_write import atomic_write
 from lavit.data.photographs import find_photographs
-from lavit.evaluation import CellProbe, TokenStatistics, chance, tokenize_and_decode, tokens_by_objects, train_probe
+from lavit.evaluation import chance, tokenize_and_decode, tokens_by_objects, train_probe
 from lavit.figure import write_figure
 from lavit.kernels import dispatch
 from lavit.quickstart import language, pixels
 from lavit.quickstart.config import QuickstartConfig
+from lavit.quickstart.language import HeldOut
 from lavit.quickstart.summary import summary, summary_lines
 from lavit.quickstart.timing import call_seconds, count_parameters, step_seconds
 from lavit.report import LanguageResult, Photo, PixelsResult, ProbeRow, QuickstartResult, Scene, Stage, write_report
@@ -78,16 +79,6 @@ def run_quickstart(
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         return run.run(command)
-
-
-@dataclass
-class _Judged:
-    """What the evaluation of the tokenizer leaves for the stages after it: the tokens of the held-out scenes, and the
-    probe that reads what tokens decode to."""
-
-    statistics: TokenStatistics
-    probe: CellProbe
-    rows: list[ProbeRow]
 
 
 class _Quickstart:
@@ -146,8 +137,8 @@ class _Quickstart:
             note(f"{self.recipe.loop.steps} steps of {self.recipe.loop.batch_size} scenes; saved in {TOKENIZER}/")
 
         with self._stage("evaluation") as note:
-            judged = self._judge(model, features[: config.probe_scenes], held_out, train, test)
-            scenes = self._scenes(test, judged.statistics, judged.probe)
+            judged, probe_rows = self._judge(model, features[: config.probe_scenes], held_out, train, test)
+            scenes = self._scenes(judged)
             note("tokens of held-out scenes, decoded and put before small classifiers")
 
         with self._stage("photographs") as note:
@@ -158,7 +149,7 @@ class _Quickstart:
         written: dict[str, list[list[int]]] = {}
         if config.language:
             learned = self._learn_language(model, torch.cat([features[: config.train_scenes], changed]))
-            spoken, written = self._read_and_write(learned, train, test, judged)
+            spoken, written = self._read_and_write(learned, judged)
         if config.pixels:
             painted = self._paint(model, features, written, train, test)
 
@@ -185,10 +176,10 @@ class _Quickstart:
             history=trained.history,
             scenes=scenes,
             photos=photos,
-            content=tokens_by_objects(test.objects, judged.statistics.tokens),
-            code_counts=judged.statistics.code_counts.tolist(),
-            cosines=judged.statistics.cosines.tolist(),
-            probe=judged.rows,
+            content=tokens_by_objects(test.objects, judged.own.tokens),
+            code_counts=judged.own.code_counts.tolist(),
+            cosines=judged.own.cosines.tolist(),
+            probe=probe_rows,
             kernels=dispatch.table(self.device.type),
             grid=(side, side),
             length=config.length,
@@ -214,7 +205,9 @@ class _Quickstart:
         batches = self._image_batches(images)
         return torch.cat([model.encode_features(batch["images"].to(self.device)) for batch in batches])
 
-    def _judge(self, model: LaVITTokenizer, features: Tensor, held_out: Tensor, train: Scenes, test: Scenes) -> _Judged:
+    def _judge(
+        self, model: LaVITTokenizer, features: Tensor, held_out: Tensor, train: Scenes, test: Scenes
+    ) -> tuple[HeldOut, list[ProbeRow]]:
         """features, held_out: of the scenes that the probes learn from, and of ``test``."""
         config, known = self.config, train.cells[: self.config.probe_scenes]
         statistics = tokenize_and_decode(model, held_out)
@@ -228,11 +221,12 @@ class _Quickstart:
             ProbeRow("Scenes with all four cells right", tokens.scene, encoder.scene, blind.scene),
             ProbeRow("Cells: shape and colour, or nothing", tokens.cell, encoder.cell, blind.cell),
         ]
-        return _Judged(statistics, from_tokens, rows)
+        return HeldOut(ShapesWorld(config.seed, "test"), test, statistics, from_tokens, known), rows
 
-    def _scenes(self, test: Scenes, statistics: TokenStatistics, probe: CellProbe) -> list[Scene]:
+    def _scenes(self, judged: HeldOut) -> list[Scene]:
+        test, statistics = judged.scenes, judged.own
         count = min(self.config.shown_scenes, len(test))
-        read = probe.read(statistics.decoded[:count]).tolist()
+        read = judged.probe.read(statistics.decoded[:count]).tolist()
         return [
             Scene(
                 image=test.images[k],
@@ -271,20 +265,19 @@ class _Quickstart:
         return learned
 
     def _read_and_write(
-        self, learned: LanguageTrainingResult, train: Scenes, test: Scenes, judged: _Judged
+        self, learned: LanguageTrainingResult, judged: HeldOut
     ) -> tuple[LanguageResult, dict[str, list[list[int]]]]:
         """What it says and draws, judged, and the tokens drawn, as `language.judge` gives them."""
         config = self.config
-        count = min(config.language_scenes, len(test))
+        count = min(config.language_scenes, len(judged.scenes))
         with self._stage("reading and writing") as note:
-            world, known = ShapesWorld(config.seed, "test"), train.cells[: config.probe_scenes]
             result, written = language.judge(
                 learned,
-                language.HeldOut(world, test[:count], judged.statistics, judged.probe, known),
+                replace(judged, scenes=judged.scenes[:count]),
                 seed=config.seed,
                 shown=config.shown_scenes,
                 say=lambda line: self.say(f"  {line}"),
-                pairs=edits(world, count) if self._edits else None,
+                pairs=edits(judged.world, count) if self._edits else None,
             )
             asked = "captions, answers, images and changes asked for" if self._edits else "captions, answers and images"
             note(f"{asked}, of {count} held-out scenes")

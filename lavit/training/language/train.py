@@ -6,7 +6,7 @@ and packed by `lavit.data.mixture`, and `lavit.LaVIT` makes packed rows of them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lavit.data.captioned_folder import CaptionedFolder
-from lavit.data.mixture import Mixture, PackedStream, Source
+from lavit.data.mixture import Mixture, PackedStream
 from lavit.language.configuration import PRESETS
 from lavit.language.model import LaVIT
 from lavit.language.processing import LaVITProcessor
@@ -79,7 +79,14 @@ def train_language(
             sources, store = shapes_data(config, model.visual_tokenizer, both, store)
         else:
             sources, store, bad = folder_data(config, folder, model.visual_tokenizer, both)
-        stream = _stream(config, sources, store)
+        mixture = Mixture(
+            sources,
+            asdict(config.mixture),
+            seed=config.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        stream = PackedStream(mixture, config.token_budget, store.length, window=config.window)
 
         groups = parameter_groups(model, weight_decay=config.optimizer.weight_decay, **asdict(config.rates))
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
@@ -90,17 +97,6 @@ def train_language(
         model.eval()
         path = stage.finish(run, config, model, both)
         return LanguageTrainingResult(model, both, bad, history=history, path=path, stopped_by=stop.signal)
-
-
-def _stream(config: LanguageTrainingConfig, sources: Mapping[str, Source], store: ImageStore) -> PackedStream:
-    mixture = Mixture(
-        sources,
-        asdict(config.mixture),
-        seed=config.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    return PackedStream(mixture, config.token_budget, store.length, window=config.window)
 
 
 def _check_start(
