@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 import lavit
 from lavit.data import load_image
@@ -39,16 +38,14 @@ from lavit.training.engine import stage
 from lavit.training.engine.distributed import pick_device
 from lavit.training.engine.metrics import duration
 from lavit.training.language.data import edited_scenes
-from lavit.training.language.train import LanguageTrainingResult
 from lavit.training.pixels.recipe import PixelsTrainingConfig
-from lavit.training.tokenizer.initialization import measure_features
+from lavit.training.tokenizer.initialization import MEASURED, measure_features
 from lavit.training.tokenizer.pretrain_encoder import pretrain_encoder
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 from lavit.training.tokenizer.train import save_model, train_tokenizer
 
 REPORT, FIGURE, RESULTS, SCENE = "report.html", "figure.png", "results.json", "scene.png"
 TOKENIZER, MODEL, PIXELS = "tokenizer", "model", "pixels"
-MEASURED = 2048  # scenes that the mean and deviation of the features are taken from
 PHOTO_SIDE = 512
 SAID = {
     "loss": "loss {:.3f}",
@@ -148,8 +145,7 @@ class _Quickstart:
         spoken = painted = None
         written: dict[str, list[list[int]]] = {}
         if config.language:
-            learned = self._learn_language(model, torch.cat([features[: config.train_scenes], changed]))
-            spoken, written = self._read_and_write(learned, judged)
+            spoken, written = self._speak(model, torch.cat([features[: config.train_scenes], changed]), judged)
         if config.pixels:
             painted = self._paint(model, features, written, train, test)
 
@@ -247,30 +243,25 @@ class _Quickstart:
             return []
         pictures = [load_image(photograph.path) for photograph in found]
         features = model.encode_features(self.processor(pictures).to(self.device))
-        tokens = model.encode(features=features, deterministic=True)
-        cosines = F.cosine_similarity(model.decode(tokens), features, dim=-1).mean(1).tolist()
-        keep, lengths = tokens.keep.cpu().numpy(), tokens.lengths().tolist()
+        own = tokenize_and_decode(model, features)
+        numbers = zip(own.keep, own.tokens.tolist(), own.cosines.tolist(), strict=True)
         return [
-            Photo(one.name, one.source, np.asarray(shrink(picture, PHOTO_SIDE)), keep[k], lengths[k], cosines[k])
-            for k, (one, picture) in enumerate(zip(found, pictures, strict=True))
+            Photo(one.name, one.source, np.asarray(shrink(picture, PHOTO_SIDE)), *its)
+            for one, picture, its in zip(found, pictures, numbers, strict=True)
         ]
 
-    def _learn_language(self, tokenizer: LaVITTokenizer, features: Tensor) -> LanguageTrainingResult:
-        """Stage 2 on the features of the scenes and of the changed ones; saved with the tokenizer as one model."""
-        recipe = self.language_recipe
+    def _speak(
+        self, tokenizer: LaVITTokenizer, features: Tensor, judged: HeldOut
+    ) -> tuple[LanguageResult, dict[str, list[list[int]]]]:
+        """Stage 2 on the features of the scenes and of the changed ones: trained, saved with the tokenizer as one
+        model, judged. Also returns the tokens drawn, as `language.judge` does."""
+        config, recipe = self.config, self.language_recipe
         with self._stage("language") as note:
             learned = language.learn(recipe, tokenizer, self.processor, features, self._say_row)
-            stage.save_model(self.config.output / MODEL, learned.model, learned.processor)
+            stage.save_model(config.output / MODEL, learned.model, learned.processor)
             note(f"{recipe.loop.steps} steps of about {recipe.token_budget} tokens; the whole model is in {MODEL}/")
-        return learned
-
-    def _read_and_write(
-        self, learned: LanguageTrainingResult, judged: HeldOut
-    ) -> tuple[LanguageResult, dict[str, list[list[int]]]]:
-        """What it says and draws, judged, and the tokens drawn, as `language.judge` gives them."""
-        config = self.config
-        count = min(config.language_scenes, len(judged.scenes))
         with self._stage("reading and writing") as note:
+            count = min(config.language_scenes, len(judged.scenes))
             result, written = language.judge(
                 learned,
                 replace(judged, scenes=judged.scenes[:count]),
@@ -281,7 +272,7 @@ class _Quickstart:
             )
             asked = "captions, answers, images and changes asked for" if self._edits else "captions, answers and images"
             note(f"{asked}, of {count} held-out scenes")
-        result.settings = {"training": language.training_settings(self.language_recipe), **result.settings}
+        result.settings = {"training": language.training_settings(recipe), **result.settings}
         result.seconds = {"training": self.stages[-2].seconds, "judging": self.stages[-1].seconds}
         result.model_path = str(config.output / MODEL)
         return result, written
