@@ -161,6 +161,5 @@ def _join(hidden: Path, mark: str, dtype: torch.dtype, world: int) -> None:
     about = {"fingerprint": mark, "dtype": str(dtype).removeprefix("torch."), "skipped": skipped}
     with atomic_write(hidden / "features.json") as file:
         file.write(json.dumps(about, indent=1).encode())
-    for rank in range(world):
-        for path in hidden.glob(f"rows-{rank}.*"):
-            path.unlink()
+    for path in hidden.glob("rows-*"):
+        path.unlink()

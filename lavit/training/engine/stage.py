@@ -86,10 +86,8 @@ def open_output(
     output = Path(config.output)
     checkpoints = Checkpoints(output / "checkpoints", keep=config.loop.keep_checkpoints, constant=constant)
     latest = checkpoints.latest() if resume else None
-    occupied = not resume and not overwrite and (
-        bool(checkpoints.all()) or any((output / name).exists() for name in INDEX)
-    )
-    if occupied:
+    occupied = checkpoints.all() or any((output / name).exists() for name in INDEX)
+    if occupied and not resume and not overwrite:
         raise FileExistsError(f"output: {output} holds a run; --resume goes on with it, --overwrite replaces it")
     distributed.barrier()  # all have looked before the first one writes
     saved = None if latest is None else checkpoints.load(latest)

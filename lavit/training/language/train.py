@@ -58,9 +58,8 @@ def train_language(
     """Trains a LaVIT as `config` says.
 
     tokenizer, processor: a visual tokenizer with its image processor, instead of the folder that `config` names; it
-    becomes a part of the model. store: what `shapes_data` shows, already tokenized. progress: gets every row of
-    metrics. resume, overwrite: as in `train_tokenizer`.
-    Raises TrainingDiverged when the loss stays NaN or Inf. The caller's random generators are left as they were.
+    becomes a part of the model. store: what `shapes_data` shows, already tokenized. progress, resume, overwrite, and
+    what is raised and left as it was: as in `train_tokenizer`.
     """
     with stage.session(config.device) as device:
         folder = _check_start(config, tokenizer, store)

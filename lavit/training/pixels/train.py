@@ -67,8 +67,7 @@ def train_pixels(
     tokenizer, processor: a visual tokenizer with its image processor, instead of the folder that `config` names; it
     becomes a part of the pipeline, unchanged. images: (n, H, W, 3) uint8 instead of the data that `config` names.
     features: (n, N, C) of the tokenizer's ``encode_features`` for these images, or for the shapes world's first scenes.
-    progress: gets every row of metrics. resume, overwrite: as in `train_tokenizer`.
-    Raises TrainingDiverged when the loss stays NaN or Inf. The caller's random generators are left as they were.
+    progress, resume, overwrite, and what is raised and left as it was: as in `train_tokenizer`.
     """
     with stage.session(config.device) as device:
         # What can be wrong with the words is found before anything is written, or an older run overwritten.

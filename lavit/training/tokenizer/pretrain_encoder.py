@@ -18,9 +18,6 @@ from torch.nn import functional as F
 from lavit.shapes.world import NUM_CLASSES, SIZE, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 
-STEPS = 400
-BATCH = 64
-LEARNING_RATE = 4e-3
 SCENES_PER_DRAW = 2048
 NOISE = 0.15  # deviation of the noise that the encoder learns to look through, in normalised pixels
 
@@ -42,9 +39,9 @@ class Heads(nn.Module):
 def pretrain_encoder(
     tokenizer: LaVITTokenizer,
     *,
-    steps: int = STEPS,
-    batch_size: int = BATCH,
-    learning_rate: float = LEARNING_RATE,
+    steps: int = 400,
+    batch_size: int = 64,
+    learning_rate: float = 4e-3,
     seed: int = 0,
     log_every: int = 20,
     progress: Callable[[dict[str, Any]], None] | None = None,
