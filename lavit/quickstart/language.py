@@ -178,7 +178,6 @@ def estimates(
     own = trained[0].processor
     batch = min(AT_ONCE, config.language_scenes)
     images = [scenes.images[i % len(scenes)] for i in range(batch)]
-
     asked, wanted = ["how many objects are there?"] * batch, scenes.captions[:1] * batch
 
     def exactly(length: int, unit: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def judge(
     """Images made in every way, read by a program that knows the world's shapes. ``say`` gets a line after each way.
 
     written: way (TEXT, BOTH) -> the tokens that the language stage drew for each scene, maybe for more; without any,
-    images are made from images alone. pairs: the scenes and what they are to be changed to, for BOTH.
+    images are made from images alone. pairs: the scenes and what they are to be changed to, where BOTH is written.
     """
     pipeline, reader = trained.pipeline, SceneReader()
     seeds = [seed_of(seed, i) for i in range(len(scenes))]
@@ -84,13 +84,12 @@ def judge(
 
     again = judged(IMAGE, scenes.cells, images=scenes.images)
     rates[IMAGE] = _rates(again, None)
-    words: dict[str, list[str]] = {}
-    wanted: dict[str, list[str]] = {}
+    words = {} if pairs is None else {BOTH: pairs.texts}
+    wanted = {} if pairs is None else {BOTH: pairs.after.captions}
     if TEXT in written:
         rates[TEXT] = _rates(judged(TEXT, scenes.cells, codes=written[TEXT]), again)
-    if BOTH in written and pairs is not None:
+    if pairs is not None:
         after = pairs.after
-        words[BOTH], wanted[BOTH] = pairs.texts, after.captions
         most = reader.score(_paint(pipeline, seeds, images=after.images), after.cells)
         guesses = [score_cells(guess, after.cells).rates for guess in pairs.wordless]
         rates[BOTH] = _rates(judged(BOTH, after.cells, codes=written[BOTH]), most, guesses)

@@ -25,7 +25,7 @@ from lavit.training.engine import distributed, stage
 from lavit.training.engine.loop import Run
 from lavit.training.engine.stage import cache_folder
 from lavit.training.pixels.buckets import Measured, sizes_of
-from lavit.training.pixels.data import Batches, Features, array_data, folder_data, open_images
+from lavit.training.pixels.data import array_data, folder_data, open_images
 from lavit.training.pixels.objective import Step, Trained, parameter_groups
 from lavit.training.pixels.recipe import PixelsTrainingConfig
 
@@ -85,7 +85,11 @@ def train_pixels(
         distributed.share(trained.state_dict().values())
         if config.gradient_checkpointing:
             trained.unet.enable_gradient_checkpointing()
-        stream, data = _data(config, pipeline, images, features)
+        processor = pipeline.image_processor or LaVITImageProcessor(size=pipeline.tokenizer.config.image_size)
+        if isinstance(images, Measured):
+            stream, data = folder_data(config, pipeline.tokenizer, processor, images)
+        else:
+            stream, data = array_data(config, pipeline.tokenizer, processor, images, features)
 
         groups = parameter_groups(trained, config.optimizer.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
@@ -221,17 +225,6 @@ def _open(
     if features is not None and len(features) != len(images):
         raise ValueError(f"features: expected a row for each of {len(images)} images, got {len(features)}")
     return images
-
-
-def _data(
-    config: PixelsTrainingConfig, pipeline: LaVITPixelPipeline, images: Any, features: Tensor | None
-) -> tuple[Batches, Features]:
-    tokenizer, processor = pipeline.tokenizer, pipeline.image_processor
-    if processor is None:
-        processor = LaVITImageProcessor(size=tokenizer.config.image_size)
-    if isinstance(images, Measured):
-        return folder_data(config, tokenizer, processor, images)
-    return array_data(config, tokenizer, processor, images, features)
 
 
 # ----------------------------------------------------------------------------------------------------------- command
