@@ -133,7 +133,7 @@ class Checkpoints:
             return f"{CONSTANT} is missing"
         return None
 
-    def load(self, path: Path, *, map_location: Any = "cpu") -> dict[str, Any]:
+    def load(self, path: Path) -> dict[str, Any]:
         """``{"path", "step", "loop", "model", "optimizer", "local"}`` of one checkpoint, as `save` got them.
 
         CheckpointError: damaged, of another format, or written by another number of processes.
@@ -149,16 +149,16 @@ class Checkpoints:
                 f"{path}: written by {manifest['world_size']} processes, this run has {distributed.world_size()}; "
                 "data positions and generators cannot be divided anew"
             )
-        model = _read(path / "model.pt", map_location)
+        model = _read(path / "model.pt")
         if self.constant:
-            model |= _read(self.folder / CONSTANT, map_location)
+            model |= _read(self.folder / CONSTANT)
         return {
             "path": path,
             "step": manifest["step"],
             "loop": manifest["loop"],
             "model": model,
-            "optimizer": _read(path / "optimizer.pt", map_location),
-            "local": _read(path / f"rank-{distributed.rank()}.pt", "cpu"),
+            "optimizer": _read(path / "optimizer.pt"),
+            "local": _read(path / f"rank-{distributed.rank()}.pt"),
         }
 
 
@@ -196,9 +196,9 @@ def _write(path: Path, value: Any) -> None:
         torch.save(value, file)
 
 
-def _read(path: Path, map_location: Any) -> Any:
+def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: the file is missing") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as problem:

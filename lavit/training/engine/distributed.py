@@ -101,8 +101,8 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
-def share(tensors: Iterable[Tensor], source: int = 0) -> None:
-    """Overwrites the tensors of every process by those of `source`."""
+def share(tensors: Iterable[Tensor]) -> None:
+    """Overwrites the tensors of every process by those of the first."""
     if is_distributed():
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), source)
+            dist.broadcast(tensor.detach(), 0)

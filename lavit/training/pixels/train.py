@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,8 @@ def train_pixels(
             ids = batch["time_ids"].to(device, non_blocking=True) if pipeline.kind == "highres" else None
             return model(pixels, data.of(batch), ids)
 
-        try:
+        with closing(stream):
             stop, history = stage.run_stage(run, step, config, checkpoints, saved, progress)
-        finally:
-            stream.close()
         result = LaVITPixelPipeline(
             **pipeline.components | dict(trained.average.items()),
             requires_safety_checker=pipeline.config["requires_safety_checker"],

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,10 @@ def train_tokenizer(
         run = Run(tokenizer, optimizer, stream, written=objective.moved_by_forward(tokenizer))
         stage.seed_everything(config.seed + 1 + distributed.rank())  # from here on, every process draws its own noise
         phased = _Phases(config, device)
-        try:
+        with opened if opened is not None else nullcontext():
             stop, history = stage.run_stage(
                 run, phased.step, config, checkpoints, saved, progress, before_step=phased.enter
             )
-        finally:
-            if opened is not None:
-                opened.close()
         tokenizer.eval()
         path = stage.finish(run, config, tokenizer, processor_of(config, tokenizer))
         skipped = images.skipped if images is not None else []
