@@ -65,19 +65,6 @@ def recipe_of(config: QuickstartConfig, device: torch.device) -> LanguageTrainin
     return recipe
 
 
-def learn(
-    recipe: LanguageTrainingConfig,
-    tokenizer: LaVITTokenizer,
-    processor: LaVITImageProcessor,
-    features: Tensor,
-    progress: Callable[[dict[str, Any]], None] | None = None,
-) -> LanguageTrainingResult:
-    """Train on features (n, N, C) that are there already, of the scenes and then of `edited_scenes`; ``tokenizer``
-    becomes a part of the model."""
-    store = ImageStore(tokenizer, features)
-    return train_language(recipe, tokenizer=tokenizer, processor=processor, store=store, progress=progress)
-
-
 def judge(
     trained: LanguageTrainingResult,
     held_out: HeldOut,
@@ -172,8 +159,9 @@ def estimates(
     changed = len(scenes) if recipe.edited else 0
     few = replace(recipe, scenes=len(scenes), edited=changed, loop=replace(recipe.loop, steps=8, log_every=1))
     tokenized = call_seconds(lambda: ImageStore(tokenizer, features), 1) / len(features)
+    given: dict[str, Any] = {"tokenizer": tokenizer, "processor": processor, "store": ImageStore(tokenizer, both)}
     trained: list[LanguageTrainingResult] = []
-    step = step_seconds(lambda tick: trained.append(learn(few, tokenizer, processor, both, tick)))
+    step = step_seconds(lambda tick: trained.append(train_language(few, **given, progress=tick)))
     used: Any = trained[0].model
     own = trained[0].processor
     batch = min(AT_ONCE, config.language_scenes)

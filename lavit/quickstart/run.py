@@ -37,7 +37,8 @@ from lavit.tokenmap import shrink
 from lavit.training.engine import stage
 from lavit.training.engine.distributed import pick_device
 from lavit.training.engine.metrics import duration
-from lavit.training.language.data import edited_scenes
+from lavit.training.language.data import ImageStore, edited_scenes
+from lavit.training.language.train import train_language
 from lavit.training.pixels.recipe import PixelsTrainingConfig
 from lavit.training.tokenizer.initialization import MEASURED, measure_features
 from lavit.training.tokenizer.pretrain_encoder import pretrain_encoder
@@ -257,7 +258,10 @@ class _Quickstart:
         model, judged. Also returns the tokens drawn, as `language.judge` does."""
         config, recipe = self.config, self.language_recipe
         with self._stage("language") as note:
-            learned = language.learn(recipe, tokenizer, self.processor, features, self._say_row)
+            store = ImageStore(tokenizer, features)
+            learned = train_language(
+                recipe, tokenizer=tokenizer, processor=self.processor, store=store, progress=self._say_row
+            )
             stage.save_model(config.output / MODEL, learned.model, learned.processor)
             note(f"{recipe.loop.steps} steps of about {recipe.token_budget} tokens; the whole model is in {MODEL}/")
         with self._stage("reading and writing") as note:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,27 +41,8 @@ def reconstructed_images(tokenizer: LaVITTokenizer, processor: LaVITImageProcess
     return reconstructed(tokenizer, tokenizer.encode_features(processor(images).to(device)))
 
 
-class Features:
-    """x_rec of every image, by its number: computed once, or, without `values`, of each batch anew.
-
-    values: (m, N, C_out), in memory or memory-mapped; rows: (n,) the row of each image, None where they are the same.
-    """
-
-    def __init__(
-        self,
-        tokenizer: LaVITTokenizer,
-        processor: LaVITImageProcessor,
-        values: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> None:
-        self.tokenizer, self.processor, self.values, self.rows = tokenizer, processor, values, rows
-
-    def of(self, batch: dict[str, Tensor]) -> Tensor:
-        device = self.tokenizer.quantize.embedding.weight.device
-        if self.values is None:
-            return reconstructed_images(self.tokenizer, self.processor, batch["images"])
-        rows = batch["index"] if self.rows is None else self.rows[batch["index"]]
-        return self.values[rows].to(device, torch.float32, non_blocking=True)
+FeaturesOf = Callable[[dict[str, Tensor]], Tensor]
+"""x_rec of a batch, float32 on the tokenizer's device: computed before, or of each batch anew."""
 
 
 # -------------------------------------------------------------------------------------------------------------- streams
@@ -98,7 +79,7 @@ def array_data(
     processor: LaVITImageProcessor,
     images: Any,
     features: Tensor | None,
-) -> tuple[Batches, Features]:
+) -> tuple[Batches, FeaturesOf]:
     """Images (n, H, W, 3) uint8, and x_rec of all of them. features: (n, N, C) of the encoder, where they are known."""
     device = tokenizer.quantize.embedding.weight.device
     root = cache_folder(config.cache, config.output)
@@ -113,7 +94,11 @@ def array_data(
         values = torch.cat(
             [reconstructed_images(tokenizer, processor, images[start : start + AT_ONCE]).cpu() for start in starts]
         )
-    return Rows(images, config.loop.batch_size, config.seed), Features(tokenizer, processor, values)
+
+    def features_of(batch: dict[str, Tensor]) -> Tensor:
+        return values[batch["index"]].to(device, torch.float32, non_blocking=True)
+
+    return Rows(images, config.loop.batch_size, config.seed), features_of
 
 
 def folder_data(
@@ -121,12 +106,16 @@ def folder_data(
     tokenizer: LaVITTokenizer,
     processor: LaVITImageProcessor,
     measured: Measured,
-) -> tuple[Batches, Features]:
+) -> tuple[Batches, FeaturesOf]:
     """A folder's images in their buckets, and x_rec from a cache or of each batch anew."""
-    features = Features(tokenizer, processor)
     root = cache_folder(config.cache, config.output)
-    if root is not None:
-        sizes = measured.sizes
+    if root is None:
+
+        def features_of(batch: dict[str, Tensor]) -> Tensor:
+            return reconstructed_images(tokenizer, processor, batch["images"])
+
+    else:
+        device, sizes = tokenizer.quantize.embedding.weight.device, measured.sizes
 
         def transform(images: Sequence[Image.Image]) -> Tensor:
             return processor([cut(image, nearest_size(image.height, image.width, sizes))[0] for image in images])
@@ -138,8 +127,11 @@ def folder_data(
         measured.leave_out(unread)
         rows = torch.full((len(measured.folder),), -1)
         rows[measured.numbers] = torch.arange(len(measured.numbers))
-        features = Features(tokenizer, processor, cache.values, rows)
-    return Buckets(measured, config.loop.batch_size, config.seed, config.workers), features
+
+        def features_of(batch: dict[str, Tensor]) -> Tensor:
+            return cache.values[rows[batch["index"]]].to(device, torch.float32, non_blocking=True)
+
+    return Buckets(measured, config.loop.batch_size, config.seed, config.workers), features_of
 
 
 def _open_cache(

@@ -88,9 +88,9 @@ def train_pixels(
             trained.unet.enable_gradient_checkpointing()
         processor = pipeline.image_processor or LaVITImageProcessor(size=pipeline.tokenizer.config.image_size)
         if isinstance(images, Measured):
-            stream, data = folder_data(config, pipeline.tokenizer, processor, images)
+            stream, features_of = folder_data(config, pipeline.tokenizer, processor, images)
         else:
-            stream, data = array_data(config, pipeline.tokenizer, processor, images, features)
+            stream, features_of = array_data(config, pipeline.tokenizer, processor, images, features)
 
         groups = parameter_groups(trained, config.optimizer.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
@@ -102,7 +102,7 @@ def train_pixels(
         def step(model: nn.Module, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
             pixels = batch["images"].to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1
             ids = batch["time_ids"].to(device, non_blocking=True) if pipeline.kind == "highres" else None
-            return model(pixels, data.of(batch), ids)
+            return model(pixels, features_of(batch), ids)
 
         with closing(stream):
             stop, history = stage.run_stage(run, step, config, checkpoints, saved, progress)
