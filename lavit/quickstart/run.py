@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import lavit
-from lavit.data import load_image
+from lavit.data import DataStream, load_image
 from lavit.data.atomic_write import atomic_write
 from lavit.data.photographs import find_photographs
 from lavit.evaluation import chance, tokenize_and_decode, tokens_by_objects, train_probe
@@ -37,7 +37,7 @@ from lavit.tokenmap import shrink
 from lavit.training.engine import stage
 from lavit.training.engine.distributed import pick_device
 from lavit.training.engine.metrics import duration
-from lavit.training.language.data import ImageStore, edited_scenes
+from lavit.training.language.data import ImageStore, edited_scenes, encode_images
 from lavit.training.language.train import train_language
 from lavit.training.pixels.recipe import PixelsTrainingConfig
 from lavit.training.tokenizer.initialization import MEASURED, measure_features
@@ -116,12 +116,13 @@ class _Quickstart:
             note(f"{config.encoder_steps} steps: draw every patch again and name what it shows; then frozen")
 
         with self._stage("features") as note:
-            measure_features(model, self._image_batches(train.images[:MEASURED]))
-            features = self._encode(model, train.images)
-            held_out = self._encode(model, test.images)
+            seen = DataStream(train.images[:MEASURED], 256, transform=self.processor, shuffle=False, epochs=1)
+            measure_features(model, seen)
+            features = encode_images(model, self.processor, train.images)
+            held_out = encode_images(model, self.processor, test.images)
             changed = features[:0]
             if self._edits:
-                changed = self._encode(model, edited_scenes(self.language_recipe).after.images)
+                changed = encode_images(model, self.processor, edited_scenes(self.language_recipe).after.images)
             note("the frozen encoder's features of all scenes, computed once")
 
         with self._stage("tokenizer") as note:
@@ -192,15 +193,6 @@ class _Quickstart:
         return result
 
     # Stages.
-
-    def _image_batches(self, images: np.ndarray) -> Iterator[dict[str, Tensor]]:
-        for start in range(0, len(images), 256):
-            yield {"images": self.processor(images[start : start + 256])}
-
-    def _encode(self, model: LaVITTokenizer, images: np.ndarray) -> Tensor:
-        """(n, H, W, 3) uint8 -> (n, N, C) features on the device of the run."""
-        batches = self._image_batches(images)
-        return torch.cat([model.encode_features(batch["images"].to(self.device)) for batch in batches])
 
     def _judge(
         self, model: LaVITTokenizer, features: Tensor, held_out: Tensor, train: Scenes, test: Scenes
@@ -319,7 +311,7 @@ class _Quickstart:
         """Time a few steps of everything on a throw-away model, and say what will take how long."""
         config, recipe = self.config, self.recipe
         model, scenes = self._new_model(), ShapesWorld(config.seed).scenes(64)
-        features = self._encode(model, scenes.images)
+        features = encode_images(model, self.processor, scenes.images)
         few_scenes = (self.processor, scenes, features)
         few: dict[str, Any] = {"steps": 8, "log_every": 1}
         encoder = step_seconds(
@@ -330,7 +322,7 @@ class _Quickstart:
             lambda tick: train_tokenizer(short, model=model, features=features.repeat(8, 1, 1), progress=tick)
         )
         probe = call_seconds(lambda: train_probe(features, scenes.cells, steps=10)) / 10
-        encoded = call_seconds(lambda: self._encode(model, scenes.images)) / len(scenes)
+        encoded = call_seconds(lambda: encode_images(model, self.processor, scenes.images)) / len(scenes)
         tokenized = call_seconds(lambda: tokenize_and_decode(model, features)) / len(scenes)
         to_encode = max(config.train_scenes, config.probe_scenes) + config.test_scenes
         to_encode += min(MEASURED, config.train_scenes) + (self.language_recipe.edited if config.language else 0)
