@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
 REQUIRED = ("torch", "triton", "transformers", "diffusers", "safetensors", "pillow", "numpy", "pyyaml", "scikit-image")
@@ -29,37 +29,28 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Device:
-    name: str
-    type: str
-    detail: str
-
-
 def installed(package: str) -> str | None:
-    if package == "apex" and not has_nvidia_apex():
-        return None  # PyPI's package of that name is another project's
+    if package == "apex":
+        from lavit.kernels.layer_norm.apex import unusable
+
+        if unusable("cuda") is not None:
+            return None  # PyPI's package of that name is another project's
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def has_nvidia_apex() -> bool:
-    from lavit.kernels.layer_norm.apex import unusable
-
-    return unusable("cuda") is None
-
-
-def devices() -> list[Device]:
-    """The CPU, and every CUDA device that torch sees."""
+def devices() -> list[dict[str, str]]:
+    """Name, type and detail of the CPU, and of every CUDA device that torch sees."""
     import torch
 
-    found = [Device("cpu", "cpu", f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores")]
+    detail = f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    found = [{"name": "cpu", "type": "cpu", "detail": detail}]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         detail = f"{p.name}, compute {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB"
-        found.append(Device(f"cuda:{i}", "cuda", detail))
+        found.append({"name": f"cuda:{i}", "type": "cuda", "detail": detail})
     return found
 
 
@@ -90,10 +81,10 @@ def collect() -> dict:
             **{name: installed(name) for name in REQUIRED},
             "torch": str(torch.__version__),  # names the CUDA that it was built for, as the package's metadata do not
         },
-        "devices": [asdict(d) for d in here],
+        "devices": here,
         "no_cuda": no_cuda_because(),
         "extension": asdict(extension()),
-        "operations": [asdict(c) for t in dict.fromkeys(d.type for d in here) for c in dispatch.table(t)],
+        "operations": [asdict(c) for t in dict.fromkeys(d["type"] for d in here) for c in dispatch.table(t)],
         "optional": {name: {"version": installed(name), "brings": brings} for name, brings in OPTIONAL.items()},
         "settings": {name: {"value": os.environ.get(name), "means": means} for name, means in SETTINGS.items()},
     }

@@ -63,11 +63,9 @@ def main(argv: Sequence[str]) -> int:
         first, processes = distributed.rank() == 0, distributed.world_size()
     if not first:
         return 0  # a code of its own would have torchrun end the first process, which still writes
-    for name, reason in left_out:
+    skipped = [(item.name, item.reason) for report in reports.values() for item in report.skipped]
+    for name, reason in [*left_out, *skipped]:
         tell_skipped(name, reason)
-    for report in reports.values():
-        for item in report.skipped:
-            tell_skipped(item.name, item.reason)
     if options.output != "-":
         print("\n".join(line for name, report in reports.items() for line in lines(name, report)))
     if options.output:
@@ -75,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         found = {name: report.as_dict() for name, report in reports.items()}
         content = {**about, "processes": processes, "tasks": found, "left_out": left_out}
         outputs.write_text(options.output, json.dumps(content, indent=1) + "\n")
-    return 1 if left_out or any(report.skipped for report in reports.values()) else 0
+    return 1 if left_out or skipped else 0
 
 
 def lines(name: str, report: TaskReport) -> Iterator[str]:

@@ -6,7 +6,7 @@ import argparse
 import json
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +57,20 @@ def main(argv: Sequence[str]) -> int:
         if not usable:
             raise ValueError(f"--tokens: none of the images of {options.tokens} could be used")
         targets = _targets(options.out, len(usable) * options.samples)
-        batches = _of_tokens([ids for _, ids in usable for _ in range(options.samples)], options.batch_size, seed)
+        all_ids = [torch.tensor(ids, dtype=torch.int64) for _, ids in usable for _ in range(options.samples)]
     else:
         model, processor = load_lavit(options.model, device)
         check_same_codes(model.visual_tokenizer, pipeline.tokenizer, (options.model, place))
         settings = _sampling(options, model.visual_tokenizer.num_patches)
-        batches = _of_prompt(model, processor, prompt, settings, options.samples, options.batch_size, seed)
 
     records: list[dict[str, Any]] = []
-    for codes, seeds in batches:
-        names = targets[len(records) : len(records) + len(seeds)]
+    for begin in range(0, len(targets), options.batch_size):
+        names = targets[begin : begin + options.batch_size]
+        seeds = [seed_of(seed, begin + i) for i in range(len(names))]
+        if options.tokens:
+            codes = Ragged.from_list(all_ids[begin : begin + len(names)])
+        else:
+            codes = model.generate_tokens([prompt] * len(names), processor, seeds=seeds, **settings).codes
         images = pixel_options.draw(pipeline, codes, seeds, names, options.drawing)
         for name, image, own, ids in zip(names, images, seeds, codes.unbind(), strict=True):
             outputs.write_picture(image, name)
@@ -128,21 +132,6 @@ def _fits(item: tuple[str, list[int]], num_codes: int, num_patches: int, skipped
     else:
         return True
     return False
-
-
-def _of_tokens(codes: list[list[int]], batch_size: int, seed: int) -> Iterator[tuple[Ragged, list[int]]]:
-    for begin in range(0, len(codes), batch_size):
-        part = codes[begin : begin + batch_size]
-        seeds = [seed_of(seed, begin + i) for i in range(len(part))]
-        yield Ragged.from_list([torch.tensor(ids, dtype=torch.int64) for ids in part]), seeds
-
-
-def _of_prompt(
-    model: Any, processor: Any, prompt: list[Any], settings: dict[str, Any], samples: int, batch_size: int, seed: int
-) -> Iterator[tuple[Ragged, list[int]]]:
-    for begin in range(0, samples, batch_size):
-        seeds = [seed_of(seed, i) for i in range(begin, min(begin + batch_size, samples))]
-        yield model.generate_tokens([prompt] * len(seeds), processor, seeds=seeds, **settings).codes, seeds
 
 
 def _sampling(options: argparse.Namespace, num_patches: int) -> dict[str, Any]:

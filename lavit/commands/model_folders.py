@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,15 +34,12 @@ def load_tokenizer(folder: str, device: torch.device) -> tuple[LaVITTokenizer, L
     if (place / PIPELINE_FILE).is_file():
         place, processor_place = place / "tokenizer", place / "image_processor"
     kind = _kind(place, folder, "tokenizer")
-    _quiet()
     processor = LaVITImageProcessor.from_pretrained(processor_place)
-    try:
+    with _loading(f"--model: {folder}"):
         if kind == "lavit":
             model = _tokenizer_of_language_model(place)
         else:
             model = LaVITTokenizer.from_pretrained(place, local_files_only=True)
-    except Exception as error:  # files of unknown origin: whatever they break, the folder is what to look at
-        raise ValueError(f"--model: {folder} cannot be loaded: {error}") from error
     return model.eval().to(device), processor
 
 
@@ -51,14 +50,11 @@ def load_lavit(folder: str, device: torch.device) -> tuple[Any, LaVITProcessor]:
     from lavit.language.model import LaVIT
     from lavit.language.processing import LaVITProcessor
 
-    _quiet()
     if kind != LaVIT.config_class.model_type:
         raise ValueError(f"--model: expected a LaVIT, as `lavit train language` leaves it, {folder} holds {kind!r}")
-    try:
+    with _loading(f"--model: {folder}"):
         model = LaVIT.from_pretrained(folder, local_files_only=True)
         processor = LaVITProcessor.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise ValueError(f"--model: {folder} cannot be loaded: {error}") from error
     return model.eval().to(device), processor
 
 
@@ -93,14 +89,11 @@ def load_pixels(folder: str, device: torch.device) -> LaVITPixelPipeline:
     lacking = [part for part in named if not (Path(folder) / part).is_dir()]
     if lacking:
         raise ValueError(f"{folder} lacks {', '.join(lacking)}, which its {PIPELINE_FILE} names")
-    _quiet()
     diffusers_logging.disable_progress_bar()  # of loading
     # diffusers loads each part into empty weights if accelerate is there, and else says at length that it cannot.
     direct = find_spec("accelerate") is not None
-    try:
+    with _loading(folder):
         pipeline = LaVITPixelPipeline.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=direct)
-    except Exception as error:
-        raise ValueError(f"{folder} cannot be loaded: {error}") from error
     return pipeline.to(device)
 
 
@@ -135,10 +128,16 @@ def _read_json(path: Path, option: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _quiet() -> None:
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Without progress bars. Files of unknown origin: whatever they break, the folder is what to look at."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{name} cannot be loaded: {error}") from error
 
 
 def _tokenizer_of_language_model(place: Path) -> LaVITTokenizer:

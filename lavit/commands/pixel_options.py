@@ -1,4 +1,4 @@
-"""What the commands that draw pixels share: their options, and pixel_options."""
+"""What the commands that draw pixels share: their options, and the drawing."""
 
 from __future__ import annotations
 

@@ -57,12 +57,14 @@ class Model(Protocol):
 class TaskReport:
     """score: as the scorers' ``as_dict`` have it; None on other processes than the first, and where nothing is known
     to judge by. results: an entry for each item, captions and answers in the form of COCO's and VQAv2's result files.
-    skipped: items without one. settings: what was asked of the model, beyond its defaults."""
+    skipped: items without one. settings: what was asked of the model, beyond its defaults. codes: of images drawn, the
+    tokens of each result; no part of ``as_dict``."""
 
     score: dict[str, Any] | None
     results: list[dict[str, Any]]
     skipped: list[Skipped] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    codes: list[list[int]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -222,32 +224,33 @@ def generate_scenes(
     chosen = {**SMALL, **settings}
     device = next(probe.parameters()).device
 
-    def run(batch: list[int]) -> list[tuple[list[int], int]]:
+    def run(batch: list[int]) -> list[tuple[list[int], list[int]]]:
         seeds = [seed_of(seed, i) for i in batch]
         drawn = model.generate_tokens(
             [asked[i] for i in batch], processor, seeds=seeds, batch_size=len(batch), **chosen
         ).codes
         with torch.no_grad():
             read = probe.read(model.visual_tokenizer.decode(drawn).float().to(device)).tolist()
-        return list(zip(read, drawn.cu_seqlens.diff().tolist(), strict=True))
+        return list(zip(read, [ids.tolist() for ids in drawn.unbind()], strict=True))
 
     done = _all(range(len(scenes)), run, batch_size, progress, "scene {}")
     found = list(done.results)
     cells = np.array([read for read, _ in done.results.values()], dtype=np.int64)
+    codes = [ids for _, ids in done.results.values()]
     if own is None:
         own = tokenize_and_decode(model.visual_tokenizer, encode_images(model, processor, scenes.images))
     score = {
         "objects": score_scenes(cells, scenes.cells[found]).as_dict(),
         "true_tokens": score_generated_scenes(probe, own.decoded[found].float(), scenes.cells[found]).as_dict(),
         "tokens": {
-            "drawn": float(np.mean([count for _, count in done.results.values()])),
+            "drawn": float(np.mean([len(ids) for ids in codes])),
             "true": float(own.tokens[found].mean()),
         },
     }
     results = [
-        {"scene": i, "prompt": texts[i], "cells": read, "tokens": count} for i, (read, count) in done.results.items()
+        {"scene": i, "prompt": texts[i], "cells": read, "tokens": len(ids)} for i, (read, ids) in done.results.items()
     ]
-    return TaskReport(_of_first(score), results, done.skipped, chosen)
+    return TaskReport(_of_first(score), results, done.skipped, chosen, codes)
 
 
 def edit_scenes(

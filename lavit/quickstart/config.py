@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 
 @dataclass(frozen=True)
 class QuickstartConfig:
@@ -17,7 +19,8 @@ class QuickstartConfig:
     `lavit train tokenizer`, `lavit train language` and `lavit train pixels` do.
     train_scenes, test_scenes, probe_scenes: scenes to train on, to measure on, and to train the probes on.
     language: go on with the language stage. language_scenes: of ``test_scenes``, how many are captioned, asked about
-    and asked for. pixels: go on with the pixel stage. pixels_scenes: of ``test_scenes``, how many are painted.
+    and asked for. pixels: go on with the pixel stage. pixels_scenes: of these, or without a language stage of
+    ``test_scenes``, how many are painted. Raises ValueError for more than the language stage draws tokens for.
     """
 
     output: Path = Path("quickstart")
@@ -39,6 +42,17 @@ class QuickstartConfig:
     pixels: bool = True
     pixels_scenes: int = 150
     pixels_recipe: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.language and self.pixels and self.pixels_scenes > self.language_scenes:
+            raise ValueError(
+                "pixels_scenes: expected at most language_scenes, whose tokens are painted, "
+                f"got {self.pixels_scenes} and {self.language_scenes}"
+            )
+
+    def shared(self, device: torch.device) -> dict[str, Any]:
+        """What the recipes of all stages have from here; a run of a stage writes nothing by itself."""
+        return {"seed": self.seed, "device": str(device), "output": None, "scenes": self.train_scenes}
 
     @classmethod
     def fast(cls, **changes: Any) -> QuickstartConfig:

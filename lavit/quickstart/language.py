@@ -23,9 +23,9 @@ from lavit.evaluation import (
     tokenize_and_decode,
 )
 from lavit.evaluation.vqa import normalize_answer
-from lavit.language.model import LaVIT
 from lavit.quickstart.config import QuickstartConfig
-from lavit.quickstart.timing import call_seconds, step_seconds
+from lavit.quickstart.pixels import BOTH, TEXT
+from lavit.quickstart.timing import call_seconds, count_parameters, step_seconds
 from lavit.report import Answer, LanguageResult, Rate, Request, Spoken
 from lavit.shapes.edits import Edits
 from lavit.shapes.probe import score
@@ -45,8 +45,8 @@ TYPICAL = {"caption": 18, "answer": 3, "image": 40}
 class HeldOut:
     """Scenes to judge on, as far as the tokenizer's evaluation knows them already.
 
-    own: their tokens, and what these decode to. probe: has learned to read that. known: cells of the scenes that it
-    learned from.
+    own: their tokens and what these decode to, maybe of more scenes after them. probe: has learned to read that. known:
+    cells of the scenes that it learned from.
     """
 
     world: ShapesWorld
@@ -58,26 +58,11 @@ class HeldOut:
 
 def recipe_of(config: QuickstartConfig, device: torch.device) -> LanguageTrainingConfig:
     """Of the preset, with the run's overrides. Raises ValueError for one that draws no tokens."""
-    recipe = LanguageTrainingConfig.recipe("small", config.language_recipe)
+    recipe = LanguageTrainingConfig.recipe("small", {**config.language_recipe, **config.shared(device)})
     if recipe.objective != "classify":
         raise ValueError(f"language_recipe: expected the objective classify, got {recipe.objective!r}: it has no codes")
-    recipe.seed, recipe.device, recipe.output = config.seed, str(device), None
-    recipe.scenes = config.train_scenes
     recipe.edited = min(recipe.edited, recipe.scenes) if recipe.mixture.edit > 0 else 0
     return recipe
-
-
-def learn(
-    recipe: LanguageTrainingConfig,
-    tokenizer: LaVITTokenizer,
-    processor: LaVITImageProcessor,
-    features: Tensor,
-    progress: Callable[[dict[str, Any]], None] | None = None,
-) -> LanguageTrainingResult:
-    """Train on features (n, N, C) that are there already, of the scenes and then of `edited_scenes`; ``tokenizer``
-    becomes a part of the model."""
-    store = ImageStore(tokenizer, features)
-    return train_language(recipe, tokenizer=tokenizer, processor=processor, store=store, progress=progress)
 
 
 def judge(
@@ -88,9 +73,10 @@ def judge(
     shown: int,
     say: Callable[[str], None],
     pairs: Edits | None = None,
-) -> LanguageResult:
-    """Captions, answers and images asked for of the held-out scenes, and those changes of scenes, each beside chance.
-    ``say`` gets a line after each."""
+) -> tuple[LanguageResult, dict[str, list[list[int]]]]:
+    """Captions, answers and images asked for of the held-out scenes, and those changes of scenes, each beside chance;
+    and the tokens that were drawn for each scene, by what they were drawn for (TEXT, BOTH). ``say`` gets a line after
+    each."""
     scenes, processor = held_out.scenes, trained.processor
     model: Any = trained.model  # whose methods are functions of other files: mypy does not see that they fit
     shared: dict[str, Any] = {"batch_size": AT_ONCE}
@@ -111,15 +97,22 @@ def judge(
     say(f"images asked for: {images['recall'].model:.3f} of the objects are there")
 
     changed: dict[str, Any] = {}
+    codes = {TEXT: drawn.codes}
     if pairs is not None:
         own = tokenize_and_decode(model.visual_tokenizer, encode_images(model, processor, pairs.after.images))
         report = edit_scenes(model, processor, pairs, held_out.probe, own=own, seed=seed, **shared)
         changed["edits"] = _image_rates(report, held_out, pairs.after.cells, own, pairs.wordless)
         changed["changes"] = _changes(report, pairs, shown)
         changed["edited_tokens"] = _score(report)["tokens"]
+        codes[BOTH] = report.codes
         say(f"scenes changed as asked: {changed['edits']['scene'].model:.3f} with every cell right")
 
-    return LanguageResult(
+    trained_parts = {
+        "language model": [model.language_model],
+        "understanding merger": [model.understanding.causal_encoder],
+        "projector": [model.understanding.vit_proj],
+    }
+    result = LanguageResult(
         scenes=len(scenes),
         questions=len(answers.results),
         captions=rates,
@@ -127,7 +120,7 @@ def judge(
         answers=right,
         images=images,
         tokens=_score(drawn)["tokens"],
-        parameters=_parameters(model),
+        parameters=count_parameters(trained_parts),
         steps=trained.history[-1]["step"],
         history=trained.history,
         settings={
@@ -139,6 +132,7 @@ def judge(
         requests=[Request(one["prompt"], caption(one["cells"]), one["tokens"]) for one in drawn.results[:shown]],
         **changed,
     )
+    return result, codes
 
 
 def training_settings(recipe: LanguageTrainingConfig) -> dict[str, Any]:
@@ -165,30 +159,23 @@ def estimates(
     changed = len(scenes) if recipe.edited else 0
     few = replace(recipe, scenes=len(scenes), edited=changed, loop=replace(recipe.loop, steps=8, log_every=1))
     tokenized = call_seconds(lambda: ImageStore(tokenizer, features), 1) / len(features)
+    given: dict[str, Any] = {"tokenizer": tokenizer, "processor": processor, "store": ImageStore(tokenizer, both)}
     trained: list[LanguageTrainingResult] = []
-    step = step_seconds(lambda tick: trained.append(learn(few, tokenizer, processor, both, tick)))
+    step = step_seconds(lambda tick: trained.append(train_language(few, **given, progress=tick)))
     used: Any = trained[0].model
     own = trained[0].processor
     batch = min(AT_ONCE, config.language_scenes)
     images = [scenes.images[i % len(scenes)] for i in range(batch)]
+    asked, wanted = ["how many objects are there?"] * batch, scenes.captions[:1] * batch
 
-    def captions() -> None:
-        length = TYPICAL["caption"]
-        used.caption(images, own, batch_size=batch, min_new=length, max_new=length, **WORDS)
+    def exactly(length: int, unit: str) -> dict[str, Any]:
+        return {"batch_size": batch, f"min_{unit}": length, f"max_{unit}": length}
 
-    def answers() -> None:
-        length = TYPICAL["answer"]
-        asked = ["how many objects are there?"] * batch
-        settings = {"batch_size": batch, "min_new": length, "max_new": length, **WORDS}
-        used.answer(images, asked, own, **settings)
-
-    def drawn() -> None:
-        length = min(TYPICAL["image"], tokenizer.num_patches)
-        settings = {"batch_size": batch, "min_tokens": length, "max_tokens": length}
-        used.generate_tokens(scenes.captions[:1] * batch, own, **settings)
-
-    one = call_seconds(captions, 1) + 4 * call_seconds(answers, 1)
-    one += (2 if recipe.edited else 1) * call_seconds(drawn, 1)
+    caption_length, answer_length = ({**exactly(TYPICAL[task], "new"), **WORDS} for task in ("caption", "answer"))
+    image_length = exactly(min(TYPICAL["image"], tokenizer.num_patches), "tokens")
+    one = call_seconds(lambda: used.caption(images, own, **caption_length), 1)
+    one += 4 * call_seconds(lambda: used.answer(images, asked, own, **answer_length), 1)
+    one += (2 if recipe.edited else 1) * call_seconds(lambda: used.generate_tokens(wanted, own, **image_length), 1)
     return {
         "language": (recipe.scenes + recipe.edited) * tokenized + recipe.loop.steps * step,
         "reading and writing": config.language_scenes / batch * one,
@@ -209,7 +196,8 @@ def _image_rates(
     guessed = reported.get("wordless", found["constant"])
     cells = np.array([one["cells"] for one in drawn.results])
     by_chance = max(chance(held_out.known, truth).cell, *(score(guess, truth).cell for guess in guesses), 0.0)
-    rates = {"cell": Rate(score(cells, truth).cell, by_chance, held_out.probe.score(own.decoded, truth).cell)}
+    decoded = own.decoded[: len(truth)]
+    rates = {"cell": Rate(score(cells, truth).cell, by_chance, held_out.probe.score(decoded, truth).cell)}
     for name, figure in (("scene", "exact"), ("recall", "recall"), ("precision", "precision")):
         rates[name] = Rate(found["score"][figure], guessed[figure], true[figure])
     return rates
@@ -232,13 +220,3 @@ def _spoken(scenes: Scenes, captions: TaskReport, answers: TaskReport, shown: in
             same = normalize_answer(one["answer"]) == normalize_answer(one["true"])
             spoken[one["scene"]].answers.append(Answer(one["text"], one["true"], one["answer"], same))
     return spoken
-
-
-def _parameters(model: LaVIT) -> dict[str, int]:
-    """What this stage trained; the tokenizer, which stays as it is, is not among it."""
-    parts = {
-        "language model": model.language_model,
-        "understanding merger": model.understanding.causal_encoder,
-        "projector": model.understanding.vit_proj,
-    }
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavit.evaluation.tasks import SMALL, seed_of
+from lavit.evaluation.tasks import seed_of
 from lavit.kernels import Ragged
 from lavit.pixels import LaVITPixelPipeline
 from lavit.pixels.pipeline import STEPS
 from lavit.quickstart.config import QuickstartConfig
-from lavit.quickstart.timing import call_seconds, step_seconds
+from lavit.quickstart.timing import call_seconds, count_parameters, step_seconds
 from lavit.report import Painting, PixelsResult, Rate
 from lavit.shapes.edits import Edits
 from lavit.shapes.judge import UNCLEAR, Drawn, Rates, SceneReader, score_cells
 from lavit.shapes.world import Scenes, caption
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
-from lavit.training.language.train import LanguageTrainingResult
 from lavit.training.pixels.recipe import PixelsTrainingConfig
 from lavit.training.pixels.train import PixelsTrainingResult, train_pixels
 
@@ -30,14 +29,6 @@ AT_ONCE = 50
 TEXT, BOTH, IMAGE = "text", "image and text", "image"
 """What an image is made from: its caption; another image and the words for one change of it; the true image, by way of
 its tokens, which is the most that the others can be expected to reach."""
-
-
-def recipe_of(config: QuickstartConfig, device: torch.device) -> PixelsTrainingConfig:
-    """Of the preset, with the run's overrides."""
-    recipe = PixelsTrainingConfig.recipe("small", config.pixels_recipe)
-    recipe.seed, recipe.device, recipe.output = config.seed, str(device), None
-    recipe.scenes = config.train_scenes
-    return recipe
 
 
 def learn(
@@ -64,8 +55,8 @@ def learn(
 
 def judge(
     trained: PixelsTrainingResult,
-    spoken: LanguageTrainingResult | None,
     scenes: Scenes,
+    written: Mapping[str, Sequence[Sequence[int]]],
     *,
     seed: int,
     shown: int,
@@ -74,8 +65,8 @@ def judge(
 ) -> PixelsResult:
     """Images made in every way, read by a program that knows the world's shapes. ``say`` gets a line after each way.
 
-    spoken: the language stage; without it images are made from images alone. pairs: the scenes and what they are to be
-    changed to, where the language stage has learned that.
+    written: way (TEXT, BOTH) -> the tokens that the language stage drew for each scene, maybe for more; without any,
+    images are made from images alone. pairs: the scenes and what they are to be changed to, where BOTH is written.
     """
     pipeline, reader = trained.pipeline, SceneReader()
     seeds = [seed_of(seed, i) for i in range(len(scenes))]
@@ -84,34 +75,29 @@ def judge(
     scores: dict[str, Drawn] = {}
     rates: dict[str, dict[str, Rate]] = {}
 
-    def paint(codes: Iterator[tuple[slice, Ragged]]) -> np.ndarray:
-        return np.concatenate([_paint(pipeline, part, seeds[rows]) for rows, part in codes])
-
-    def judged(way: str, codes: Iterator[tuple[slice, Ragged]], truth: np.ndarray) -> Drawn:
-        pictures[way] = paint(codes)
+    def judged(way: str, truth: np.ndarray, **source: Any) -> Drawn:
+        pictures[way] = _paint(pipeline, seeds, **source)
         read[way] = reader.read(pictures[way])
         scores[way] = found = score_cells(read[way], truth)
         say(f"images from {way}: {found.object_recall:.3f} of the objects are there, {found.scene:.3f} all right")
         return found
 
-    again = judged(IMAGE, _own_codes(pipeline, scenes), scenes.cells)
+    again = judged(IMAGE, scenes.cells, images=scenes.images)
     rates[IMAGE] = _rates(again, None)
-    words: dict[str, list[str]] = {}
-    wanted: dict[str, list[str]] = {}
-    if spoken is not None:
-        rates[TEXT] = _rates(judged(TEXT, _written(spoken, scenes.captions, seeds), scenes.cells), again)
-    if spoken is not None and pairs is not None:
+    words = {} if pairs is None else {BOTH: pairs.texts}
+    wanted = {} if pairs is None else {BOTH: pairs.after.captions}
+    if TEXT in written:
+        rates[TEXT] = _rates(judged(TEXT, scenes.cells, codes=written[TEXT]), again)
+    if pairs is not None:
         after = pairs.after
-        words[BOTH], wanted[BOTH] = pairs.texts, after.captions
-        prompts = [[image, text] for image, text in zip(scenes.images, pairs.texts, strict=True)]
-        most = reader.score(paint(_own_codes(pipeline, after)), after.cells)
+        most = reader.score(_paint(pipeline, seeds, images=after.images), after.cells)
         guesses = [score_cells(guess, after.cells).rates for guess in pairs.wordless]
-        rates[BOTH] = _rates(judged(BOTH, _written(spoken, prompts, seeds), after.cells), most, guesses)
+        rates[BOTH] = _rates(judged(BOTH, after.cells, codes=written[BOTH]), most, guesses)
     return PixelsResult(
         scenes=len(scenes),
         ways=rates,
         unclear={way: score.unclear for way, score in scores.items()},
-        parameters=_parameters(pipeline),
+        parameters=count_parameters({"U-Net": [pipeline.unet], "condition head": [pipeline.conditioner]}),
         steps=trained.history[-1]["step"],
         history=trained.history,
         settings={"painting": {name: pipeline.config[name] for name in ("default_steps", "default_guidance")}},
@@ -161,32 +147,24 @@ def estimates(
     return {"pixels": recipe.loop.steps * step, "painting": images}
 
 
-def _own_codes(pipeline: LaVITPixelPipeline, scenes: Scenes) -> Iterator[tuple[slice, Ragged]]:
-    """A batch of scenes at a time, and the tokens of their images."""
-    tokenizer, processor = pipeline.tokenizer, pipeline.image_processor
-    assert processor is not None
-    for rows in _batches(len(scenes)):
-        pixels = processor(scenes.images[rows]).to(tokenizer.quantize.embedding.weight.device)
-        yield rows, tokenizer.encode(pixels, deterministic=True).ragged()
-
-
-def _written(spoken: LanguageTrainingResult, prompts: list[Any], seeds: list[int]) -> Iterator[tuple[slice, Ragged]]:
-    """A batch of prompts at a time, and the tokens that the language model writes for them."""
-    model: Any = spoken.model
-    for rows in _batches(len(prompts)):
-        settings = {**SMALL, "seeds": seeds[rows], "batch_size": AT_ONCE}
-        yield rows, model.generate_tokens(prompts[rows], spoken.processor, **settings).codes
-
-
-def _batches(count: int) -> Iterator[slice]:
-    for begin in range(0, count, AT_ONCE):
-        yield slice(begin, min(begin + AT_ONCE, count))
-
-
-def _paint(pipeline: LaVITPixelPipeline, codes: Ragged, seeds: list[int]) -> np.ndarray:
-    """(n, H, W, 3) uint8."""
-    painted: Any = pipeline(codes, seeds=seeds, output_type="np")
-    return np.rint(painted.images * 255).astype(np.uint8)
+def _paint(
+    pipeline: LaVITPixelPipeline,
+    seeds: Sequence[int],
+    *,
+    images: np.ndarray | None = None,
+    codes: Sequence[Sequence[int]] = (),
+) -> np.ndarray:
+    """(n, H, W, 3) uint8, one for each seed, of images by way of their tokens, or of codes."""
+    parts = []
+    for begin in range(0, len(seeds), AT_ONCE):
+        rows = slice(begin, min(begin + AT_ONCE, len(seeds)))
+        if images is None:
+            ragged = Ragged.from_list([torch.tensor(ids, dtype=torch.int64) for ids in codes[rows]])
+            painted: Any = pipeline(ragged, seeds=seeds[rows], output_type="np")
+        else:
+            painted = pipeline(images=images[rows], seeds=seeds[rows], output_type="np")
+        parts.append(np.rint(painted.images * 255).astype(np.uint8))
+    return np.concatenate(parts)
 
 
 def _rates(score: Drawn, most: Drawn | None, guesses: Sequence[Rates] = ()) -> dict[str, Rate]:
@@ -197,9 +175,3 @@ def _rates(score: Drawn, most: Drawn | None, guesses: Sequence[Rates] = ()) -> d
         ceiling = {} if most is None else {"ceiling": getattr(most, theirs)}
         rates[ours] = Rate(getattr(score, theirs), chance, **ceiling)
     return rates
-
-
-def _parameters(pipeline: LaVITPixelPipeline) -> dict[str, int]:
-    """What this stage trained."""
-    parts: dict[str, Any] = {"U-Net": pipeline.unet, "condition head": pipeline.conditioner}
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}

@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 import lavit
 from lavit import report
-from lavit.data import load_image
+from lavit.data import DataStream, load_image
 from lavit.data.atomic_write import atomic_write
 from lavit.data.photographs import find_photographs
-from lavit.evaluation import CellProbe, TokenStatistics, chance, tokenize_and_decode, tokens_by_objects, train_probe
+from lavit.evaluation import chance, tokenize_and_decode, tokens_by_objects, train_probe
 from lavit.kernels import dispatch
 from lavit.quickstart import language, pixels
 from lavit.quickstart.config import QuickstartConfig
+from lavit.quickstart.language import HeldOut
 from lavit.quickstart.summary import summary, summary_lines
-from lavit.quickstart.timing import call_seconds, step_seconds
+from lavit.quickstart.timing import call_seconds, count_parameters, step_seconds
 from lavit.report import LanguageResult, Photo, PixelsResult, ProbeRow, QuickstartResult, Scene, Stage
 from lavit.report.token_map import shrink
 from lavit.shapes.edits import edits
@@ -37,17 +37,29 @@ from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerC
 from lavit.training.engine import stage
 from lavit.training.engine.distributed import pick_device
 from lavit.training.engine.metrics import duration
-from lavit.training.language.data import edited_scenes
-from lavit.training.language.train import LanguageTrainingResult
-from lavit.training.tokenizer.initialization import measure_features
+from lavit.training.language.data import ImageStore, edited_scenes, encode_images
+from lavit.training.language.train import train_language
+from lavit.training.pixels.recipe import PixelsTrainingConfig
+from lavit.training.tokenizer.initialization import MEASURED, measure_features
 from lavit.training.tokenizer.pretrain_encoder import pretrain_encoder
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 from lavit.training.tokenizer.train import save_model, train_tokenizer
 
 REPORT, FIGURE, RESULTS, SCENE = "report.html", "figure.png", "results.json", "scene.png"
 TOKENIZER, MODEL, PIXELS = "tokenizer", "model", "pixels"
-MEASURED = 2048  # scenes that the mean and deviation of the features are taken from
 PHOTO_SIDE = 512
+SAID = {
+    "loss": "loss {:.3f}",
+    "accuracy": "objects named {:.3f}",
+    "reconstruction_loss": "reconstruction {:.3f}",
+    "text_loss": "words {:.3f}",
+    "image_loss": "codes {:.3f}",
+    "keep_rate": "kept {:.2f}",
+    "codes_used": "{} codes used",
+    "images_per_second": "{:.0f} images/s",
+    "tokens_per_second": "{:.0f} tokens/s",
+}
+"""What is said of a row of metrics, of any stage."""
 
 
 def run_quickstart(
@@ -67,26 +79,16 @@ def run_quickstart(
         return run.run(command)
 
 
-@dataclass
-class _Judged:
-    """What the evaluation of the tokenizer leaves for the stages after it: the tokens of the held-out scenes, and the
-    probe that reads what tokens decode to."""
-
-    statistics: TokenStatistics
-    probe: CellProbe
-    rows: list[ProbeRow]
-
-
 class _Quickstart:
     """The stages in their order. What they share: the recipes, the clock, and the estimates of what is to come."""
 
     def __init__(self, config: QuickstartConfig, device: torch.device, say: Callable[[str], None]) -> None:
         self.config, self.device, self.say = config, device, say
-        self.recipe = TokenizerTrainingConfig.recipe("small", config.recipe)
-        self.recipe.seed, self.recipe.device, self.recipe.output = config.seed, str(device), None
+        shared = config.shared(device)
+        self.recipe = TokenizerTrainingConfig.recipe("small", {**config.recipe, **shared})
         self.recipe.tokenizer = {**self.recipe.tokenizer, "length": config.length}
         self.language_recipe = language.recipe_of(config, device)
-        self.pixels_recipe = pixels.recipe_of(config, device)
+        self.pixels_recipe = PixelsTrainingConfig.recipe("small", {**config.pixels_recipe, **shared})
         self.processor = LaVITImageProcessor(size=self._preset().image_size)
         self.stages: list[Stage] = []
         self.estimates: dict[str, float] = {}
@@ -109,17 +111,18 @@ class _Quickstart:
                 steps=config.encoder_steps,
                 batch_size=config.encoder_batch,
                 seed=config.seed,
-                progress=self._say_row(accuracy="objects named"),
+                progress=self._say_row,
             )
             note(f"{config.encoder_steps} steps: draw every patch again and name what it shows; then frozen")
 
         with self._stage("features") as note:
-            measure_features(model, self._image_batches(train.images[:MEASURED]))
-            features = self._encode(model, train.images)
-            held_out = self._encode(model, test.images)
+            seen = DataStream(train.images[:MEASURED], 256, transform=self.processor, shuffle=False, epochs=1)
+            measure_features(model, seen)
+            features = encode_images(model, self.processor, train.images)
+            held_out = encode_images(model, self.processor, test.images)
             changed = features[:0]
             if self._edits:
-                changed = self._encode(model, edited_scenes(self.language_recipe).after.images)
+                changed = encode_images(model, self.processor, edited_scenes(self.language_recipe, train).after.images)
             note("the frozen encoder's features of all scenes, computed once")
 
         with self._stage("tokenizer") as note:
@@ -127,28 +130,28 @@ class _Quickstart:
                 self.recipe,
                 model=model,
                 features=features[: config.train_scenes],
-                progress=self._say_row(reconstruction_loss="reconstruction"),
+                progress=self._say_row,
             )
             save_model(model, self.processor, config.output / TOKENIZER)
             note(f"{self.recipe.loop.steps} steps of {self.recipe.loop.batch_size} scenes; saved in {TOKENIZER}/")
 
         with self._stage("evaluation") as note:
-            judged = self._judge(model, features[: config.probe_scenes], held_out, train, test)
-            scenes = self._scenes(test, judged.statistics, judged.probe)
+            judged, probe_rows = self._judge(model, features[: config.probe_scenes], held_out, train, test)
+            scenes = self._scenes(judged)
             note("tokens of held-out scenes, decoded and put before small classifiers")
 
         with self._stage("photographs") as note:
             photos = self._photographs(model)
             note(f"{len(photos)} real photographs, made as small as the scenes")
 
-        parameters = _parameters(model)
-        learned = spoken = painted = None
+        spoken = painted = None
+        written: dict[str, list[list[int]]] = {}
         if config.language:
-            learned = self._learn_language(model, torch.cat([features[: config.train_scenes], changed]))
-            spoken = self._read_and_write(learned, train, test, judged)
+            spoken, written = self._speak(model, torch.cat([features[: config.train_scenes], changed]), judged)
         if config.pixels:
-            painted = self._paint(model, features, learned, train, test)
+            painted = self._paint(model, features, written, train, test)
 
+        side = model.config.image_size // model.config.patch_size
         result = QuickstartResult(
             command=command,
             seconds=time.perf_counter() - began,
@@ -157,18 +160,26 @@ class _Quickstart:
             seed=config.seed,
             versions=_versions(),
             model_path=str(config.output / TOKENIZER),
-            parameters=parameters,
+            parameters=count_parameters(
+                {
+                    "encoder": [model.encoder],
+                    "selector": [model.token_predictor],
+                    "merger": [model.causal_encoder],
+                    "quantizer": [model.encode_task_layer, model.quantize],
+                    "decoder": [model.decoder],
+                }
+            ),
             stages=self.stages,
             encoder_history=encoder_history,
             history=trained.history,
             scenes=scenes,
             photos=photos,
-            content=tokens_by_objects(test.objects, judged.statistics.tokens),
-            code_counts=judged.statistics.code_counts.tolist(),
-            cosines=judged.statistics.cosines.tolist(),
-            probe=judged.rows,
+            content=tokens_by_objects(test.objects, judged.own.tokens),
+            code_counts=judged.own.code_counts.tolist(),
+            cosines=judged.own.cosines.tolist(),
+            probe=probe_rows,
             kernels=dispatch.table(self.device.type),
-            grid=_grid(model),
+            grid=(side, side),
             length=config.length,
             language=spoken,
             pixels=painted,
@@ -183,16 +194,9 @@ class _Quickstart:
 
     # Stages.
 
-    def _image_batches(self, images: np.ndarray) -> Iterator[dict[str, Tensor]]:
-        for start in range(0, len(images), 256):
-            yield {"images": self.processor(images[start : start + 256])}
-
-    def _encode(self, model: LaVITTokenizer, images: np.ndarray) -> Tensor:
-        """(n, H, W, 3) uint8 -> (n, N, C) features on the device of the run."""
-        batches = self._image_batches(images)
-        return torch.cat([model.encode_features(batch["images"].to(self.device)) for batch in batches])
-
-    def _judge(self, model: LaVITTokenizer, features: Tensor, held_out: Tensor, train: Scenes, test: Scenes) -> _Judged:
+    def _judge(
+        self, model: LaVITTokenizer, features: Tensor, held_out: Tensor, train: Scenes, test: Scenes
+    ) -> tuple[HeldOut, list[ProbeRow]]:
         """features, held_out: of the scenes that the probes learn from, and of ``test``."""
         config, known = self.config, train.cells[: self.config.probe_scenes]
         statistics = tokenize_and_decode(model, held_out)
@@ -206,11 +210,12 @@ class _Quickstart:
             ProbeRow("Scenes with all four cells right", tokens.scene, encoder.scene, blind.scene),
             ProbeRow("Cells: shape and colour, or nothing", tokens.cell, encoder.cell, blind.cell),
         ]
-        return _Judged(statistics, from_tokens, rows)
+        return HeldOut(ShapesWorld(config.seed, "test"), test, statistics, from_tokens, known), rows
 
-    def _scenes(self, test: Scenes, statistics: TokenStatistics, probe: CellProbe) -> list[Scene]:
+    def _scenes(self, judged: HeldOut) -> list[Scene]:
+        test, statistics = judged.scenes, judged.own
         count = min(self.config.shown_scenes, len(test))
-        read = probe.read(statistics.decoded[:count]).tolist()
+        read = judged.probe.read(statistics.decoded[:count]).tolist()
         return [
             Scene(
                 image=test.images[k],
@@ -231,58 +236,48 @@ class _Quickstart:
             return []
         pictures = [load_image(photograph.path) for photograph in found]
         features = model.encode_features(self.processor(pictures).to(self.device))
-        tokens = model.encode(features=features, deterministic=True)
-        cosines = F.cosine_similarity(model.decode(tokens), features, dim=-1).mean(1).tolist()
-        keep, lengths = tokens.keep.cpu().numpy(), tokens.lengths().tolist()
+        own = tokenize_and_decode(model, features)
+        numbers = zip(own.keep, own.tokens.tolist(), own.cosines.tolist(), strict=True)
         return [
-            Photo(one.name, one.source, np.asarray(shrink(picture, PHOTO_SIDE)), keep[k], lengths[k], cosines[k])
-            for k, (one, picture) in enumerate(zip(found, pictures, strict=True))
+            Photo(one.name, one.source, np.asarray(shrink(picture, PHOTO_SIDE)), *its)
+            for one, picture, its in zip(found, pictures, numbers, strict=True)
         ]
 
-    def _learn_language(self, tokenizer: LaVITTokenizer, features: Tensor) -> LanguageTrainingResult:
-        """Stage 2 on the features of the scenes and of the changed ones; saved with the tokenizer as one model."""
-        recipe = self.language_recipe
+    def _speak(
+        self, tokenizer: LaVITTokenizer, features: Tensor, judged: HeldOut
+    ) -> tuple[LanguageResult, dict[str, list[list[int]]]]:
+        """Stage 2 on the features of the scenes and of the changed ones: trained, saved with the tokenizer as one
+        model, judged. Also returns the tokens drawn, as `language.judge` does."""
+        config, recipe = self.config, self.language_recipe
         with self._stage("language") as note:
-            say = self._say_row(text_loss="words", image_loss="codes")
-            learned = language.learn(recipe, tokenizer, self.processor, features, say)
-            stage.save_model(self.config.output / MODEL, learned.model, learned.processor)
-            note(f"{recipe.loop.steps} steps of about {recipe.token_budget} tokens; the whole model is in {MODEL}/")
-        return learned
-
-    def _read_and_write(
-        self, learned: LanguageTrainingResult, train: Scenes, test: Scenes, judged: _Judged
-    ) -> LanguageResult:
-        config, found = self.config, judged.statistics
-        count = min(config.language_scenes, len(test))
-        with self._stage("reading and writing") as note:
-            own = replace(
-                found,
-                decoded=found.decoded[:count],
-                keep=found.keep[:count],
-                tokens=found.tokens[:count],
-                cosines=found.cosines[:count],
+            store = ImageStore(tokenizer, features)
+            learned = train_language(
+                recipe, tokenizer=tokenizer, processor=self.processor, store=store, progress=self._say_row
             )
-            world, known = ShapesWorld(config.seed, "test"), train.cells[: config.probe_scenes]
-            result = language.judge(
+            stage.save_model(config.output / MODEL, learned.model, learned.processor)
+            note(f"{recipe.loop.steps} steps of about {recipe.token_budget} tokens; the whole model is in {MODEL}/")
+        with self._stage("reading and writing") as note:
+            count = min(config.language_scenes, len(judged.scenes))
+            result, written = language.judge(
                 learned,
-                language.HeldOut(world, test[:count], own, judged.probe, known),
+                replace(judged, scenes=judged.scenes[:count]),
                 seed=config.seed,
                 shown=config.shown_scenes,
                 say=lambda line: self.say(f"  {line}"),
-                pairs=edits(world, count) if self._edits else None,
+                pairs=edits(judged.world, count) if self._edits else None,
             )
             asked = "captions, answers, images and changes asked for" if self._edits else "captions, answers and images"
             note(f"{asked}, of {count} held-out scenes")
-        result.settings = {"training": language.training_settings(self.language_recipe), **result.settings}
+        result.settings = {"training": language.training_settings(recipe), **result.settings}
         result.seconds = {"training": self.stages[-2].seconds, "judging": self.stages[-1].seconds}
         result.model_path = str(config.output / MODEL)
-        return result
+        return result, written
 
     def _paint(
         self,
         tokenizer: LaVITTokenizer,
         features: Tensor,
-        learned: LanguageTrainingResult | None,
+        written: dict[str, list[list[int]]],
         train: Scenes,
         test: Scenes,
     ) -> PixelsResult:
@@ -290,7 +285,7 @@ class _Quickstart:
         config, recipe = self.config, self.pixels_recipe
         folder = config.output / MODEL / PIXELS if config.language else config.output / PIXELS
         with self._stage("pixels") as note:
-            trained = pixels.learn(recipe, tokenizer, self.processor, train.images, features, self._say_row())
+            trained = pixels.learn(recipe, tokenizer, self.processor, train.images, features, self._say_row)
             trained.pipeline.save_pretrained(folder)
             where = folder.relative_to(config.output)
             note(f"{recipe.loop.steps} steps of {recipe.loop.batch_size} scenes; saved in {where}/")
@@ -298,8 +293,8 @@ class _Quickstart:
             count = min(config.pixels_scenes, len(test))
             result = pixels.judge(
                 trained,
-                learned,
                 test[:count],
+                written,
                 pairs=edits(ShapesWorld(config.seed, "test"), count) if self._edits else None,
                 seed=config.seed,
                 shown=config.shown_scenes,
@@ -316,7 +311,8 @@ class _Quickstart:
         """Time a few steps of everything on a throw-away model, and say what will take how long."""
         config, recipe = self.config, self.recipe
         model, scenes = self._new_model(), ShapesWorld(config.seed).scenes(64)
-        features = self._encode(model, scenes.images)
+        features = encode_images(model, self.processor, scenes.images)
+        few_scenes = (self.processor, scenes, features)
         few: dict[str, Any] = {"steps": 8, "log_every": 1}
         encoder = step_seconds(
             lambda tick: pretrain_encoder(model, batch_size=config.encoder_batch, progress=tick, **few)
@@ -326,7 +322,7 @@ class _Quickstart:
             lambda tick: train_tokenizer(short, model=model, features=features.repeat(8, 1, 1), progress=tick)
         )
         probe = call_seconds(lambda: train_probe(features, scenes.cells, steps=10)) / 10
-        encoded = call_seconds(lambda: self._encode(model, scenes.images)) / len(scenes)
+        encoded = call_seconds(lambda: encode_images(model, self.processor, scenes.images)) / len(scenes)
         tokenized = call_seconds(lambda: tokenize_and_decode(model, features)) / len(scenes)
         to_encode = max(config.train_scenes, config.probe_scenes) + config.test_scenes
         to_encode += min(MEASURED, config.train_scenes) + (self.language_recipe.edited if config.language else 0)
@@ -339,19 +335,10 @@ class _Quickstart:
             "photographs": 1.0,
         }
         if config.language:
-            self.estimates |= language.estimates(
-                config, self.language_recipe, self._new_model().eval(), self.processor, scenes, features
-            )
+            self.estimates |= language.estimates(config, self.language_recipe, self._new_model().eval(), *few_scenes)
         if config.pixels:
-            self.estimates |= pixels.estimates(
-                config,
-                self.pixels_recipe,
-                self._new_model().eval(),
-                self.processor,
-                scenes,
-                features,
-                times=4 if self._edits else 2 if config.language else 1,
-            )
+            times = 4 if self._edits else 2 if config.language else 1
+            self.estimates |= pixels.estimates(config, self.pixels_recipe, self._new_model().eval(), *few_scenes, times)
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.estimates.items())
         self.say(f"about {duration(sum(self.estimates.values()))} in all: {parts}")
 
@@ -366,23 +353,9 @@ class _Quickstart:
         self.stages.append(Stage(name, seconds, said[-1] if said else ""))
         self.say(f"  {said[-1] if said else 'done'}: {duration(seconds)}")
 
-    def _say_row(self, **losses: str) -> Callable[[dict[str, Any]], None]:
-        """losses: keys of a row of metrics, and what they are called."""
-
-        def progress(row: dict[str, Any]) -> None:
-            parts = [f"step {row['step']}/{row['steps']}", f"loss {row['loss']:.3f}"]
-            parts += [f"{label} {row[key]:.3f}" for key, label in losses.items() if key in row]
-            if "keep_rate" in row:
-                parts.append(f"kept {row['keep_rate']:.2f}")
-            if "codes_used" in row:
-                parts.append(f"{row['codes_used']} codes used")
-            for unit in ("images", "tokens"):
-                if f"{unit}_per_second" in row:
-                    parts.append(f"{row[f'{unit}_per_second']:.0f} {unit}/s")
-            parts.append(f"{duration(row['eta_seconds'])} to go")
-            self.say("  " + ", ".join(parts))
-
-        return progress
+    def _say_row(self, row: dict[str, Any]) -> None:
+        parts = [form.format(row[key]) for key, form in SAID.items() if key in row]
+        self.say(f"  step {row['step']}/{row['steps']}, {', '.join(parts)}, {duration(row['eta_seconds'])} to go")
 
     def _say_summary(self, result: QuickstartResult) -> None:
         for line in summary_lines(result):
@@ -411,8 +384,7 @@ class _Quickstart:
         return LaVITTokenizerConfig.preset("small", **self.recipe.tokenizer)
 
     def _new_model(self) -> LaVITTokenizer:
-        model = LaVITTokenizer(self._preset())
-        return model if self.device.type == "cpu" else model.to(device=self.device)  # type: ignore[call-arg, arg-type]
+        return torch.nn.Module.to(LaVITTokenizer(self._preset()), self.device)
 
     def _device_name(self) -> str:
         if self.device.type == "cuda":
@@ -428,20 +400,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _parameters(model: LaVITTokenizer) -> dict[str, int]:
-    """Parameters of each part of the model, under the words that people use for it."""
-    parts: dict[str, list[torch.nn.Module]] = {
-        "encoder": [model.encoder],
-        "selector": [model.token_predictor],
-        "merger": [model.causal_encoder],
-        "quantizer": [model.encode_task_layer, model.quantize],
-        "decoder": [model.decoder],
-    }
-    return {name: sum(p.numel() for m in modules for p in m.parameters()) for name, modules in parts.items()}
-
-
-def _grid(model: LaVITTokenizer) -> tuple[int, int]:
-    side = model.config.image_size // model.config.patch_size
-    return side, side

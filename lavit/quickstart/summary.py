@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
@@ -27,10 +28,7 @@ def summary(result: QuickstartResult) -> dict[str, Any]:
         "tokens_by_objects": {str(k): fmean(group) for k, group in result.content.items()},
         "codes_used": sum(n > 0 for n in result.code_counts),
         "codes": len(result.code_counts),
-        "probe": [
-            {"what": row.what, "tokens": row.tokens, "encoder": row.encoder, "chance": row.chance}
-            for row in result.probe
-        ],
+        "probe": [asdict(row) for row in result.probe],
         "photographs": [
             {"name": photo.name, "source": photo.source, "tokens": photo.tokens, "cosine": photo.cosine}
             for photo in result.photos
@@ -50,34 +48,17 @@ def _language(result: LanguageResult) -> dict[str, Any]:
             "scenes": result.scenes,
             **_values(result.captions),
             "readable": result.readable,
-            "chance": _chances(result.captions),
+            "chance": _values(result.captions, "chance"),
         },
         "vqa": {
             "questions": result.questions,
             "mean": result.answers["mean"].model,
             "by_kind": _values(kinds),
-            "chance": _chances(result.answers),
+            "chance": _values(result.answers, "chance"),
         },
-        "images": {
-            "scenes": result.scenes,
-            **_values(result.images),
-            "chance": _chances(result.images),
-            "ceiling": {name: rate.ceiling for name, rate in result.images.items()},
-            "tokens": result.tokens,
-        },
-        "edits": {
-            **_values(result.edits),
-            "chance": _chances(result.edits),
-            "ceiling": {name: rate.ceiling for name, rate in result.edits.items()},
-            "tokens": result.edited_tokens,
-        }
-        if result.edits
-        else None,
-        "parameters": result.parameters,
-        "steps": result.steps,
-        "last": result.history[-1] if result.history else None,
-        "seconds": {name: round(seconds, 1) for name, seconds in result.seconds.items()},
-        "settings": result.settings,
+        "images": {"scenes": result.scenes, **_drawn(result.images, result.tokens)},
+        "edits": _drawn(result.edits, result.edited_tokens) if result.edits else None,
+        **_training(result),
     }
 
 
@@ -85,9 +66,15 @@ def _pixels(result: PixelsResult) -> dict[str, Any]:
     return {
         "scenes": result.scenes,
         "ways": {
-            way: {**_values(rates), "unclear": result.unclear[way], "chance": _chances(rates)}
+            way: {**_values(rates), "unclear": result.unclear[way], "chance": _values(rates, "chance")}
             for way, rates in result.ways.items()
         },
+        **_training(result),
+    }
+
+
+def _training(result: LanguageResult | PixelsResult) -> dict[str, Any]:
+    return {
         "parameters": result.parameters,
         "steps": result.steps,
         "last": result.history[-1] if result.history else None,
@@ -96,12 +83,13 @@ def _pixels(result: PixelsResult) -> dict[str, Any]:
     }
 
 
-def _values(rates: Mapping[str, Rate]) -> dict[str, float]:
-    return {name: rate.model for name, rate in rates.items()}
+def _drawn(rates: Mapping[str, Rate], tokens: dict[str, float]) -> dict[str, Any]:
+    beside = {figure: _values(rates, figure) for figure in ("chance", "ceiling")}
+    return {**_values(rates), **beside, "tokens": tokens}
 
 
-def _chances(rates: Mapping[str, Rate]) -> dict[str, float]:
-    return {name: rate.chance for name, rate in rates.items()}
+def _values(rates: Mapping[str, Rate], figure: str = "model") -> dict[str, float]:
+    return {name: getattr(rate, figure) for name, rate in rates.items()}
 
 
 def summary_lines(result: QuickstartResult) -> Iterator[str]:

@@ -1,11 +1,13 @@
-"""How long a step or a call takes, for estimates of what is to come."""
+"""What is measured of the models: how long a step or a call takes, for estimates of what is to come, and sizes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
+
+from torch import nn
 
 
 def step_seconds(run: Callable[[Callable[[Any], None]], Any]) -> float:
@@ -26,3 +28,8 @@ def call_seconds(step: Callable[[], Any], times: int = 4) -> float:
             tick(None)
 
     return step_seconds(repeat)
+
+
+def count_parameters(parts: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
+    """Of each part of a model, under the words that people use for it."""
+    return {name: sum(p.numel() for module in modules for p in module.parameters()) for name, modules in parts.items()}

@@ -164,6 +164,17 @@ def test_results_and_seeds_do_not_depend_on_the_batch_size(run):
     assert together["tasks"]["generate"]["settings"] == {"min_tokens": 1, "guidance": 2}
 
 
+def test_the_tokens_drawn_come_with_the_report_and_stay_out_of_the_file():
+    model, scenes = of_shapes(5, wrong=2), ShapesWorld(5, "test").scenes(SCENES)
+    probe = tasks.decoded_probe(model, model.processor, ShapesWorld(5).scenes(64))
+    report = tasks.generate_scenes(model, model.processor, scenes, probe, batch_size=2)
+    seen = model.processor.image_processor(scenes.images[[model.drawn[text] for text in scenes.captions]])
+    drawn = model.visual_tokenizer.encode(seen, deterministic=True).ragged().unbind()
+    assert report.codes == [ids.tolist() for ids in drawn]
+    assert [one["tokens"] for one in report.results] == [len(ids) for ids in report.codes]
+    assert "codes" not in report.as_dict()
+
+
 def forgetful() -> Knowing:
     """Has no caption for scene 4."""
     model = of_shapes(5, wrong=2)

@@ -1,6 +1,7 @@
 """A miniature of the quickstart goes through every stage; what it writes is whole, right and repeatable."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,12 +19,34 @@ from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def drawn():
+    """What the run's language model was asked to draw, with the tokens that came, and the tokens that were painted."""
+    return SimpleNamespace(prompts=[], written=[], painted=[])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, drawn):
     folder = tmp_path_factory.mktemp("run")
     lines: list[str] = []
+    write, paint = LaVIT.generate_tokens, LaVITPixelPipeline.__call__
+
+    def written(self, prompts, processor, **settings):
+        found = write(self, prompts, processor, **settings)
+        if "seeds" in settings:  # not for an estimate
+            drawn.prompts += prompts
+            drawn.written += [ids.tolist() for ids in found.codes.unbind()]
+        return found
+
+    def painted(self, *tokens, **settings):
+        drawn.painted += [ids.tolist() for one in tokens for ids in one.unbind()]
+        return paint(self, *tokens, **settings)
+
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    result = run_quickstart(QuickstartConfig.fast(output=folder, device="cpu", seed=3), say=lines.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LaVIT, "generate_tokens", written)
+        patch.setattr(LaVITPixelPipeline, "__call__", painted)
+        result = run_quickstart(QuickstartConfig.fast(output=folder, device="cpu", seed=3), say=lines.append)
     assert torch.equal(torch.get_rng_state(), before)
     return folder, result, lines
 
@@ -118,6 +141,26 @@ def test_the_saved_pipeline_paints_what_is_reported(run):
         assert one.words == {"image and text": words} and one.true("image and text") == wanted
         assert one.true("text") == one.caption
     assert numbers["steps"] == numbers["last"]["step"] == 3
+
+
+def test_a_scene_is_asked_for_once_and_painted_as_it_was_judged(run, drawn):
+    _, result, _ = run
+    sizes = QuickstartConfig.fast()
+    pairs = edits(ShapesWorld(3, "test"), sizes.language_scenes)
+    captions, changes = drawn.prompts[: len(pairs)], drawn.prompts[len(pairs) :]
+    assert captions == pairs.before.captions and [text for _, text in changes] == pairs.texts
+    text, both = drawn.written[: len(pairs)], drawn.written[len(pairs) :]
+    for codes, told in ((text, result.language.requests), (both, result.language.changes)):
+        assert [len(ids) for ids in codes[: len(told)]] == [one.tokens for one in told] != []
+    count = sizes.pixels_scenes
+    assert count < len(pairs) and drawn.painted == [*text[:count], *both[:count]]
+
+
+def test_no_more_scenes_are_painted_than_were_drawn():
+    with pytest.raises(ValueError, match="pixels_scenes.*language_scenes.*151 and 150"):
+        QuickstartConfig(pixels_scenes=151, language_scenes=150)
+    for without in ("language", "pixels"):
+        QuickstartConfig(pixels_scenes=151, language_scenes=150, **{without: False})
 
 
 def test_what_the_program_reads_is_put_into_words():

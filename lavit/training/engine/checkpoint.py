@@ -68,7 +68,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(hidden, ignore_errors=True)
             hidden.mkdir()
-            self._write_constant(model)
+            if self.constant and not (self.folder / CONSTANT).exists():
+                _write(self.folder / CONSTANT, {k: v for k, v in model.items() if k.startswith(self.constant)})
         distributed.barrier()
         _write(hidden / f"rank-{distributed.rank()}.pt", local)
         if first:
@@ -87,18 +88,10 @@ class Checkpoints:
             os.replace(hidden, final)
             sync_folder(self.folder)
             shutil.rmtree(replaced, ignore_errors=True)
-            self._forget_old()
+            for path in self.all()[: -self.keep] if self.keep else []:
+                shutil.rmtree(path, ignore_errors=True)
         distributed.barrier()
         return final
-
-    def _write_constant(self, model: dict[str, Tensor]) -> None:
-        path = self.folder / CONSTANT
-        if self.constant and not path.exists():
-            _write(path, {k: v for k, v in model.items() if k.startswith(self.constant)})
-
-    def _forget_old(self) -> None:
-        for path in self.all()[: -self.keep] if self.keep else []:
-            shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> None:
         """Removes what an earlier run left in the folder, half-written checkpoints included."""
@@ -140,7 +133,7 @@ class Checkpoints:
             return f"{CONSTANT} is missing"
         return None
 
-    def load(self, path: Path, *, map_location: Any = "cpu") -> dict[str, Any]:
+    def load(self, path: Path) -> dict[str, Any]:
         """``{"path", "step", "loop", "model", "optimizer", "local"}`` of one checkpoint, as `save` got them.
 
         CheckpointError: damaged, of another format, or written by another number of processes.
@@ -156,16 +149,16 @@ class Checkpoints:
                 f"{path}: written by {manifest['world_size']} processes, this run has {distributed.world_size()}; "
                 "data positions and generators cannot be divided anew"
             )
-        model = _read(path / "model.pt", map_location)
+        model = _read(path / "model.pt")
         if self.constant:
-            model |= _read(self.folder / CONSTANT, map_location)
+            model |= _read(self.folder / CONSTANT)
         return {
             "path": path,
             "step": manifest["step"],
             "loop": manifest["loop"],
             "model": model,
-            "optimizer": _read(path / "optimizer.pt", map_location),
-            "local": _read(path / f"rank-{distributed.rank()}.pt", "cpu"),
+            "optimizer": _read(path / "optimizer.pt"),
+            "local": _read(path / f"rank-{distributed.rank()}.pt"),
         }
 
 
@@ -203,9 +196,9 @@ def _write(path: Path, value: Any) -> None:
         torch.save(value, file)
 
 
-def _read(path: Path, map_location: Any) -> Any:
+def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: the file is missing") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as problem:

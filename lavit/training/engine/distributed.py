@@ -84,12 +84,10 @@ def any_of(flags: Tensor) -> Tensor:
 
 def first_says(answer: bool) -> bool:
     """The first process's answer, on all."""
-    if not is_distributed():
-        return answer
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    flag = torch.tensor(int(answer), device=device)
-    dist.broadcast(flag, 0)
-    return bool(flag.item())
+    said = [answer]
+    if is_distributed():
+        dist.broadcast_object_list(said)
+    return said[0]
 
 
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:
@@ -103,8 +101,8 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
-def share(tensors: Iterable[Tensor], source: int = 0) -> None:
-    """Overwrites the tensors of every process by those of `source`."""
+def share(tensors: Iterable[Tensor]) -> None:
+    """Overwrites the tensors of every process by those of the first."""
     if is_distributed():
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), source)
+            dist.broadcast(tensor.detach(), 0)

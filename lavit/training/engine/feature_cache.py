@@ -77,12 +77,11 @@ def open_or_build(
     dtype: torch.dtype = torch.float32,
     batch_size: int = 64,
     workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
 ) -> FeatureCache:
     """The cache below `root` that fits, made first if there is none.
 
     encode: images (b, 3, S, S) -> features (b, N, C). dataset, transform, workers: as `DataStream` takes them.
-    progress: gets (images done, images in all). Several processes share the work and need a common file system.
+    Several processes share the work and need a common file system.
     Raises ImageError where not a single image can be read.
     """
     if dtype not in _STORED:
@@ -101,19 +100,14 @@ def open_or_build(
             world_size=distributed.world_size(),
         )
         with stream:
-            _build(folder, mark, encode, stream, dtype, progress)
+            _build(folder, mark, encode, stream, dtype)
     return FeatureCache(folder)
 
 
 def _build(
-    folder: Path,
-    mark: str,
-    encode: Callable[[Tensor], Tensor],
-    stream: DataStream,
-    dtype: torch.dtype,
-    progress: Callable[[int, int], None] | None,
+    folder: Path, mark: str, encode: Callable[[Tensor], Tensor], stream: DataStream, dtype: torch.dtype
 ) -> None:
-    rank, world, count = distributed.rank(), distributed.world_size(), len(stream.dataset)
+    rank, world = distributed.rank(), distributed.world_size()
     hidden = folder.with_name(f".{folder.name}.tmp")
     if rank == 0:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -127,14 +121,12 @@ def _build(
                 values = encode(batch["images"]).to("cpu", dtype)
             if stored is None:
                 # As many rows as this process can need; the file is sparse, unused ones take no room.
-                shape = (-(-count // world), *values.shape[1:])
+                shape = (-(-len(stream.dataset) // world), *values.shape[1:])
                 stored = np.lib.format.open_memmap(rows, "w+", _STORED[dtype], shape)
             bits = values.view(torch.int16) if dtype == torch.bfloat16 else values
             stored[done : done + len(values)] = bits.numpy()
             done += len(values)
             index += batch["index"].tolist()
-            if progress is not None:
-                progress(min(done * world, count), count)
         with atomic_write(hidden / f"rows-{rank}.json") as file:
             skipped = [(item.index, item.name, item.reason) for item in stream.skipped]
             file.write(json.dumps({"index": index, "skipped": skipped}).encode())
@@ -169,6 +161,5 @@ def _join(hidden: Path, mark: str, dtype: torch.dtype, world: int) -> None:
     about = {"fingerprint": mark, "dtype": str(dtype).removeprefix("torch."), "skipped": skipped}
     with atomic_write(hidden / "features.json") as file:
         file.write(json.dumps(about, indent=1).encode())
-    for rank in range(world):
-        for path in hidden.glob(f"rows-{rank}.*"):
-            path.unlink()
+    for path in hidden.glob("rows-*"):
+        path.unlink()

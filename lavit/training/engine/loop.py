@@ -10,8 +10,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -293,17 +293,9 @@ class _Reporter:
                 self.progress(row | {"eta_seconds": seconds / self.steps * left, "steps": config.steps})
         self.since, self.steps = time.perf_counter(), 0
 
-    def pause(self) -> _Pause:
+    @contextmanager
+    def pause(self) -> Iterator[None]:
         """Time inside does not count as training time."""
-        return _Pause(self)
-
-
-class _Pause:
-    def __init__(self, reporter: _Reporter) -> None:
-        self.reporter = reporter
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *exception: Any) -> None:
-        self.reporter.since += time.perf_counter() - self.began
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began

@@ -139,29 +139,29 @@ def _tensorboard(folder: Path, resume_at: int | None) -> Any:
     return SummaryWriter(str(folder / "tensorboard"), purge_step=None if resume_at is None else resume_at + 1)
 
 
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "text_loss": "text {:.4f}",
+    "image_loss": "image {:.4f}",
+    "reconstruction_loss": "rec {:.4f}",
+    "ratio_loss": "ratio {:.4f}",
+    "commitment_loss": "commit {:.4f}",
+    "keep_rate": "keep {:.3f}",
+    "codes_used": "codes {:.0f}",
+    "perplexity": "perplexity {:.0f}",
+    "lr": "lr {:.1e}",
+    "images_per_second": "images/s {:.0f}",
+    "tokens_per_second": "tokens/s {:.0f}",
+    "skipped": "skipped {:.0f}",
+}
+
+
 def progress_line(row: Mapping[str, Any], steps: int) -> str:
     """One row as a line for a reader."""
     parts = [f"{row['step']:>{len(str(steps))}}/{steps}"]
     if row.get("phase"):
         parts.append(str(row["phase"]))
-    shown = (
-        ("loss", "loss", "{:.4f}"),
-        ("text_loss", "text", "{:.4f}"),
-        ("image_loss", "image", "{:.4f}"),
-        ("reconstruction_loss", "rec", "{:.4f}"),
-        ("ratio_loss", "ratio", "{:.4f}"),
-        ("commitment_loss", "commit", "{:.4f}"),
-        ("keep_rate", "keep", "{:.3f}"),
-        ("codes_used", "codes", "{:.0f}"),
-        ("perplexity", "perplexity", "{:.0f}"),
-        ("lr", "lr", "{:.1e}"),
-        ("images_per_second", "images/s", "{:.0f}"),
-        ("tokens_per_second", "tokens/s", "{:.0f}"),
-        ("skipped", "skipped", "{:.0f}"),
-    )
-    for key, label, form in shown:
-        if key in row and not (key == "skipped" and not row[key]):
-            parts.append(f"{label} {form.format(row[key])}")
+    parts += [form.format(row[key]) for key, form in SHOWN.items() if key in row and (key != "skipped" or row[key])]
     if "eta_seconds" in row:
         parts.append(f"eta {duration(row['eta_seconds'])}")
     return "  ".join(parts)

@@ -43,10 +43,8 @@ def learning_rate(step: int, steps: int, schedule: ScheduleConfig) -> float:
         return peak * (step + 1) / schedule.warmup
     if schedule.shape == "constant":
         return peak
-    if schedule.shape == "cosine":
-        start = schedule.warmup
-    else:
-        start = max(schedule.warmup, steps - round(schedule.tail * steps))
+    tail = round(schedule.tail * steps) if schedule.shape == "linear" else steps
+    start = max(schedule.warmup, steps - tail)
     done = min(max((step - start) / max(steps - start, 1), 0.0), 1.0)
     weight = 0.5 * (1 + math.cos(math.pi * done)) if schedule.shape == "cosine" else 1 - done
     return low + (peak - low) * weight

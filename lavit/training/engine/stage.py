@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -36,12 +37,18 @@ Skipped = Sequence[tuple[str, str]]
 """(name, reason) of items that could not be used."""
 
 
-class Finished(Protocol):
-    """The result of a run. path: folder of the saved model, None if nothing was written or the run was stopped.
-    stopped_by: the signal that stopped it, or None."""
+@dataclass(kw_only=True)
+class Finished:
+    """What a run of any stage leaves behind, besides its model.
 
+    history: rows of metrics with step, phase, loss, lr, grad_norm, skipped (bad steps so far), and those of the stage.
+    path: folder of the saved model, None if nothing was written or the run was stopped.
+    stopped_by: the signal that stopped the run, or None.
+    """
+
+    history: list[dict[str, Any]]
     path: Path | None
-    stopped_by: int | None
+    stopped_by: int | None = None
 
 
 Config = TypeVar("Config", bound=Recipe)
@@ -79,10 +86,8 @@ def open_output(
     output = Path(config.output)
     checkpoints = Checkpoints(output / "checkpoints", keep=config.loop.keep_checkpoints, constant=constant)
     latest = checkpoints.latest() if resume else None
-    occupied = not resume and not overwrite and (
-        bool(checkpoints.all()) or any((output / name).exists() for name in INDEX)
-    )
-    if occupied:
+    occupied = checkpoints.all() or any((output / name).exists() for name in INDEX)
+    if occupied and not resume and not overwrite:
         raise FileExistsError(f"output: {output} holds a run; --resume goes on with it, --overwrite replaces it")
     distributed.barrier()  # all have looked before the first one writes
     saved = None if latest is None else checkpoints.load(latest)
@@ -105,21 +110,31 @@ def cache_folder(cache: CacheConfig, output: str | None) -> Path | None:
     return Path(cache.folder or Path(output or ".") / "features")
 
 
+def check_folders(config: Any, *names: str) -> None:
+    """FileNotFoundError for a setting that names a folder that is not there."""
+    for name in names:
+        folder = getattr(config, name)
+        if folder is not None and not Path(folder).is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {folder}")
+
+
 def run_stage(
     run: Run,
     step: StepFunction,
     config: Any,
     checkpoints: Checkpoints | None,
+    saved: dict[str, Any] | None,
     progress: Progress | None,
     *,
-    resumed: bool,
     before_step: Callable[[Run], None] | None = None,
 ) -> tuple[StopRequest, list[dict[str, Any]]]:
-    """The loop of a stage, with its metrics in the output folder, if there is one. Returns how it stopped, and the rows
-    of metrics, those of before a resumption too."""
+    """The loop of a stage, from `saved` on if that is not None, with its metrics in the output folder, if there is one.
+    Returns how it stopped, and the rows of metrics, those of before a resumption too."""
+    if saved is not None:
+        run.load(saved)
     writer = None
     if checkpoints is not None and distributed.rank() == 0:
-        resume_at = run.step if resumed else None
+        resume_at = run.step if saved is not None else None
         writer = MetricsWriter(Path(config.output), resume_at=resume_at, tensorboard=config.tensorboard)
     history: list[dict[str, Any]] = writer.rows if writer is not None else []
 
@@ -183,6 +198,16 @@ def seed_everything(seed: int) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- command
 
+USAGE = """
+The settings come from the preset's recipe or, instead, from --config, then from --key value; the section may be left
+out where one only has the name (--steps for --loop.steps). --resume goes on from the newest checkpoint in the output
+folder, with the settings saved there. A run under torchrun uses all its processes:
+torchrun --nproc-per-node 8 -m lavit.cli train {name} --data FOLDER --output FOLDER
+Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
+
+settings [default]:
+"""
+
 
 def command(
     name: str,
@@ -194,12 +219,13 @@ def command(
 ) -> int:
     """``lavit train NAME``; returns the exit code. ValueError and OSError for wrong use or input.
 
-    train_stage: gets the configuration, progress, resume and overwrite. tell: of the two, the items that could not be
-    used, what they are ("images could not be read"), and the words that end a run.
+    usage: what the stage has of its own; what all have in common (USAGE) follows. train_stage: gets the configuration,
+    progress, resume and overwrite. tell: of configuration and result, the items that could not be used, what they are
+    ("images could not be read"), and the words that end a run.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
-        print(usage + configuration.describe(cls))
+        print(usage + USAGE.format(name=name) + configuration.describe(cls))
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config, flags = read_words(cls, words, f"runs/{name}")

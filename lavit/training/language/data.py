@@ -29,6 +29,13 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 256  # images that are encoded together
 
 
+def encode_images(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, images: Any) -> Tensor:
+    """Images (n, H, W, 3) uint8 -> features (n, N, C) on the tokenizer's device."""
+    device = tokenizer.quantize.embedding.weight.device
+    parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
+    return torch.cat([tokenizer.encode_features(processor(part).to(device)) for part in parts])
+
+
 class ImageStore:
     """Images as the frozen parts see them, each encoded and tokenized once: features (n, N, C) and tokens.
 
@@ -53,9 +60,7 @@ class ImageStore:
     @classmethod
     def of(cls, tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, images: Any) -> ImageStore:
         """From images (n, H, W, 3) uint8."""
-        device = tokenizer.quantize.embedding.weight.device
-        parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
-        return cls(tokenizer, torch.cat([tokenizer.encode_features(processor(part).to(device)) for part in parts]))
+        return cls(tokenizer, encode_images(tokenizer, processor, images))
 
     @classmethod
     def of_files(

@@ -6,9 +6,8 @@ and packed by `lavit.data.mixture`, and `lavit.LaVIT` makes packed rows of them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lavit.data.captioned_folder import CaptionedFolder
-from lavit.data.mixture import Mixture, PackedStream, Source
+from lavit.data.mixture import Mixture, PackedStream
 from lavit.language.configuration import PRESETS
 from lavit.language.model import LaVIT
 from lavit.language.processing import LaVITProcessor
@@ -34,21 +33,15 @@ from lavit.training.language.recipe import LanguageTrainingConfig
 
 __all__ = ["ImageStore", "LanguageTrainingConfig", "LanguageTrainingResult", "main", "train_language"]
 
-@dataclass
-class LanguageTrainingResult:
-    """What a run leaves behind.
 
-    history: rows with step, loss, text_loss, image_loss, tokens (of a row), fill_rate, lr, grad_norm, skipped,
-        tokens_per_second. path: folder of the saved model, None if nothing was written or the run was stopped.
-    stopped_by: the signal that stopped the run, or None. skipped_items: (name, reason) of what could not be used of a
-    folder: entries of its files, and images that cannot be read.
-    """
+@dataclass
+class LanguageTrainingResult(stage.Finished):
+    """Rows of the history also have text_loss, image_loss, labels, tokens (of a row) and tokens_per_second.
+    skipped_items: (name, reason) of what could not be used of a folder: entries of its files, and images that cannot be
+    read."""
 
     model: LaVIT
     processor: LaVITProcessor
-    history: list[dict[str, Any]]
-    path: Path | None
-    stopped_by: int | None = None
     skipped_items: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -65,9 +58,8 @@ def train_language(
     """Trains a LaVIT as `config` says.
 
     tokenizer, processor: a visual tokenizer with its image processor, instead of the folder that `config` names; it
-    becomes a part of the model. store: what `shapes_data` shows, already tokenized. progress: gets every row of
-    metrics. resume, overwrite: as in `train_tokenizer`.
-    Raises TrainingDiverged when the loss stays NaN or Inf. The caller's random generators are left as they were.
+    becomes a part of the model. store: what `shapes_data` shows, already tokenized. progress, resume, overwrite, and
+    what is raised and left as it was: as in `train_tokenizer`.
     """
     with stage.session(config.device) as device:
         folder = _check_start(config, tokenizer, store)
@@ -86,34 +78,24 @@ def train_language(
             sources, store = shapes_data(config, model.visual_tokenizer, both, store)
         else:
             sources, store, bad = folder_data(config, folder, model.visual_tokenizer, both)
-        stream = _stream(config, sources, store)
+        mixture = Mixture(
+            sources,
+            asdict(config.mixture),
+            seed=config.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        stream = PackedStream(mixture, config.token_budget, store.length, window=config.window)
 
         groups = parameter_groups(model, weight_decay=config.optimizer.weight_decay, **asdict(config.rates))
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
         scale_rows(optimizer)
         run = Run(model, optimizer, stream)
         run.replica = distributed.replicate(Step(model, store), device)
-        if saved is not None:
-            run.load(saved)
-
-        stop, history = stage.run_stage(
-            run, lambda step, row, _: step(row), config, checkpoints, progress, resumed=saved is not None
-        )
+        stop, history = stage.run_stage(run, lambda step, row, _: step(row), config, checkpoints, saved, progress)
         model.eval()
-        return LanguageTrainingResult(
-            model, both, history, stage.finish(run, config, model, both), stop.signal, bad
-        )
-
-
-def _stream(config: LanguageTrainingConfig, sources: Mapping[str, Source], store: ImageStore) -> PackedStream:
-    mixture = Mixture(
-        sources,
-        asdict(config.mixture),
-        seed=config.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    return PackedStream(mixture, config.token_budget, store.length, window=config.window)
+        path = stage.finish(run, config, model, both)
+        return LanguageTrainingResult(model, both, bad, history=history, path=path, stopped_by=stop.signal)
 
 
 def _check_start(
@@ -127,10 +109,7 @@ def _check_start(
         raise ValueError("tokenizer: expected the folder that stage 1 left (lavit train tokenizer), got none")
     if config.preset != "small" and config.model is None and config.language_model is None:
         raise ValueError(f"language_model: the preset {config.preset} starts from a LLaMA: --language-model FOLDER")
-    for name in ("model", "tokenizer", "language_model"):
-        folder = getattr(config, name)
-        if folder is not None and not Path(folder).is_dir():
-            raise FileNotFoundError(f"{name}: there is no folder {folder}")
+    stage.check_folders(config, "model", "tokenizer", "language_model")
     if config.data == SHAPES_WORLD:
         return None
     if store is not None:
@@ -173,10 +152,7 @@ USAGE = """usage: lavit train language --tokenizer FOLDER [--preset small|lavit-
                             [--key value ...] [--resume | --overwrite]
 
 Stage 2: trains the language model, and the merger and projector through which it reads images, on captions, questions,
-requests for images, edits of images, images alone and text, packed without padding. The settings come from the preset's
-recipe or, instead, from --config, then from --key value; the section may be left out where one only has the name
-(--steps for --loop.steps). --resume goes on from the newest checkpoint in the output folder, with the settings saved
-there.
+requests for images, edits of images, images alone and text, packed without padding.
 
 --data FOLDER holds images/ and captions.json (COCO captions or Karpathy's split); optional are questions.json and
 answers.json (VQAv2's questions and annotations), edits.jsonl ({"image": FILE, "text": ..., "result": FILE} a line: an
@@ -185,10 +161,6 @@ Of what is not there, the share of the mixture must be 0: --mixture.question 0 -
 read are named and left out; so are, without a word, edits between images that are not of the split. The features of all
 images are kept in the output folder, memory-mapped: N x C x 4 bytes an image, 1.4 MB for EVA-CLIP's 256 patches of 1408
 channels, 140 GB for 100 000 images; without an output folder they are in memory, as are the tokens in every process.
-
-Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
-
-settings [default]:
 """
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class Buckets:
             DataStream(
                 Part(measured.folder, numbers),
                 batch_size,
-                transform=_Cutter(size),
+                transform=partial(_cut_all, size=size),
                 seed=seed,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
@@ -185,11 +186,6 @@ class Buckets:
             stream.close()
 
 
-class _Cutter:
-    """Images to (n, H, W, 3) uint8."""
-
-    def __init__(self, size: Size) -> None:
-        self.size = size
-
-    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        return torch.stack([torch.from_numpy(np.array(cut(image, self.size)[0])) for image in images])
+def _cut_all(images: Sequence[Image.Image], size: Size) -> Tensor:
+    """(n, H, W, 3) uint8."""
+    return torch.stack([torch.from_numpy(np.array(cut(image, size)[0])) for image in images])

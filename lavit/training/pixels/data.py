@@ -1,15 +1,11 @@
-"""What stage 3 learns from: images of one size a batch, and the features that the frozen tokenizer gives back of them.
-
-An image is resized until it covers its size and cut to it around the middle; the tokenizer sees what is left, which is
-what the U-Net is to draw.
-"""
+"""What stage 3 learns from: images of one size a batch, and the features that the frozen tokenizer gives of them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,23 +26,6 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 256  # images that are encoded together
 
-class Batches(Protocol):
-    """Batches for the loop: {"images": (B, H, W, 3) uint8, "index": (B,), "time_ids": (B, 6) float32}."""
-
-    @property
-    def skipped_items(self) -> list[tuple[str, str]]:
-        """(name, reason) of the images that could not be read so far."""
-        ...
-
-    def __next__(self) -> dict[str, Tensor]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
 # ------------------------------------------------------------------------------------------------------------- features
 
 
@@ -62,61 +41,33 @@ def reconstructed_images(tokenizer: LaVITTokenizer, processor: LaVITImageProcess
     return reconstructed(tokenizer, tokenizer.encode_features(processor(images).to(device)))
 
 
-class Features:
-    """x_rec of every image, by its number: computed once, or, without `values`, of each batch anew.
-
-    values: (m, N, C_out), in memory or memory-mapped; rows: (n,) the row of each image, None where they are the same.
-    """
-
-    def __init__(
-        self,
-        tokenizer: LaVITTokenizer,
-        processor: LaVITImageProcessor,
-        values: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> None:
-        self.tokenizer, self.processor, self.values, self.rows = tokenizer, processor, values, rows
-
-    def of(self, batch: dict[str, Tensor]) -> Tensor:
-        device = self.tokenizer.quantize.embedding.weight.device
-        if self.values is None:
-            return reconstructed_images(self.tokenizer, self.processor, batch["images"])
-        rows = batch["index"] if self.rows is None else self.rows[batch["index"]]
-        return self.values[rows].to(device, torch.float32, non_blocking=True)
-
-
-# --------------------------------------------------------------------------------------------------------------- sizes
+FeaturesOf = Callable[[dict[str, Tensor]], Tensor]
+"""x_rec of a batch, float32 on the tokenizer's device: computed before, or of each batch anew."""
 
 
 # -------------------------------------------------------------------------------------------------------------- streams
 
 
-class Rows:
+class Rows(DataStream):
     """Batches of an array of images (n, H, W, 3), all of one size."""
 
     def __init__(self, images: Any, batch_size: int, seed: int) -> None:
+        super().__init__(images, batch_size, seed=seed, rank=distributed.rank(), world_size=distributed.world_size())
         height, width = images.shape[1:3]
         self._ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
-        self.stream = DataStream(
-            images, batch_size, seed=seed, rank=distributed.rank(), world_size=distributed.world_size()
-        )
 
     @property
     def skipped_items(self) -> list[tuple[str, str]]:
         return []
 
     def __next__(self) -> dict[str, Tensor]:
-        batch = next(self.stream)
+        batch = super().__next__()
         return batch | {"time_ids": self._ids.expand(len(batch["index"]), -1)}
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.stream.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stream.load_state_dict(state)
-
-    def close(self) -> None:
-        self.stream.close()
+Batches = Rows | Buckets
+"""{"images": (B, H, W, 3) uint8, "index": (B,), "time_ids": (B, 6) float32} at a time. skipped_items: (name, reason) of
+the images that could not be read so far."""
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -128,7 +79,7 @@ def array_data(
     processor: LaVITImageProcessor,
     images: Any,
     features: Tensor | None,
-) -> tuple[Batches, Features]:
+) -> tuple[Batches, FeaturesOf]:
     """Images (n, H, W, 3) uint8, and x_rec of all of them. features: (n, N, C) of the encoder, where they are known."""
     device = tokenizer.quantize.embedding.weight.device
     root = cache_folder(config.cache, config.output)
@@ -143,7 +94,11 @@ def array_data(
         values = torch.cat(
             [reconstructed_images(tokenizer, processor, images[start : start + AT_ONCE]).cpu() for start in starts]
         )
-    return Rows(images, config.loop.batch_size, config.seed), Features(tokenizer, processor, values)
+
+    def features_of(batch: dict[str, Tensor]) -> Tensor:
+        return values[batch["index"]].to(device, torch.float32, non_blocking=True)
+
+    return Rows(images, config.loop.batch_size, config.seed), features_of
 
 
 def folder_data(
@@ -151,12 +106,16 @@ def folder_data(
     tokenizer: LaVITTokenizer,
     processor: LaVITImageProcessor,
     measured: Measured,
-) -> tuple[Batches, Features]:
+) -> tuple[Batches, FeaturesOf]:
     """A folder's images in their buckets, and x_rec from a cache or of each batch anew."""
-    features = Features(tokenizer, processor)
     root = cache_folder(config.cache, config.output)
-    if root is not None:
-        sizes = measured.sizes
+    if root is None:
+
+        def features_of(batch: dict[str, Tensor]) -> Tensor:
+            return reconstructed_images(tokenizer, processor, batch["images"])
+
+    else:
+        device, sizes = tokenizer.quantize.embedding.weight.device, measured.sizes
 
         def transform(images: Sequence[Image.Image]) -> Tensor:
             return processor([cut(image, nearest_size(image.height, image.width, sizes))[0] for image in images])
@@ -168,8 +127,11 @@ def folder_data(
         measured.leave_out(unread)
         rows = torch.full((len(measured.folder),), -1)
         rows[measured.numbers] = torch.arange(len(measured.numbers))
-        features = Features(tokenizer, processor, cache.values, rows)
-    return Buckets(measured, config.loop.batch_size, config.seed, config.workers), features
+
+        def features_of(batch: dict[str, Tensor]) -> Tensor:
+            return cache.values[rows[batch["index"]]].to(device, torch.float32, non_blocking=True)
+
+    return Buckets(measured, config.loop.batch_size, config.seed, config.workers), features_of
 
 
 def _open_cache(

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from lavit.pixels.conditioner import Condition, NegativeEmbeds, PixelConditioner, both_streams, zero_condition
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-
 
 def noised(x: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
     """√ᾱ x + √(1 − ᾱ) ε. x, noise (B, c, h, w); alpha (B,), ᾱ at each image's time."""

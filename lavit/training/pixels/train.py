@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lavit.training.engine import distributed, stage
 from lavit.training.engine.loop import Run
 from lavit.training.engine.stage import cache_folder
 from lavit.training.pixels.buckets import Measured, sizes_of
-from lavit.training.pixels.data import Batches, Features, array_data, folder_data, open_images
+from lavit.training.pixels.data import array_data, folder_data, open_images
 from lavit.training.pixels.objective import Step, Trained, parameter_groups
 from lavit.training.pixels.recipe import PixelsTrainingConfig
 
@@ -43,19 +44,11 @@ SMALL_SCHEDULER = {
 
 
 @dataclass
-class PixelsTrainingResult:
-    """What a run leaves behind.
-
-    pipeline: with the averaged weights. history: rows with step, loss, error (the mean squared error without weights),
-        lr, grad_norm, skipped, images_per_second. path: folder of the saved pipeline, None if nothing was written or
-        the run was stopped. stopped_by: the signal that stopped the run, or None. skipped_items: (name, reason) of
-        images that cannot be read.
-    """
+class PixelsTrainingResult(stage.Finished):
+    """pipeline: with the averaged weights. Rows of the history also have error, the mean squared error without weights,
+    and images_per_second. skipped_items: (name, reason) of images that cannot be read."""
 
     pipeline: LaVITPixelPipeline
-    history: list[dict[str, Any]]
-    path: Path | None
-    stopped_by: int | None = None
     skipped_items: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -75,8 +68,7 @@ def train_pixels(
     tokenizer, processor: a visual tokenizer with its image processor, instead of the folder that `config` names; it
     becomes a part of the pipeline, unchanged. images: (n, H, W, 3) uint8 instead of the data that `config` names.
     features: (n, N, C) of the tokenizer's ``encode_features`` for these images, or for the shapes world's first scenes.
-    progress: gets every row of metrics. resume, overwrite: as in `train_tokenizer`.
-    Raises TrainingDiverged when the loss stays NaN or Inf. The caller's random generators are left as they were.
+    progress, resume, overwrite, and what is raised and left as it was: as in `train_tokenizer`.
     """
     with stage.session(config.device) as device:
         # What can be wrong with the words is found before anything is written, or an older run overwritten.
@@ -94,7 +86,11 @@ def train_pixels(
         distributed.share(trained.state_dict().values())
         if config.gradient_checkpointing:
             trained.unet.enable_gradient_checkpointing()
-        stream, data = _data(config, pipeline, images, features)
+        processor = pipeline.image_processor or LaVITImageProcessor(size=pipeline.tokenizer.config.image_size)
+        if isinstance(images, Measured):
+            stream, features_of = folder_data(config, pipeline.tokenizer, processor, images)
+        else:
+            stream, features_of = array_data(config, pipeline.tokenizer, processor, images, features)
 
         groups = parameter_groups(trained, config.optimizer.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
@@ -102,18 +98,14 @@ def train_pixels(
         run = Run(trained, optimizer, stream)
         run.replica = distributed.replicate(_step(config, pipeline, trained), device)
         stage.seed_everything(config.seed + 1 + distributed.rank())  # from here on, every process draws its own noise
-        if saved is not None:
-            run.load(saved)
 
         def step(model: nn.Module, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
             pixels = batch["images"].to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 127.5 - 1
             ids = batch["time_ids"].to(device, non_blocking=True) if pipeline.kind == "highres" else None
-            return model(pixels, data.of(batch), ids)
+            return model(pixels, features_of(batch), ids)
 
-        try:
-            stop, history = stage.run_stage(run, step, config, checkpoints, progress, resumed=saved is not None)
-        finally:
-            stream.close()
+        with closing(stream):
+            stop, history = stage.run_stage(run, step, config, checkpoints, saved, progress)
         result = LaVITPixelPipeline(
             **pipeline.components | dict(trained.average.items()),
             requires_safety_checker=pipeline.config["requires_safety_checker"],
@@ -121,7 +113,7 @@ def train_pixels(
             default_guidance=config.draw_guidance,
         )
         path = stage.finish(run, config, result)
-        return PixelsTrainingResult(result, history, path, stop.signal, stream.skipped_items)
+        return PixelsTrainingResult(result, stream.skipped_items, history=history, path=path, stopped_by=stop.signal)
 
 
 def _step(config: PixelsTrainingConfig, pipeline: LaVITPixelPipeline, trained: Trained) -> Step:
@@ -144,10 +136,7 @@ def _build(
 ) -> LaVITPixelPipeline:
     """The pipeline with untrained or pretrained parts. Raises OSError or ValueError naming what is not there, or does
     not fit."""
-    for name in ("model", "tokenizer", "base"):
-        folder = getattr(config, name)
-        if folder is not None and not Path(folder).is_dir():
-            raise FileNotFoundError(f"{name}: there is no folder {folder}")
+    stage.check_folders(config, "model", "tokenizer", "base")
     if config.model is not None:
         if tokenizer is not None:
             raise ValueError("tokenizer: expected none beside a model, which has its own")
@@ -237,27 +226,13 @@ def _open(
     return images
 
 
-def _data(
-    config: PixelsTrainingConfig, pipeline: LaVITPixelPipeline, images: Any, features: Tensor | None
-) -> tuple[Batches, Features]:
-    tokenizer, processor = pipeline.tokenizer, pipeline.image_processor
-    if processor is None:
-        processor = LaVITImageProcessor(size=tokenizer.config.image_size)
-    if isinstance(images, Measured):
-        return folder_data(config, tokenizer, processor, images)
-    return array_data(config, tokenizer, processor, images, features)
-
-
 # ----------------------------------------------------------------------------------------------------------- command
 
 USAGE = """usage: lavit train pixels --tokenizer FOLDER [--preset small|lowres|highres] [--base FOLDER]
                           [--data shapes|FOLDER] [--output FOLDER] [--config FILE]
                           [--key value ...] [--resume | --overwrite]
 
-Stage 3: trains a U-Net to draw images from what the frozen tokenizer's tokens decode to. The settings come from the
-preset's recipe or, instead, from --config, then from --key value; the section may be left out where one only has the
-name (--steps for --loop.steps). --resume goes on from the newest checkpoint in the output folder, with the settings
-saved there. A run under torchrun uses all its processes.
+Stage 3: trains a U-Net to draw images from what the frozen tokenizer's tokens decode to.
 
 small draws pixels and needs no base. --base FOLDER holds unet/, vae/ and scheduler/ as diffusers saves them, of
 Stable Diffusion 1.5 for lowres and of SDXL for highres; the VAE stays as it is. highres learns 512 pixels first, and
@@ -265,10 +240,6 @@ then more: lavit train pixels --preset highres --model runs/pixels --size 1024 -
 --data FOLDER is a folder of images. Each is resized and cut around the middle, with --buckets to the nearest of seven
 aspect ratios. --cache.enabled computes the tokenizer's features of all of them first and keeps them, memory-mapped:
 N x C x 4 bytes an image, 1.4 MB for EVA-CLIP's 256 patches of 1408 channels.
-
-Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
-
-settings [default]:
 """
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.tokenizer.processing import encoder_tensors, processor_for
 from lavit.training.engine import distributed
 from lavit.training.engine.feature_cache import open_or_build
-from lavit.training.engine.stage import cache_folder
+from lavit.training.engine.stage import cache_folder, check_folders
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 
 
@@ -22,8 +20,7 @@ def open_dataset(config: TokenizerTrainingConfig) -> Any:
     """The images that the configuration names: a uint8 array (n, 32, 32, 3) or the files of a folder."""
     if config.data == SHAPES_WORLD:
         return ShapesWorld(config.seed, "train").scenes(config.scenes).images
-    if not Path(config.data).is_dir():
-        raise FileNotFoundError(f"data: there is no folder {config.data}")
+    check_folders(config, "data")
     return ImageFolder(config.data)
 
 
@@ -55,7 +52,7 @@ class TrainingImages:
             )
         )
 
-    def stream(self, progress: Callable[[int, int], None] | None = None) -> DataStream:
+    def stream(self) -> DataStream:
         """The training batches: images, or their features from the cache."""
         config, tokenizer = self.config, self.tokenizer
         root = cache_folder(config.cache, config.output)
@@ -71,7 +68,6 @@ class TrainingImages:
             dtype=getattr(torch, config.cache.dtype),
             batch_size=config.loop.batch_size,
             workers=config.workers,
-            progress=progress,
         )
         self._skipped |= {name: reason for _, name, reason in cache.skipped}
         return open_stream(cache.values, "features", config)

@@ -17,6 +17,7 @@ from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenizer.pretrained import check_fit, compare
 from lavit.training.engine import distributed
 from lavit.training.engine.metrics import progress_line
+from lavit.training.engine.stage import check_folders
 from lavit.training.tokenizer.data import TrainingImages
 from lavit.training.tokenizer.objective import features_of
 from lavit.training.tokenizer.pretrain_encoder import pretrain_encoder
@@ -30,8 +31,7 @@ MEASURED = 2048  # images that the statistics of the features are taken from
 def check_start(config: TokenizerTrainingConfig) -> None:
     """ValueError or OSError for what the words of a configuration get wrong."""
     LaVITTokenizerConfig.preset(config.preset, **config.tokenizer)  # refuses unknown names and sizes that do not fit
-    if config.model is not None and not Path(config.model).is_dir():
-        raise FileNotFoundError(f"model: there is no folder {config.model}")
+    check_folders(config, "model")
     if config.encoder is not None and not Path(config.encoder).exists():
         raise FileNotFoundError(f"encoder: there is no file or folder {config.encoder}")
     if config.encoder is None and config.model is None and config.preset != "small":

@@ -1,4 +1,4 @@
-"""The parts of stage 1 that know the tokenizer: its step, what is trained, how its encoder and codebook start."""
+"""The parts of stage 1 that know the tokenizer: its step, and what is trained."""
 
 from __future__ import annotations
 
@@ -121,8 +121,3 @@ def train_selector(tokenizer: LaVITTokenizer, wanted: bool) -> None:
     tokenizer.token_predictor.requires_grad_(wanted)
     if tokenizer.config.feature_position:
         tokenizer.feature_position.requires_grad_(wanted)
-
-
-# ------------------------------------------------------------------------------------------------- encoder and codebook
-
-

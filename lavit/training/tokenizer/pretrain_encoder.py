@@ -18,9 +18,6 @@ from torch.nn import functional as F
 from lavit.shapes.world import NUM_CLASSES, SIZE, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 
-STEPS = 400
-BATCH = 64
-LEARNING_RATE = 4e-3
 SCENES_PER_DRAW = 2048
 NOISE = 0.15  # deviation of the noise that the encoder learns to look through, in normalised pixels
 
@@ -42,9 +39,9 @@ class Heads(nn.Module):
 def pretrain_encoder(
     tokenizer: LaVITTokenizer,
     *,
-    steps: int = STEPS,
-    batch_size: int = BATCH,
-    learning_rate: float = LEARNING_RATE,
+    steps: int = 400,
+    batch_size: int = 64,
+    learning_rate: float = 4e-3,
     seed: int = 0,
     log_every: int = 20,
     progress: Callable[[dict[str, Any]], None] | None = None,
@@ -65,62 +62,45 @@ def pretrain_encoder(
         raise ValueError(f"tokenizer: expected image_size {SIZE} (the shapes world), got {config.image_size}")
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size: expected at least 1, got {steps} and {batch_size}")
-    encoder = tokenizer.encoder
+    encoder, patch_size = tokenizer.encoder, config.patch_size
     device = encoder.pos_embed.device
     cuda = [device] if device.type == "cuda" else []
+    history: list[dict[str, Any]] = []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
-        heads = Heads(config.hidden_size, 3 * config.patch_size**2).to(device)
+        heads = Heads(config.hidden_size, 3 * patch_size**2).to(device)
         encoder.requires_grad_(True).train()
-        history = _train(encoder, heads, config.patch_size, steps, batch_size, learning_rate, seed, log_every, progress)
+        parameters = [*encoder.parameters(), *heads.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.05, fused=True)
+        batches = _batches(seed, batch_size, patch_size, device)
+        began = time.perf_counter()
+        for step in range(1, steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * _schedule(step - 1, steps)
+            images, kinds = next(batches)
+            pixels, scores = heads(encoder(images + NOISE * torch.randn_like(images)))
+            wanted = F.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
+            loss = 5 * F.mse_loss(pixels, wanted) + 3 * F.cross_entropy(scores.flatten(0, 1), kinds.flatten())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            if step % log_every == 0 or step == steps:
+                objects = kinds > 0
+                right = (scores.argmax(-1) == kinds) & objects
+                seconds = time.perf_counter() - began
+                row = {
+                    "step": step,
+                    "steps": steps,
+                    "loss": float(loss.detach()),
+                    "accuracy": float(right.sum() / objects.sum().clamp(min=1)),
+                    "images_per_second": step * batch_size / seconds,
+                    "eta_seconds": (steps - step) * seconds / step,
+                }
+                history.append(row)
+                if progress is not None:
+                    progress(row)
     encoder.requires_grad_(False).eval()
-    return history
-
-
-def _train(
-    encoder: nn.Module,
-    heads: Heads,
-    patch_size: int,
-    steps: int,
-    batch_size: int,
-    peak: float,
-    seed: int,
-    log_every: int,
-    progress: Callable[[dict[str, Any]], None] | None,
-) -> list[dict[str, Any]]:
-    device = heads.kind.weight.device
-    parameters = [p for p in (*encoder.parameters(), *heads.parameters())]
-    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=0.05, fused=True)
-    batches = _batches(seed, batch_size, patch_size, device)
-    history: list[dict[str, Any]] = []
-    began, seen = time.perf_counter(), 0
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = peak * _schedule(step, steps)
-        images, kinds = next(batches)
-        pixels, scores = heads(encoder(images + NOISE * torch.randn_like(images)))
-        wanted = F.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
-        loss = 5 * F.mse_loss(pixels, wanted) + 3 * F.cross_entropy(scores.flatten(0, 1), kinds.flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        seen += batch_size
-        if (step + 1) % log_every == 0 or step + 1 == steps:
-            objects = kinds > 0
-            right = (scores.argmax(-1) == kinds) & objects
-            seconds = time.perf_counter() - began
-            row = {
-                "step": step + 1,
-                "steps": steps,
-                "loss": float(loss.detach()),
-                "accuracy": float(right.sum() / objects.sum().clamp(min=1)),
-                "images_per_second": seen / seconds,
-                "eta_seconds": (steps - step - 1) * seconds / (step + 1),
-            }
-            history.append(row)
-            if progress is not None:
-                progress(row)
     return history
 
 

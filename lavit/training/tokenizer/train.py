@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,11 @@ __all__ = ["TokenizerTrainingConfig", "TrainingResult", "main", "save_model", "t
 
 
 @dataclass
-class TrainingResult:
-    """What a run leaves behind.
-
-    history: rows with step, phase, loss, reconstruction_loss, ratio_loss, commitment_loss, keep_rate, codes_used,
-        perplexity, lr, grad_norm, skipped (bad steps so far), images_per_second; without quantisation there is no
-        codes_used and perplexity. path: folder of the saved model, None if nothing was written or the run was stopped.
-    stopped_by: the signal that stopped the run, or None. skipped_images: (name, reason) of images that cannot be read.
-    """
+class TrainingResult(stage.Finished):
+    """Rows of the history also have reconstruction_loss, ratio_loss, commitment_loss, keep_rate, images_per_second and,
+    with quantisation, codes_used and perplexity. skipped_images: (name, reason) of images that cannot be read."""
 
     model: LaVITTokenizer
-    history: list[dict[str, Any]]
-    path: Path | None
-    stopped_by: int | None = None
     skipped_images: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -92,20 +85,15 @@ def train_tokenizer(
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
         run = Run(tokenizer, optimizer, stream, written=objective.moved_by_forward(tokenizer))
         stage.seed_everything(config.seed + 1 + distributed.rank())  # from here on, every process draws its own noise
-        if saved is not None:
-            run.load(saved)
-
-        phased, resumed = _Phases(config, device), saved is not None
-        try:
+        phased = _Phases(config, device)
+        with opened if opened is not None else nullcontext():
             stop, history = stage.run_stage(
-                run, phased.step, config, checkpoints, progress, resumed=resumed, before_step=phased.enter
+                run, phased.step, config, checkpoints, saved, progress, before_step=phased.enter
             )
-        finally:
-            if opened is not None:
-                opened.close()
         tokenizer.eval()
         path = stage.finish(run, config, tokenizer, processor_of(config, tokenizer))
-        return TrainingResult(tokenizer, history, path, stop.signal, images.skipped if images is not None else [])
+        skipped = images.skipped if images is not None else []
+        return TrainingResult(tokenizer, skipped, history=history, path=path, stopped_by=stop.signal)
 
 
 class _Phases:
@@ -159,13 +147,7 @@ def save_model(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, folder
 USAGE = """usage: lavit train tokenizer [--preset small|lavit-g] [--data FOLDER|shapes] [--output FOLDER]
                              [--config FILE] [--key value ...] [--resume | --overwrite]
 
-Stage 1: trains the dynamic visual tokenizer. The settings come from the preset's recipe or, instead, from --config,
-then from --key value; the section may be left out where one only has the name (--steps for --loop.steps).
---resume goes on from the newest checkpoint in the output folder, with the settings saved there. A run under torchrun
-uses all its processes: torchrun --nproc-per-node 8 -m lavit.cli train tokenizer --data FOLDER --output FOLDER
-Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
-
-settings [default]:
+Stage 1: trains the dynamic visual tokenizer.
 """
 
 
