@@ -13,13 +13,9 @@ from lavit.kernels import Loss, Segment
 PROMPT = "Question: {} Answer:"
 """How the release asks."""
 
-
 Encode = Callable[[str], list[int]]
 
-
 KINDS = ("caption", "question", "image", "unprompted", "text")
-
-
 EDIT = "edit"
 """[image, text, image], a kind of its own: it has two images (*derived*: the paper trains on none, the release draws
 images for such prompts)."""
