@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,11 +12,9 @@ from torch.nn import functional as F
 from lavit.kernels import Loss, Ragged, Segment, Sequences, assemble_sequences
 from lavit.kernels.assemble_sequences.types import DEFAULT_LOSS
 from lavit.kernels.dispatch import debugging
-from lavit.language.continuous_features import image_rows
+from lavit.language.continuous_features import Understanding, image_rows
 from lavit.language.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from lavit.language.model import LaVIT
+from lavit.tokenizer import LaVITTokenizer
 
 SegmentLoss = Tensor | Mapping[Segment, Loss] | None
 
@@ -37,8 +35,25 @@ class PackedBatch(NamedTuple):
     target_rows: Tensor | None = None
 
 
+class Model(Protocol):
+    """What a LaVIT has for the functions behind its methods, which know it by this alone."""
+
+    config: Any
+    language_model: Any
+    visual_tokenizer: LaVITTokenizer
+    understanding: Understanding
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def assemble(self) -> Callable[..., PackedBatch]: ...
+
+    def embed(self, batch: PackedBatch) -> Tensor: ...
+
+
 def assemble(
-    model: LaVIT, text: Ragged, segments: Ragged, *, loss: SegmentLoss, total: int | None, **images: Any
+    model: Model, text: Ragged, segments: Ragged, *, loss: SegmentLoss, total: int | None, **images: Any
 ) -> PackedBatch:
     """The body of ``LaVIT.assemble``, which describes the rest. images: arguments of ``image_rows``."""
     tokenizer, understanding, vocabulary = model.visual_tokenizer, model.understanding, model.vocabulary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from lavit.data.sequences import PROMPT as QUESTION
 from lavit.kernels import Ragged
 from lavit.kernels.gumbel_select import SEED_RANGE
+from lavit.language.assembly import Model
 from lavit.language.guidance import MULTIMODAL_GUIDANCE, SamplingSettings
 from lavit.language.postprocessing import cut_answer, cut_caption
 from lavit.language.processing import LaVITProcessor, no_ids
@@ -20,9 +21,6 @@ from lavit.language.prompt_embedding import PromptReader, Skipped
 from lavit.language.sampling import sample_image_tokens
 from lavit.language.text_generation import generate_text
 from lavit.tokenizer.processing import one_by_one
-
-if TYPE_CHECKING:
-    from lavit.language.model import LaVIT
 
 Scorer = Callable[[Sequence[Any], Tensor], Any]
 """(prompts, features (n, N, C_out) of the decoded samples), n of each -> n numbers, the higher the better."""
@@ -55,7 +53,7 @@ class GeneratedTokens:
 
 
 def caption(
-    model: LaVIT,
+    model: Model,
     images: Any,
     processor: LaVITProcessor,
     *,
@@ -89,7 +87,7 @@ def caption(
 
 
 def answer(
-    model: LaVIT,
+    model: Model,
     images: Any,
     questions: Sequence[str],
     processor: LaVITProcessor,
@@ -124,7 +122,7 @@ def answer(
 
 @torch.no_grad()
 def _write(
-    model: LaVIT,
+    model: Model,
     processor: LaVITProcessor,
     prompts: Sequence[Sequence[Any]],
     cut: Callable[[str], str],
@@ -147,7 +145,7 @@ def _write(
 
 @torch.no_grad()
 def generate_tokens(
-    model: LaVIT,
+    model: Model,
     prompts: Sequence[Any],
     processor: LaVITProcessor,
     settings: SamplingSettings | None = None,
@@ -234,7 +232,7 @@ def generate_tokens(
 
 
 def generate_features(
-    model: LaVIT,
+    model: Model,
     prompts: Sequence[Any],
     processor: LaVITProcessor,
     *arguments: Any,
@@ -249,11 +247,11 @@ def generate_features(
 
 
 @torch.no_grad()
-def _decode(model: LaVIT, codes: Ragged) -> Tensor:
+def _decode(model: Model, codes: Ragged) -> Tensor:
     return model.visual_tokenizer.decode(codes)
 
 
-def _ragged(codes: list[Tensor], model: LaVIT) -> Ragged:
+def _ragged(codes: list[Tensor], model: Model) -> Ragged:
     return Ragged.from_list(codes) if codes else no_ids().to(model.language_model.lm_head.weight.device)
 
 

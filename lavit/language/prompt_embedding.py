@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lavit.kernels import Ragged, Segment
+from lavit.language.assembly import Model
 from lavit.language.processing import LaVITProcessor, segmented
 from lavit.tokenizer import VisualTokens
-
-if TYPE_CHECKING:
-    from lavit.language.model import LaVIT
 
 
 class Skipped(NamedTuple):
@@ -49,7 +47,7 @@ class PromptReader:
     on_error: "raise" an error that names the prompt, or "skip" it, to be found in ``skipped``.
     """
 
-    model: LaVIT
+    model: Model
     processor: LaVITProcessor
     prompts: Sequence[Sequence[Any]]
     _: KW_ONLY
