@@ -12,7 +12,7 @@ from lavit.compatibility import install
 
 __version__ = "0.1.0"
 
-_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["__version__"]
 
 # A saved pipeline names its parts as ["lavit", class], and diffusers looks here for the classes by whose methods it
@@ -24,6 +24,10 @@ _BASES = {
 }
 
 install()
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

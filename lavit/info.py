@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
-REQUIRED = ("torch", "triton", "transformers", "diffusers", "safetensors", "pillow", "numpy", "pyyaml", "scikit-image")
+REQUIRED = (
+    *("torch", "triton", "transformers", "diffusers", "safetensors", "pillow", "numpy", "pyyaml", "scikit-image"),
+    *("lazy-loader", "matplotlib", "jinja2", "markupsafe"),
+)
 
 OPTIONAL = {
     "flash-attn": "its attention over variable lengths, and peers for the benchmarks, on CUDA",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import re
 import sys
 
 import torch
@@ -50,3 +51,9 @@ def test_the_unrelated_apex_of_the_package_index_is_not_taken_for_nvidias(tmp_pa
     importlib.invalidate_caches()
     monkeypatch.delitem(sys.modules, "apex", raising=False)
     assert info.installed("apex") == "0.9"
+
+
+def test_every_package_that_the_project_needs_is_listed_with_its_version():
+    needed = importlib.metadata.requires("lavit") or []
+    plain = {re.match(r"[\w.-]+", line)[0].lower() for line in needed if "extra ==" not in line}
+    assert plain == set(info.REQUIRED)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -69,6 +70,12 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 """Old module: where its names are now, the first of them first."""
 
+RENAMED = {
+    ("lavit.training.recipe", "SHAPES"): "SHAPES_WORLD",
+    ("lavit.training.runs", "save_whole"): "save_model",
+}
+"""Names that are another one in their new home."""
+
 
 def forward(old: str, homes: Sequence[str], warn: bool = True) -> Callable[[str], Any]:
     """A ``__getattr__`` that finds old names in their new homes. The first that is found warns, if asked to."""
@@ -76,8 +83,12 @@ def forward(old: str, homes: Sequence[str], warn: bool = True) -> Callable[[str]
 
     def find(name: str) -> Any:
         nonlocal told
-        for home in homes if not name.startswith("__") else ():
-            value = getattr(import_module(home), name, None)
+        if name == "__all__" and old in MOVED:
+            return [name for home in homes for name in vars(import_module(home)) if not name.startswith("_")]
+        # A module of the package itself is asked for here before it is imported: it is no old name.
+        private = name.startswith("__") or (old not in MOVED and find_spec(f"{old}.{name}") is not None)
+        for home in homes if not private else ():
+            value = getattr(import_module(home), RENAMED.get((old, name), name), None)
             if value is not None:
                 if not told:
                     told = True

@@ -1,3 +1,8 @@
+from . import annotations as annotations
+from . import image_folder as image_folder
+from . import images as images
+from . import mixture as mixture
+from . import stream as stream
 from .annotations import AnnotationError as AnnotationError
 from .annotations import Annotations as Annotations
 from .annotations import CaptionItem as CaptionItem

@@ -28,13 +28,13 @@ from lavit.shapes.probe import CellProbe, train_probe
 from lavit.shapes.questions import questions
 from lavit.shapes.scores import score_scenes
 from lavit.shapes.world import Scenes, ShapesWorld
+from lavit.tokenizer import processing
 from lavit.training.engine import distributed
 
 Progress = Callable[[int, int], None]
 Item = TypeVar("Item", CaptionItem, VQAItem)
 R = TypeVar("R")
 
-AT_ONCE = 256  # images that are encoded together
 
 SHORT: dict[str, Any] = {"min_new": 1}
 """Captions and answers of the shapes world may be shorter than the release allows."""
@@ -231,7 +231,7 @@ def generate_scenes(
         ).codes
         with torch.no_grad():
             read = probe.read(model.visual_tokenizer.decode(drawn).float().to(device)).tolist()
-        return list(zip(read, [ids.tolist() for ids in drawn.unbind()], strict=True))
+        return list(zip(read, [ids.tolist() for ids in drawn.to("cpu").unbind()], strict=True))
 
     done = _all(range(len(scenes)), run, batch_size, progress, "scene {}")
     found = list(done.results)
@@ -290,15 +290,9 @@ def decoded_probe(model: Model, processor: Any, scenes: Scenes, *, steps: int = 
     return probe
 
 
-@torch.no_grad()
 def encode_images(model: Model, processor: Any, images: np.ndarray) -> Tensor:
     """Images (n, H, W, 3) uint8 -> features (n, N, C) of the frozen encoder. Raises ValueError for none."""
-    tokenizer = model.visual_tokenizer
-    device = tokenizer.quantize.embedding.weight.device
-    if len(images) == 0:
-        raise ValueError("images: expected at least one, got none")
-    parts = (images[begin : begin + AT_ONCE] for begin in range(0, len(images), AT_ONCE))
-    return torch.cat([tokenizer.encode_features(processor.image_processor(part).to(device)) for part in parts])
+    return processing.encode_images(model.visual_tokenizer, processor.image_processor, images)
 
 
 def _all(

@@ -180,7 +180,7 @@ def score_generated_scenes(probe: CellProbe, features: Tensor, asked: np.ndarray
     """Whether the objects asked for are in generated scenes of the shapes world, as a probe reads them.
 
     features: (n, N, C) of the generated images, encoded or decoded from tokens, as those that the probe has learned
-    from. asked: cells (n, 4) of the prompts' scenes; `lavit.data.questions.read_caption` gives them for a caption.
+    from. asked: cells (n, 4) of the prompts' scenes; `lavit.shapes.questions.read_caption` gives them for a caption.
     What the probe itself mistakes counts as missing: see its own score on real images.
     """
     return score_scenes(probe.read(features).numpy(), asked)

@@ -35,7 +35,7 @@ class _Prompt(NamedTuple):
         return [piece for piece in self.pieces if piece.is_floating_point()]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class PromptReader:
     """Reads prompts a batch at a time, and keeps account of those that cannot be used.
 

@@ -46,8 +46,9 @@ def generate_text(
     """The best beam's text for each prompt.
 
     prompts: B prompts as embeddings (T, H) or int64 ids (T,). num_beams, min_new, max_new, length_penalty: the
-    release's for captions by default; a beam's score is its log-probability over its length to the power
-    ``length_penalty``. eos_id: the text id that ends a text; not before ``min_new`` tokens.
+    release's for captions by default (2 beams, 8 to 36 tokens); for answers 5 beams, 2 to 10 tokens and length penalty
+    0. A beam's score is its log-probability over its length to the power ``length_penalty``. eos_id: the text id that
+    ends a text; not before ``min_new`` tokens.
 
     Returns B sequences of text ids 0..text_size-1 without ``eos_id``, int64. They do not depend on the other prompts
     of the batch beyond rounding (see ``sample_image_tokens``).

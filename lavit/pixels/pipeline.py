@@ -319,9 +319,10 @@ class LaVITPixelPipeline(DiffusionPipeline):
     ) -> Tensor:
         """What the conditioner reads, (B, N, C_out)."""
         sources = {"tokens": tokens, "images": images, "features": features}
-        given = " and ".join(name for name, value in sources.items() if value is not None) or "none"
-        if given not in sources:
-            raise ValueError(f"tokens: expected exactly one of tokens, images and features, got {given}")
+        given = [name for name, value in sources.items() if value is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise ValueError(f"tokens: expected exactly one of tokens, images and features, got {got}")
         config = self.tokenizer.config
         if features is not None:
             return check_features(features, config.num_patches, self.conditioner.in_dim).to(device)

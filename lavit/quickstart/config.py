@@ -20,7 +20,7 @@ class QuickstartConfig:
     train_scenes, test_scenes, probe_scenes: scenes to train on, to measure on, and to train the probes on.
     language: go on with the language stage. language_scenes: of ``test_scenes``, how many are captioned, asked about
     and asked for. pixels: go on with the pixel stage. pixels_scenes: of these, or without a language stage of
-    ``test_scenes``, how many are painted. Raises ValueError for more than the language stage draws tokens for.
+    ``test_scenes``, how many are painted.
     """
 
     output: Path = Path("quickstart")
@@ -43,12 +43,11 @@ class QuickstartConfig:
     pixels_scenes: int = 150
     pixels_recipe: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.language and self.pixels and self.pixels_scenes > self.language_scenes:
-            raise ValueError(
-                "pixels_scenes: expected at most language_scenes, whose tokens are painted, "
-                f"got {self.pixels_scenes} and {self.language_scenes}"
-            )
+    @property
+    def painted_scenes(self) -> int:
+        """``pixels_scenes``, but no more than have tokens to be painted."""
+        most = self.language_scenes if self.language else self.test_scenes
+        return min(self.pixels_scenes, self.test_scenes, most)
 
     def shared(self, device: torch.device) -> dict[str, Any]:
         """What the recipes of all stages have from here; a run of a stage writes nothing by itself."""

@@ -139,11 +139,11 @@ def estimates(
     few = replace(recipe, scenes=len(scenes), loop=replace(recipe.loop, steps=6, log_every=1))
     trained: list[PixelsTrainingResult] = []
     step = step_seconds(lambda tick: trained.append(learn(few, tokenizer, processor, scenes.images, features, tick)))
-    batch, steps = min(16, config.pixels_scenes), 3
+    batch, steps = min(16, config.painted_scenes), 3
     pipeline = trained[0].pipeline
     settings: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
     painted = call_seconds(lambda: pipeline(images=scenes.images[:batch], seeds=range(batch), **settings), 1)
-    images = times * config.pixels_scenes / batch * painted * (recipe.draw_steps or STEPS["lowres"]) / steps
+    images = times * config.painted_scenes / batch * painted * (recipe.draw_steps or STEPS["lowres"]) / steps
     return {"pixels": recipe.loop.steps * step, "painting": images}
 
 

@@ -34,10 +34,11 @@ from lavit.report.token_map import shrink
 from lavit.shapes.edits import edits
 from lavit.shapes.world import Scenes, ShapesWorld, caption
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
+from lavit.tokenizer.processing import encode_images
 from lavit.training.engine import stage
 from lavit.training.engine.distributed import pick_device
 from lavit.training.engine.metrics import duration
-from lavit.training.language.data import ImageStore, edited_scenes, encode_images
+from lavit.training.language.data import ImageStore, edited_scenes
 from lavit.training.language.train import train_language
 from lavit.training.pixels.recipe import PixelsTrainingConfig
 from lavit.training.tokenizer.initialization import MEASURED, measure_features
@@ -290,7 +291,7 @@ class _Quickstart:
             where = folder.relative_to(config.output)
             note(f"{recipe.loop.steps} steps of {recipe.loop.batch_size} scenes; saved in {where}/")
         with self._stage("painting") as note:
-            count = min(config.pixels_scenes, len(test))
+            count = config.painted_scenes
             result = pixels.judge(
                 trained,
                 test[:count],

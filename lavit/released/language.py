@@ -52,7 +52,7 @@ def load_released_lavit(
     visual_dtype: of the visual tokenizer, the second merger and the projector.
 
     No code of a file is run. Raises FileNotFoundError that names every missing file, and ValueError for a language
-    model of another kind or with fewer rows than there are ids and as :func:`load_released_tokenizer` does.
+    model of another kind, for one with fewer rows than there are ids, and where :func:`load_released_tokenizer` does.
     """
     from lavit.language.continuous_features import Understanding
     from lavit.language.model import LaVIT

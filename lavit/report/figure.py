@@ -185,7 +185,7 @@ def _draw_language(page: _Page, result: LanguageResult, top: float) -> None:
         level = max(page.lines(x + side + 10, y + 24, scene.said, width - side - 10, 5) + 12, y + side + 18)
         for answer in scene.answers[:4]:
             given, mark = answer.given or "nothing", "✓" if answer.correct else "✗"
-            short = given if len(given) < 8 else f"{given[:6]}…"
+            short = given if len(given) < 10 else f"{given[:8]}…"
             page.text(x + width, level, f"{mark} {short}", BLUE if answer.correct else AMBER, ha="right")
             level = page.lines(x, level, answer.question, width - 70, 2, SOFT) + 4
     for i, request in enumerate(result.requests[:2]):
@@ -226,7 +226,7 @@ def _draw_pixels(page: _Page, result: PixelsResult, top: float) -> None:
         for way, words in one.words.items():
             level = page.lines(x, level, f"{_name(way)[0]}: {words}", width, 2)
     rates = {way: rates["recall"] for way, rates in result.ways.items() if "recall" in rates}.items()
-    notes = [f"objects there, {_name(way)[1]} ({_beside(rate, 'painted again')})" for way, rate in rates]
+    notes = [f"objects there, {_name(way)[1]} ({_beside(rate, 'again')})" for way, rate in rates]
     page.numbers([(percent(rate.model), note) for (_, rate), note in zip(rates, notes, strict=True)], top + 24)
 
 

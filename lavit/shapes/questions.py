@@ -165,7 +165,7 @@ def chance() -> dict[str, Chance]:
 
 
 def read_caption(text: str) -> list[int] | None:
-    """The cells that `lavit.data.shapes.caption` would have described by exactly these words, or None."""
+    """The cells that `lavit.shapes.world.caption` would have described by exactly these words, or None."""
     cells = [EMPTY] * CELLS
     for part in text.split(" and "):
         place, kind = _PHRASES.get(part, (None, EMPTY))

@@ -1,3 +1,6 @@
+from . import configuration as configuration
+from . import model as model
+from . import processing as processing
 from .configuration import LaVITTokenizerConfig as LaVITTokenizerConfig
 from .model import LaVITTokenizer as LaVITTokenizer
 from .model import LaVITTokenizerOutput as LaVITTokenizerOutput

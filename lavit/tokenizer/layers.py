@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of some rows to others."""
+    """Attention of rows to those of another tensor, in the merger the kept patches' to the dropped ones."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

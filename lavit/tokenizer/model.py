@@ -68,10 +68,10 @@ class LaVITTokenizerOutput(ModelOutput):
     commitment_loss: Tensor | None = None
     keep_rate: Tensor | None = None
     reconstruction: Tensor | None = None
-    scores: Tensor | None = None
     selection: Selection | None = None
     ids: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    scores: Tensor | None = None
 
 
 class LaVITTokenizer(StrictModel):

@@ -120,6 +120,18 @@ def processor_for(image_size: int, folder: str | PathLike[str] | None = None) ->
     return LaVITImageProcessor(size=image_size)
 
 
+AT_ONCE = 256  # images that are encoded together
+
+
+def encode_images(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, images: Any) -> Tensor:
+    """Images (n, H, W, 3) uint8 -> features (n, N, C) of the frozen encoder, on its device. ValueError for none."""
+    if len(images) == 0:
+        raise ValueError("images: expected at least one, got none")
+    device = tokenizer.quantize.embedding.weight.device
+    parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
+    return torch.cat([tokenizer.encode_features(processor(part).to(device)) for part in parts])
+
+
 def encoder_tensors(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor) -> list[tuple[str, Tensor]]:
     """What the features of images depend on: encoder, standardisation, and the processor's settings."""
     found = dict(tokenizer.encoder.state_dict())

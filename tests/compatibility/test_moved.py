@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +59,39 @@ def test_names_of_a_module_that_became_a_package_warn_once_at_the_line_that_asks
     told = [line for line in done.stderr.splitlines() if "DeprecationWarning" in line and "lavit." in line]
     assert done.returncode == 0 and [line.split(": ")[0] for line in told] == ["<string>:3", "<string>:4"], done.stderr
     assert "lavit.training.tokenizer.train" in told[0] and "lavit.released.tokenizer" in told[1]
+
+
+def test_new_paths_and_attributes_of_packages_warn_of_nothing():
+    rooms = ["recipe", "data", "objective", "train"]
+    lines = [f"from lavit.training.{stage} import {', '.join(rooms)}" for stage in ("tokenizer", "language", "pixels")]
+    lines += ["from lavit.training.tokenizer import initialization, pretrain_encoder"]
+    lines += ["import lavit.data, lavit.tokenizer"]
+    lines += ["lavit.data.stream, lavit.data.images, lavit.data.annotations, lavit.tokenizer.processing"]
+    strict = "import warnings; warnings.filterwarnings('error', message='lavit')"
+    done = subprocess.run([sys.executable, "-c", "\n".join([strict, *lines])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_star_of_an_old_path_has_what_it_had():
+    found: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec("from lavit.hub import *", found)
+        from lavit.training.recipe import SHAPES
+    assert {"load_released_tokenizer", "load_released_lavit", "read_tensors"} <= found.keys() and SHAPES == "shapes"
+
+
+def test_no_text_sends_a_reader_to_an_old_path():
+    root = Path(__file__).parents[2]
+    texts = [*root.glob("*.md"), *(root / "lavit").rglob("*.py"), *(root / "benchmarks").rglob("*.py")]
+    old = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in MOVED))
+    wrong = [
+        f"{path.relative_to(root)}: {found[0]}"
+        for path in texts
+        if "compatibility" not in path.parts and path.name != "CHANGELOG.md"
+        for found in old.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not wrong
 
 
 def test_a_name_that_never_was_is_an_attribute_error():

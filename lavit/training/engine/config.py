@@ -70,9 +70,11 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         if value is not None and not isinstance(value, (Mapping, list, tuple)):
             return str(value).lower() if isinstance(value, bool) else str(value)
     elif origin is dict:
-        wanted, value = "a mapping", {} if value is None else _plain(value)
-        if isinstance(value, Mapping):
-            return {str(k): convert(v, inner[1] if inner else Any, f"{where}.{k}") for k, v in value.items()}
+        wanted, found = "a mapping", _plain(value)
+        if found is None:
+            return {}
+        if isinstance(found, Mapping):
+            return {str(k): convert(v, inner[1] if inner else Any, f"{where}.{k}") for k, v in found.items()}
     elif origin in (list, tuple):
         if isinstance(value, str):
             value = _plain(value) if value.lstrip().startswith("[") else [v.strip() for v in value.split(",") if v]

@@ -84,10 +84,11 @@ def any_of(flags: Tensor) -> Tensor:
 
 def first_says(answer: bool) -> bool:
     """The first process's answer, on all."""
-    said = [answer]
-    if is_distributed():
-        dist.broadcast_object_list(said)
-    return said[0]
+    if not is_distributed():
+        return answer
+    flag = torch.tensor(int(answer), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.broadcast(flag, 0)
+    return bool(flag.item())
 
 
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from lavit.training.engine import config as configuration
 from lavit.training.engine.config import setting
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Recipe:

@@ -20,20 +20,13 @@ from lavit.shapes.edits import Edits, edits, edits_source
 from lavit.shapes.sequences import shapes_sources
 from lavit.shapes.world import Scenes, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
-from lavit.tokenizer.processing import encoder_tensors
+from lavit.tokenizer.processing import encode_images, encoder_tensors
 from lavit.training.engine.feature_cache import open_or_build
 from lavit.training.language.recipe import LanguageTrainingConfig
 
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 256  # images that are encoded together
-
-
-def encode_images(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, images: Any) -> Tensor:
-    """Images (n, H, W, 3) uint8 -> features (n, N, C) on the tokenizer's device."""
-    device = tokenizer.quantize.embedding.weight.device
-    parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
-    return torch.cat([tokenizer.encode_features(processor(part).to(device)) for part in parts])
 
 
 class ImageStore:
