@@ -259,13 +259,14 @@ class _Quickstart:
             note(f"{recipe.loop.steps} steps of about {recipe.token_budget} tokens; the whole model is in {MODEL}/")
         with self._stage("reading and writing") as note:
             count = min(config.language_scenes, len(judged.scenes))
+            held_out = judged.scenes[:count]
             result, written = language.judge(
                 learned,
-                replace(judged, scenes=judged.scenes[:count]),
+                replace(judged, scenes=held_out),
                 seed=config.seed,
                 shown=config.shown_scenes,
                 say=lambda line: self.say(f"  {line}"),
-                pairs=edits(judged.world, count) if self._edits else None,
+                pairs=edits(judged.world, count, scenes=held_out) if self._edits else None,
             )
             asked = "captions, answers, images and changes asked for" if self._edits else "captions, answers and images"
             note(f"{asked}, of {count} held-out scenes")
@@ -292,11 +293,12 @@ class _Quickstart:
             note(f"{recipe.loop.steps} steps of {recipe.loop.batch_size} scenes; saved in {where}/")
         with self._stage("painting") as note:
             count = config.painted_scenes
+            held_out = test[:count]
             result = pixels.judge(
                 trained,
-                test[:count],
+                held_out,
                 written,
-                pairs=edits(ShapesWorld(config.seed, "test"), count) if self._edits else None,
+                pairs=edits(ShapesWorld(config.seed, "test"), count, scenes=held_out) if self._edits else None,
                 seed=config.seed,
                 shown=config.shown_scenes,
                 say=lambda line: self.say(f"  {line}"),
