@@ -4,14 +4,16 @@
     checkpoints/step-00000400/model.pt      all other parameters and buffers
                               optimizer.pt  the optimizer's state
                               rank-0.pt     for every process: generators, data position, open metrics
-                              checkpoint.json  step, loop state, sizes of the files; written last
+                              checkpoint.json  step, loop state, what it belongs to, sizes and checksums; written last
 
 A checkpoint is made in a hidden folder, every file of it is synced to the disk, and one rename makes it visible. Files
-are read with ``weights_only=True``: a checkpoint cannot run code.
+are read with ``weights_only=True``: a checkpoint cannot run code. Nothing here deletes a checkpoint because another one
+is to be resumed from: only newer ones (``keep``) and `Checkpoints.clear` do.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -33,7 +35,7 @@ from lavit.training.engine import distributed
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksums and did not say what it belongs to
 MANIFEST = "checkpoint.json"
 CONSTANT = "constant.pt"
 
@@ -52,14 +54,25 @@ class Checkpoints:
         if keep < 0:
             raise ValueError(f"keep: expected a number >= 0, got {keep}")
         self.folder, self.keep, self.constant = Path(folder), keep, tuple(constant)
+        self._checksums: dict[str, tuple[int, str]] = {}  # of the constant file, which is hashed once a run
 
     # ------------------------------------------------------------------------------------------------------ writing
 
-    def save(self, step: int, *, model: dict[str, Tensor], optimizer: dict, loop: dict, local: dict) -> Path:
+    def save(
+        self,
+        step: int,
+        *,
+        model: dict[str, Tensor],
+        optimizer: dict,
+        loop: dict,
+        local: dict,
+        identity: dict[str, Any] | None = None,
+    ) -> Path:
         """Writes the checkpoint of `step`; every process calls it.
 
-        model, optimizer: state dictionaries, the same on all processes (the first one writes). loop: a small
-        dictionary that JSON can hold. local: this process's own state, of tensors and plain values.
+        model, optimizer: state dictionaries, the same on all processes (the first one writes). loop, identity: small
+        dictionaries that JSON can hold, the second of what the state belongs to. local: this process's own state, of
+        tensors and plain values.
         """
         final = self.folder / f"step-{step:08d}"
         hidden = self.folder / f".{final.name}.tmp"
@@ -77,10 +90,17 @@ class Checkpoints:
             _write(hidden / "optimizer.pt", optimizer)
         distributed.barrier()
         if first:
-            sizes = {file.name: file.stat().st_size for file in sorted(hidden.iterdir())}
-            manifest = {"format": FORMAT, "step": step, "world_size": distributed.world_size(), "loop": loop}
+            manifest = {
+                "format": FORMAT,
+                "step": step,
+                "world_size": distributed.world_size(),
+                "loop": loop,
+                "identity": identity or {},
+                "files": {file.name: checksum(file) for file in sorted(hidden.iterdir())},
+                "constant": self._constant_checksum() if self.constant else None,
+            }
             with atomic_write(hidden / MANIFEST) as file:
-                file.write(json.dumps(manifest | {"files": sizes}, indent=1).encode())
+                file.write(json.dumps(manifest, indent=1).encode())
             replaced = self.folder / f".{final.name}.old.tmp"
             if final.exists():  # the same step again: moved aside, since a folder cannot be renamed over a full one
                 shutil.rmtree(replaced, ignore_errors=True)
@@ -88,7 +108,9 @@ class Checkpoints:
             os.replace(hidden, final)
             sync_folder(self.folder)
             shutil.rmtree(replaced, ignore_errors=True)
-            for path in self.all()[: -self.keep] if self.keep else []:
+            # Those of later steps are damaged or of a branch that was left: they must not drive out good ones.
+            past = [path for path in self.all() if int(path.name[5:]) <= step]
+            for path in past[: -self.keep] if self.keep else []:
                 shutil.rmtree(path, ignore_errors=True)
         distributed.barrier()
         return final
@@ -100,7 +122,16 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
             with suppress(FileNotFoundError):
                 (self.folder / CONSTANT).unlink()
+        self._checksums.clear()
         distributed.barrier()
+
+    def _constant_checksum(self) -> list[int | str]:
+        found = os.stat(self.folder / CONSTANT)
+        mark = f"{found.st_size} {found.st_mtime_ns}"
+        if mark not in self._checksums:
+            size, digest = checksum(self.folder / CONSTANT)
+            self._checksums = {mark: (int(size), str(digest))}
+        return list(self._checksums[mark])
 
     # ------------------------------------------------------------------------------------------------------ reading
 
@@ -112,41 +143,72 @@ class Checkpoints:
         return sorted((p for p in named if (p / MANIFEST).is_file()), key=lambda p: int(p.name[5:]))
 
     def latest(self) -> Path | None:
-        """The newest checkpoint whose files are all there in full size; a damaged one is named and passed over."""
+        """The newest checkpoint whose files are all there, unchanged; a damaged one is named and passed over.
+
+        Every process calls it; the first one reads the files.
+        """
         for path in reversed(self.all()):
-            problem = self._damage(path)
-            if problem is None:
+            problem = self._damage(path) if distributed.rank() == 0 else None
+            if distributed.first_says(problem is None):
                 return path
             logger.warning("passing over the damaged checkpoint %s: %s", path, problem)
         return None
 
+    def to_resume(self) -> Path:
+        """As `latest`. CheckpointError, which says what is there and what is wrong with it, where there is none."""
+        found = self.latest()
+        if found is not None:
+            return found
+        run = self.folder.parent
+        beginning = f"to begin anew, which deletes what is in {run}, say --overwrite instead of --resume"
+        if damaged := self.all():
+            problems = "; ".join(f"{path.name}: {self._damage(path)}" for path in damaged)
+            raise CheckpointError(f"{self.folder}: no checkpoint is whole ({problems}); {beginning}")
+        if not run.is_dir():
+            raise CheckpointError(f"{run}: there is no such folder to resume from; leave out --resume to begin there")
+        held = ", ".join(sorted(path.name for path in run.iterdir() if not path.name.startswith("."))) or "nothing"
+        raise CheckpointError(
+            f"{self.folder}: there is no checkpoint to resume from ({run} holds {held}); {beginning}"
+        )
+
     def _damage(self, path: Path) -> str | None:
+        """What is wrong with the files of a checkpoint; None if nothing is."""
         try:
-            files = json.loads((path / MANIFEST).read_text())["files"]
-        except (OSError, ValueError, KeyError, TypeError) as problem:
-            return f"{MANIFEST} cannot be read ({problem})"
-        for name, size in files.items():
-            found = (path / name).stat().st_size if (path / name).is_file() else None
-            if found != size:
-                return f"{name} should have {size} bytes, has {'none' if found is None else found}"
-        if self.constant and not (self.folder / CONSTANT).is_file():
-            return f"{CONSTANT} is missing"
-        return None
+            manifest = json.loads((path / MANIFEST).read_text())
+        except (OSError, ValueError) as error:
+            return f"{MANIFEST} cannot be read ({error})"
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+            return f"{MANIFEST} is no manifest"
+        if manifest["format"] != FORMAT:
+            return f"expected checkpoint format {FORMAT}, got {manifest['format']}"
+        kinds = {"step": int, "world_size": int, "loop": dict, "identity": dict, "files": dict}
+        wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
+        if wrong:
+            return f"{MANIFEST} has no {' and no '.join(wrong)}"
+        if manifest["step"] != int(path.name[5:]):
+            return f"{MANIFEST} is of step {manifest['step']}"
+        ranks = [f"rank-{rank}.pt" for rank in range(manifest["world_size"])]
+        for name in {"model.pt", "optimizer.pt", *ranks} - manifest["files"].keys():
+            return f"{MANIFEST} does not list {name}"
+        for name, told in manifest["files"].items():
+            if problem := _difference(path / name, told):
+                return problem
+        return _difference(self.folder / CONSTANT, manifest.get("constant")) if self.constant else None
 
     def load(self, path: Path) -> dict[str, Any]:
-        """``{"path", "step", "loop", "model", "optimizer", "local"}`` of one checkpoint, as `save` got them.
+        """``{"path", "step", "loop", "identity", "model", "optimizer", "local"}`` of one checkpoint, as `save` got
+        them; its files are those that `latest` has read.
 
-        CheckpointError: damaged, of another format, or written by another number of processes.
+        CheckpointError: a file that cannot be read, or written by another number of processes.
         """
-        problem = self._damage(path)
-        if problem is not None:
-            raise CheckpointError(f"{path}: {problem}")
-        manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {manifest['format']}")
-        if manifest["world_size"] != distributed.world_size():
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            step, world, loop, identity = (manifest[name] for name in ("step", "world_size", "loop", "identity"))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise CheckpointError(f"{path}: {self._damage(path) or f'{MANIFEST} cannot be read'}") from None
+        if world != distributed.world_size():
             raise CheckpointError(
-                f"{path}: written by {manifest['world_size']} processes, this run has {distributed.world_size()}; "
+                f"{path}: written by {world} processes, this run has {distributed.world_size()}; "
                 "data positions and generators cannot be divided anew"
             )
         model = _read(path / "model.pt")
@@ -154,8 +216,9 @@ class Checkpoints:
             model |= _read(self.folder / CONSTANT)
         return {
             "path": path,
-            "step": manifest["step"],
-            "loop": manifest["loop"],
+            "step": step,
+            "loop": loop,
+            "identity": identity,
             "model": model,
             "optimizer": _read(path / "optimizer.pt"),
             "local": _read(path / f"rank-{distributed.rank()}.pt"),
@@ -189,6 +252,28 @@ def set_generator_state(state: dict[str, Any]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
+
+
+def checksum(path: Path) -> list[int | str]:
+    """[bytes, 32 hexadecimal digits] of a file."""
+    found, size = hashlib.blake2b(digest_size=16), 0
+    with open(path, "rb") as file:
+        while part := file.read(1 << 22):
+            found.update(part)
+            size += len(part)
+    return [size, found.hexdigest()]
+
+
+def _difference(path: Path, told: Any) -> str | None:
+    if not (isinstance(told, list) and len(told) == 2 and isinstance(told[0], int)):
+        return f"{MANIFEST} has no size and checksum of {path.name}"
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != told[0]:
+        return f"{path.name} should have {told[0]} bytes, has {path.stat().st_size}"
+    if checksum(path) != told:
+        return f"{path.name} has changed: its checksum is not that in {MANIFEST}"
+    return None
 
 
 def _write(path: Path, value: Any) -> None:

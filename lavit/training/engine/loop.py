@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lavit.training.engine import distributed
 from lavit.training.engine.checkpoint import CheckpointError, Checkpoints, generator_state, set_generator_state
 from lavit.training.engine.config import setting
+from lavit.training.engine.identity import differences
 from lavit.training.engine.metrics import Meter, MetricsWriter
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class Run:
     """Everything that changes during a run; what a checkpoint holds.
 
     replica: what the step function calls, the model itself or its DistributedDataParallel wrapper.
+    settings, parts: what the state means and what it was learned beside, by name (`engine.identity`); checkpoints hold
+        them, and refuse to go on with others.
     written: tensors that the forward pass itself changes (statistics of a codebook). They are put back when a step is
         skipped, so that a bad batch leaves no trace.
     """
@@ -78,6 +81,8 @@ class Run:
     phase: str = ""
     meter: Meter = field(default_factory=Meter)
     replica: nn.Module | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -91,14 +96,26 @@ class Run:
         loop = {name: getattr(self, name) for name in ("skipped", "bad_in_a_row", "phase")}
         local = {"generators": generator_state(), "stream": self.stream.state_dict(), "meter": self.meter.state_dict()}
         return checkpoints.save(
-            self.step, model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), loop=loop, local=local
+            self.step,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            loop=loop,
+            local=local,
+            identity={"settings": self.settings, "parts": self.parts},
         )
 
-    def load(self, saved: dict[str, Any]) -> None:
-        """Puts what `Checkpoints.load` returned in place; CheckpointError names tensors that do not fit."""
+    def load(self, saved: dict[str, Any], *, allow_changes: bool = False) -> None:
+        """Puts what `Checkpoints.load` returned in place. allow_changes: with other settings than it was made with.
+
+        CheckpointError names settings and parts that are others than the checkpoint's, and tensors that do not fit.
+        """
+        self._check_identity(saved, allow_changes)
         try:
             self.model.load_state_dict(saved["model"])
+            options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(saved["optimizer"])
+            for group, own in zip(self.optimizer.param_groups, options, strict=True):
+                group.update(own)  # the state brings the options that it was made with
             self.stream.load_state_dict(saved["local"]["stream"])
         except (RuntimeError, ValueError) as problem:
             raise CheckpointError(f"{saved['path']}: does not fit this run: {problem}") from None
@@ -107,6 +124,22 @@ class Run:
             setattr(self, name, value)
         self.meter.load_state_dict(saved["local"]["meter"], self.device)
         set_generator_state(saved["local"]["generators"])  # last: whatever came before may have drawn numbers
+
+
+    def _check_identity(self, saved: dict[str, Any], allow_changes: bool) -> None:
+        where, identity = saved["path"], saved["identity"]
+        if parts := differences(identity.get("parts", {}), self.parts):
+            raise CheckpointError(
+                f"{where}: was learned beside other parts than this run has ({'; '.join(parts)}); a run cannot change "
+                "them: begin a new one"
+            )
+        if changed := differences(identity.get("settings", {}), self.settings):
+            if not allow_changes:
+                raise CheckpointError(
+                    f"{where}: was made with other settings ({'; '.join(changed)}); leave them as they were, or say "
+                    "--allow-changes to go on with the new ones"
+                )
+            logger.warning("going on with other settings than %s was made with: %s", where, "; ".join(changed))
 
 
 class TrainingDiverged(RuntimeError):

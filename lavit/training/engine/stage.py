@@ -9,7 +9,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,7 +19,9 @@ import torch
 
 from lavit.training.engine import config as configuration
 from lavit.training.engine import distributed
-from lavit.training.engine.checkpoint import Checkpoints, generator_state, set_generator_state
+from lavit.training.engine.checkpoint import CheckpointError, Checkpoints, generator_state, set_generator_state
+from lavit.training.engine.identity import settings_of
+from lavit.training.engine.lock import LockedError, locked
 from lavit.training.engine.loop import Run, StepFunction, StopRequest, TrainingDiverged, train
 from lavit.training.engine.metrics import MetricsWriter, progress_line
 from lavit.training.engine.recipe import CacheConfig, Recipe
@@ -61,44 +63,57 @@ class Saved(Protocol):
     def save_pretrained(self, folder: Any, /) -> Any: ...
 
 
+class Session(ExitStack):
+    """What is held while a run lasts: its device, and its output folder, in which no other run writes."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def open_output(
+        self, config: Any, resume: bool, overwrite: bool, constant: Sequence[str] = ()
+    ) -> tuple[Checkpoints | None, dict[str, Any] | None]:
+        """The checkpoints of the run, and the one to go on from. None for what there is not. Nothing that an earlier
+        run left is touched: `run_stage` does that when everything is accepted.
+
+        constant: prefixes of the model's tensors that never change.
+        Raises FileExistsError for a folder that holds a run already, unless that goes on or is replaced, LockedError
+        where another run is writing there, CheckpointError where there is nothing whole to resume from.
+        """
+        if config.output is None:
+            return None, None
+        output = Path(config.output)
+        checkpoints = Checkpoints(output / "checkpoints", keep=config.loop.keep_checkpoints, constant=constant)
+        if resume and not output.is_dir():
+            checkpoints.to_resume()  # says so
+        self._lock(output)
+        occupied = checkpoints.all() or any((output / name).exists() for name in INDEX)
+        if occupied and not resume and not overwrite:
+            raise FileExistsError(f"output: {output} holds a run; --resume goes on with it, --overwrite replaces it")
+        distributed.barrier()  # all have looked before the first one writes
+        return checkpoints, checkpoints.load(checkpoints.to_resume()) if resume else None
+
+    def _lock(self, output: Path) -> None:
+        problem: Exception | None = None
+        if distributed.rank() == 0:
+            try:
+                self.enter_context(locked(output))
+            except OSError as error:
+                problem = error
+        if not distributed.first_says(problem is None):
+            raise problem or LockedError(f"output: the first process cannot write in {output}")
+
+
 @contextmanager
-def session(device: str) -> Iterator[torch.device]:
-    """The device of a run, inside the group of its processes. The caller's random generators are left as they were."""
+def session(device: str) -> Iterator[Session]:
+    """A run on a device, inside the group of its processes. The caller's random generators are left as they were."""
     picked = distributed.pick_device(device)
     generators = generator_state()
     try:
-        with distributed.process_group(picked):
-            yield picked
+        with distributed.process_group(picked), Session(picked) as opened:
+            yield opened
     finally:
         set_generator_state(generators)
-
-
-def open_output(
-    config: Any, resume: bool, overwrite: bool, constant: Sequence[str] = ()
-) -> tuple[Checkpoints | None, dict[str, Any] | None]:
-    """Makes the output folder ready: its checkpoints, and the one to go on from. None for what there is not.
-
-    constant: prefixes of the model's tensors that never change.
-    Raises FileExistsError for a folder that holds a run already, unless that goes on or is replaced.
-    """
-    if config.output is None:
-        return None, None
-    output = Path(config.output)
-    checkpoints = Checkpoints(output / "checkpoints", keep=config.loop.keep_checkpoints, constant=constant)
-    latest = checkpoints.latest() if resume else None
-    occupied = checkpoints.all() or any((output / name).exists() for name in INDEX)
-    if occupied and not resume and not overwrite:
-        raise FileExistsError(f"output: {output} holds a run; --resume goes on with it, --overwrite replaces it")
-    distributed.barrier()  # all have looked before the first one writes
-    saved = None if latest is None else checkpoints.load(latest)
-    if resume and latest is None:
-        logger.warning("%s: no checkpoint to resume from, starting from the beginning", output)
-    if latest is None:
-        checkpoints.clear()
-    if distributed.rank() == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        configuration.save(config, output / CONFIG_FILE)
-    return checkpoints, saved
 
 
 def cache_folder(cache: CacheConfig, output: str | None) -> Path | None:
@@ -127,12 +142,24 @@ def run_stage(
     progress: Progress | None,
     *,
     before_step: Callable[[Run], None] | None = None,
+    at_start: Callable[[Path], None] | None = None,
+    allow_changes: bool = False,
 ) -> tuple[StopRequest, list[dict[str, Any]]]:
     """The loop of a stage, from `saved` on if that is not None, with its metrics in the output folder, if there is one.
-    Returns how it stopped, and the rows of metrics, those of before a resumption too."""
+    Returns how it stopped, and the rows of metrics, those of before a resumption too.
+
+    at_start: writes what a new run needs beside its checkpoints; gets their folder. allow_changes: of `Run.load`.
+    """
+    run.settings = settings_of(config)
     if saved is not None:
-        run.load(saved)
+        run.load(saved, allow_changes=allow_changes)
+    distributed.barrier()  # all have accepted before the first one writes
     writer = None
+    if checkpoints is not None:
+        if saved is None:
+            checkpoints.clear()
+        if distributed.rank() == 0:
+            _begin(Path(config.output), checkpoints.folder, config, at_start if saved is None else None)
     if checkpoints is not None and distributed.rank() == 0:
         resume_at = run.step if saved is not None else None
         writer = MetricsWriter(Path(config.output), resume_at=resume_at, tensorboard=config.tensorboard)
@@ -159,6 +186,17 @@ def run_stage(
         if writer is not None:
             writer.close()
     return stop, history
+
+
+def _begin(output: Path, folder: Path, config: Any, at_start: Callable[[Path], None] | None) -> None:
+    """From here on the folder is this run's. A model that an earlier run has saved there is none any more: whoever
+    opens the folder before this run has ended shall not get it."""
+    for name in INDEX:
+        (output / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if at_start is not None:
+        at_start(folder)
+    configuration.save(config, output / CONFIG_FILE)
 
 
 def finish(run: Run, config: Any, *parts: Saved) -> Path | None:
@@ -200,8 +238,10 @@ def seed_everything(seed: int) -> None:
 
 USAGE = """
 The settings come from the preset's recipe or, instead, from --config, then from --key value; the section may be left
-out where one only has the name (--steps for --loop.steps). --resume goes on from the newest checkpoint in the output
-folder, with the settings saved there. A run under torchrun uses all its processes:
+out where one only has the name (--steps for --loop.steps). --resume goes on from the newest whole checkpoint in the
+output folder, with the settings saved there; it deletes nothing, and refuses settings that give the checkpoint another
+meaning, unless --allow-changes stands beside it. --overwrite begins anew and deletes what an earlier run left. Two runs
+cannot use one folder at a time. A run under torchrun uses all its processes:
 torchrun --nproc-per-node 8 -m lavit.cli train {name} --data FOLDER --output FOLDER
 Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
 
@@ -230,7 +270,7 @@ def command(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config, flags = read_words(cls, words, f"runs/{name}")
     try:
-        result = train_stage(config, progress=_print, resume="resume" in flags, overwrite="overwrite" in flags)
+        result = train_stage(config, progress=_print, **{name: name in flags for name in FLAGS})
     except TrainingDiverged as problem:
         print(f"lavit train {name}: {problem}", file=sys.stderr)
         return 1
@@ -239,15 +279,23 @@ def command(
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 
+FLAGS = ("resume", "overwrite", "allow_changes")
+
+
 def read_words(cls: type[Config], words: Sequence[str], output: str) -> tuple[Config, set[str]]:
     """The configuration and the flags of a training command: the resumed run's own file, else the recipe of the preset,
     else --config; then the words. output: the folder where none is given."""
-    given, flags = configuration.words(cls, words, flags=("resume", "overwrite"))
+    given, flags = configuration.words(cls, words, flags=FLAGS)
     if flags >= {"resume", "overwrite"}:
         raise configuration.ConfigError("--resume, --overwrite: expected at most one of the two")
+    if "allow_changes" in flags and "resume" not in flags:
+        raise configuration.ConfigError("--allow-changes: expected --resume beside it")
     given.setdefault("output", output)
     own = Path(given["output"]) / CONFIG_FILE
-    base: str | Path = own if "resume" in flags and own.is_file() else cls.recipe_file(given.get("preset", "small"))
+    if "resume" in flags and not own.is_file() and "config" not in given:
+        # The recipe's settings would be those of another run, which happens to be in a folder of this name.
+        raise CheckpointError(f"--resume: {own} is not there, with the settings of the run to go on with")
+    base: str | Path = own if "resume" in flags else cls.recipe_file(given.get("preset", "small"))
     base = given.pop("config", base)
     return configuration.load(cls, base, given), flags
 

@@ -26,6 +26,7 @@ from lavit.shapes.world import SHAPES_WORLD
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.tokenizer.processing import processor_for
 from lavit.training.engine import distributed, stage
+from lavit.training.engine.identity import digest
 from lavit.training.engine.loop import Run
 from lavit.training.language.data import ImageStore, folder_data, open_folder, shapes_data
 from lavit.training.language.objective import Step, parameter_groups, scale_rows
@@ -54,16 +55,18 @@ def train_language(
     progress: stage.Progress | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    allow_changes: bool = False,
 ) -> LanguageTrainingResult:
     """Trains a LaVIT as `config` says.
 
     tokenizer, processor: a visual tokenizer with its image processor, instead of the folder that `config` names; it
-    becomes a part of the model. store: what `shapes_data` shows, already tokenized. progress, resume, overwrite, and
-    what is raised and left as it was: as in `train_tokenizer`.
+    becomes a part of the model. store: what `shapes_data` shows, already tokenized. progress, resume, overwrite,
+    allow_changes, and what is raised and left as it was: as in `train_tokenizer`.
     """
-    with stage.session(config.device) as device:
+    with stage.session(config.device) as session:
+        device = session.device
         folder = _check_start(config, tokenizer, store)
-        checkpoints, saved = stage.open_output(config, resume, overwrite, constant=("visual_tokenizer.",))
+        checkpoints, saved = session.open_output(config, resume, overwrite, constant=("visual_tokenizer.",))
 
         stage.seed_everything(config.seed)
         if folder is not None:
@@ -73,6 +76,7 @@ def train_language(
         model, both = _build(config, tokenizer, processor, words)
         nn.Module.to(model, device).train()
         distributed.share(model.state_dict().values())
+        parts = _parts(model, both)  # before a checkpoint puts its own visual tokenizer in: the labels are of this one
         bad: list[tuple[str, str]] = []
         if folder is None:
             sources, store = shapes_data(config, model.visual_tokenizer, both, store)
@@ -90,9 +94,17 @@ def train_language(
         groups = parameter_groups(model, weight_decay=config.optimizer.weight_decay, **asdict(config.rates))
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
         scale_rows(optimizer)
-        run = Run(model, optimizer, stream)
+        run = Run(model, optimizer, stream, parts=parts)
         run.replica = distributed.replicate(Step(model, store), device)
-        stop, history = stage.run_stage(run, lambda step, row, _: step(row), config, checkpoints, saved, progress)
+        stop, history = stage.run_stage(
+            run,
+            lambda step, row, _: step(row),
+            config,
+            checkpoints,
+            saved,
+            progress,
+            allow_changes=allow_changes,
+        )
         model.eval()
         path = stage.finish(run, config, model, both)
         return LanguageTrainingResult(model, both, bad, history=history, path=path, stopped_by=stop.signal)
@@ -145,11 +157,25 @@ def _build(
     return model, LaVITProcessor(processor, text, len(text))
 
 
+def _parts(model: LaVIT, processor: LaVITProcessor) -> dict[str, str]:
+    """Marks of what the model is learned beside: the labels are codes of this tokenizer and ids of this text tokenizer,
+    and the weights mean something in a language model of this configuration only."""
+    ignored = ("_name_or_path", "transformers_version", "_attn_implementation", "attn_implementation", "dtype")
+    language = {k: v for k, v in model.config.text_config.to_dict().items() if k not in ignored}
+    vocabulary = processor.tokenizer.get_vocab()
+    return {
+        "visual tokenizer": digest(sorted(model.visual_tokenizer.state_dict().items())),
+        "image processor": digest(processor.image_processor.to_dict()),
+        "text tokenizer": digest(vocabulary),
+        "language model": digest(language),
+    }
+
+
 # ----------------------------------------------------------------------------------------------------------- command
 
 USAGE = """usage: lavit train language --tokenizer FOLDER [--preset small|lavit-g] [--language-model FOLDER]
                             [--data shapes|FOLDER] [--text FILE] [--output FOLDER] [--config FILE]
-                            [--key value ...] [--resume | --overwrite]
+                            [--key value ...] [--resume [--allow-changes] | --overwrite]
 
 Stage 2: trains the language model, and the merger and projector through which it reads images, on captions, questions,
 requests for images, edits of images, images alone and text, packed without padding.

@@ -23,6 +23,7 @@ from lavit.pixels.unet import small_unet
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.tokenizer.processing import processor_for
 from lavit.training.engine import distributed, stage
+from lavit.training.engine.identity import digest
 from lavit.training.engine.loop import Run
 from lavit.training.engine.stage import cache_folder
 from lavit.training.pixels.buckets import Measured, sizes_of
@@ -62,20 +63,22 @@ def train_pixels(
     progress: stage.Progress | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    allow_changes: bool = False,
 ) -> PixelsTrainingResult:
     """Trains a U-Net and its conditioner as `config` says.
 
     tokenizer, processor: a visual tokenizer with its image processor, instead of the folder that `config` names; it
     becomes a part of the pipeline, unchanged. images: (n, H, W, 3) uint8 instead of the data that `config` names.
     features: (n, N, C) of the tokenizer's ``encode_features`` for these images, or for the shapes world's first scenes.
-    progress, resume, overwrite, and what is raised and left as it was: as in `train_tokenizer`.
+    progress, resume, overwrite, allow_changes, and what is raised and left as it was: as in `train_tokenizer`.
     """
-    with stage.session(config.device) as device:
+    with stage.session(config.device) as session:
+        device = session.device
         # What can be wrong with the words is found before anything is written, or an older run overwritten.
         stage.seed_everything(config.seed)
         pipeline = _build(config, tokenizer, processor)
         images = _open(config, pipeline, images, features)
-        checkpoints, saved = stage.open_output(config, resume, overwrite)
+        checkpoints, saved = session.open_output(config, resume, overwrite)
 
         frozen = [part for part in (pipeline.tokenizer, pipeline.vae, pipeline.negative) if part is not None]
         for part in frozen:
@@ -95,7 +98,7 @@ def train_pixels(
         groups = parameter_groups(trained, config.optimizer.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
         optimizer.register_step_post_hook(lambda *_: trained.move_average())  # not after a step that is skipped
-        run = Run(trained, optimizer, stream)
+        run = Run(trained, optimizer, stream, parts=_parts(pipeline, processor))
         run.replica = distributed.replicate(_step(config, pipeline, trained), device)
         stage.seed_everything(config.seed + 1 + distributed.rank())  # from here on, every process draws its own noise
 
@@ -105,7 +108,9 @@ def train_pixels(
             return model(pixels, features_of(batch), ids)
 
         with closing(stream):
-            stop, history = stage.run_stage(run, step, config, checkpoints, saved, progress)
+            stop, history = stage.run_stage(
+                run, step, config, checkpoints, saved, progress, allow_changes=allow_changes
+            )
         result = LaVITPixelPipeline(
             **pipeline.components | dict(trained.average.items()),
             requires_safety_checker=pipeline.config["requires_safety_checker"],
@@ -126,6 +131,21 @@ def _step(config: PixelsTrainingConfig, pipeline: LaVITPixelPipeline, trained: T
         vae=pipeline.vae,
         negative=pipeline.negative,
     )
+
+
+def _parts(pipeline: LaVITPixelPipeline, processor: LaVITImageProcessor) -> dict[str, str]:
+    """Marks of what the U-Net is learned beside, and of the schedule and prediction that give its output a meaning."""
+    frozen = {"tokenizer": pipeline.tokenizer, "vae": pipeline.vae, "negative": pipeline.negative}
+    return {
+        **{name: digest(sorted(part.state_dict().items())) for name, part in frozen.items() if part is not None},
+        "image processor": digest(processor.to_dict()),
+        "scheduler": digest(_own(pipeline.scheduler.config)),
+        "unet": digest(_own(pipeline.unet.config)),
+    }
+
+
+def _own(config: Any) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 # ---------------------------------------------------------------------------------------------------- model and images
@@ -230,7 +250,7 @@ def _open(
 
 USAGE = """usage: lavit train pixels --tokenizer FOLDER [--preset small|lowres|highres] [--base FOLDER]
                           [--data shapes|FOLDER] [--output FOLDER] [--config FILE]
-                          [--key value ...] [--resume | --overwrite]
+                          [--key value ...] [--resume [--allow-changes] | --overwrite]
 
 Stage 3: trains a U-Net to draw images from what the frozen tokenizer's tokens decode to.
 

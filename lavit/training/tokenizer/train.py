@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lavit.data import DataStream
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.training.engine import distributed, stage
+from lavit.training.engine.identity import digest
 from lavit.training.engine.loop import Run
 from lavit.training.engine.schedule import Anneal, phase_at, phases
 from lavit.training.tokenizer import initialization, objective
@@ -45,24 +46,28 @@ def train_tokenizer(
     progress: stage.Progress | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    allow_changes: bool = False,
 ) -> TrainingResult:
     """Trains a tokenizer as `config` says.
 
     model: a tokenizer to train instead of the one that `config` names; its encoder is used as it is.
     stream: batches {"images": (B, 3, S, S)} or {"features": (B, N, C)} instead of the data that `config` names.
     features: (n, N, C) of `encode_features`, instead of either. progress: gets every row of metrics.
-    resume: go on from the newest checkpoint in the output folder; from the start if there is none.
+    resume: go on from the newest whole checkpoint in the output folder. CheckpointError where there is none, and where
+        it was made with other parts or with settings that give it another meaning; allow_changes lets the settings be.
     overwrite: replace a run that the output folder holds already, which is otherwise a FileExistsError.
-    Raises TrainingDiverged when the loss stays NaN or Inf. The caller's random generators are left as they were.
+    Raises TrainingDiverged when the loss stays NaN or Inf, and LockedError while another run writes in the output
+    folder. The caller's random generators are left as they were.
     """
     if stream is not None and features is not None:
         raise ValueError("stream, features: expected at most one of the two, got both")
-    with stage.session(config.device) as device:
+    with stage.session(config.device) as session:
+        device = session.device
         # What can be wrong with the words is found before anything is written, or an older run overwritten.
         if model is None:
             initialization.check_start(config)
         dataset = open_dataset(config) if stream is None and features is None else None
-        checkpoints, saved = stage.open_output(config, resume, overwrite, constant=("encoder.",))
+        checkpoints, saved = session.open_output(config, resume, overwrite, constant=("encoder.",))
 
         stage.seed_everything(config.seed)
         sizes = checkpoints.folder if checkpoints is not None and saved is not None else None
@@ -75,8 +80,6 @@ def train_tokenizer(
         elif images is not None:
             initialization.prepare(config, tokenizer, images, pretrain=model is None)
         distributed.share(tokenizer.state_dict().values())
-        if checkpoints is not None and distributed.rank() == 0 and saved is None:
-            tokenizer.config.save_pretrained(checkpoints.folder)
 
         opened: DataStream | None = None
         if stream is None:
@@ -84,11 +87,20 @@ def train_tokenizer(
         groups = objective.parameter_groups(tokenizer, config.optimizer.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
         run = Run(tokenizer, optimizer, stream, written=objective.moved_by_forward(tokenizer))
+        run.parts = {"processor": digest(processor_of(config, tokenizer).to_dict())}
         stage.seed_everything(config.seed + 1 + distributed.rank())  # from here on, every process draws its own noise
         phased = _Phases(config, device)
         with opened if opened is not None else nullcontext():
             stop, history = stage.run_stage(
-                run, phased.step, config, checkpoints, saved, progress, before_step=phased.enter
+                run,
+                phased.step,
+                config,
+                checkpoints,
+                saved,
+                progress,
+                before_step=phased.enter,
+                at_start=tokenizer.config.save_pretrained,
+                allow_changes=allow_changes,
             )
         tokenizer.eval()
         path = stage.finish(run, config, tokenizer, processor_of(config, tokenizer))
@@ -145,7 +157,7 @@ def save_model(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, folder
 # ----------------------------------------------------------------------------------------------------------- command
 
 USAGE = """usage: lavit train tokenizer [--preset small|lavit-g] [--data FOLDER|shapes] [--output FOLDER]
-                             [--config FILE] [--key value ...] [--resume | --overwrite]
+                             [--config FILE] [--key value ...] [--resume [--allow-changes] | --overwrite]
 
 Stage 1: trains the dynamic visual tokenizer.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -65,19 +66,70 @@ def test_failed_writing_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     assert save(checkpoints, 2) == checkpoints.latest()  # what was left over is not in the way
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest"])
+def flip(file, place=0.5):
+    """One bit of one byte, the size as it was."""
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * place)] ^= 1
+    file.write_bytes(content)
+
+
+def without(name):
+    def change(file):
+        manifest = json.loads(file.read_text())
+        del manifest[name]
+        file.write_text(json.dumps(manifest))
+
+    return change
+
+
+DAMAGES = {
+    "cut short": ("model.pt", lambda file: file.write_bytes(file.read_bytes()[:-20])),
+    "removed": ("optimizer.pt", lambda file: file.unlink()),
+    "manifest cut short": ("checkpoint.json", lambda file: file.write_bytes(file.read_bytes()[:-20])),
+    "a bit of the model": ("model.pt", flip),
+    "a bit of the optimizer": ("optimizer.pt", flip),
+    "a bit of a process's state": ("rank-0.pt", flip),
+    "zeroed": ("model.pt", lambda file: file.write_bytes(bytes(file.stat().st_size))),
+    **{f"no {name}": ("checkpoint.json", without(name)) for name in ("step", "loop", "files", "world_size", "format")},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoint_is_named_and_passed_over(tmp_path, damage, caplog):
     checkpoints = Checkpoints(tmp_path)
     good, bad = save(checkpoints, 1), save(checkpoints, 2)
-    file = bad / ("checkpoint.json" if damage == "manifest" else "model.pt")
-    if damage == "remove":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:-20])
+    name, change = DAMAGES[damage]
+    change(bad / name)
+    assert checkpoints.latest() == checkpoints.to_resume() == good
+    assert str(bad) in caplog.text and name in caplog.text
+    assert checkpoints.load(good)["step"] == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_without_the_constant_tensors_nothing_is_resumed_and_nothing_deleted(tmp_path, damage):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", constant=("frozen.",))
+    saved = [save(checkpoints, step) for step in (1, 2, 3)]
+    file = checkpoints.folder / "constant.pt"
+    file.unlink() if damage == "missing" else flip(file)
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole \(step-00000001: constant.pt .*--overwrite"):
+        Checkpoints(checkpoints.folder, constant=("frozen.",)).to_resume()
+    assert checkpoints.all() == saved and all((path / "model.pt").is_file() for path in saved)
+
+
+def test_where_there_is_nothing_to_resume_the_error_says_what_there_is(tmp_path):
+    with pytest.raises(CheckpointError, match="run: there is no such folder to resume from"):
+        Checkpoints(tmp_path / "run" / "checkpoints").to_resume()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "training.yaml").touch()
+    with pytest.raises(CheckpointError, match=r"no checkpoint to resume from \(.* holds training.yaml\)"):
+        Checkpoints(tmp_path / "run" / "checkpoints").to_resume()
+
+
+def test_damaged_checkpoints_of_later_steps_do_not_drive_out_good_ones(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    flip(save(checkpoints, 9) / "model.pt")
+    good = save(checkpoints, 4)
     assert checkpoints.latest() == good
-    assert str(bad) in caplog.text and file.name in caplog.text
-    with pytest.raises(CheckpointError, match=file.name):
-        checkpoints.load(bad)
 
 
 def test_no_code_runs_from_a_checkpoint(tmp_path):

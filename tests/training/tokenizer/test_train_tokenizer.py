@@ -259,11 +259,6 @@ def test_stopped_and_resumed_is_bit_for_bit_the_straight_run(tmp_path, stop_at, 
     assert all(torch.equal(torch.as_tensor(one[i][k]), torch.as_tensor(two[i][k])) for i in one for k in one[i])
 
 
-def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path):
-    result = train_tokenizer(settings(output=str(tmp_path / "r")), model=tiny(), resume=True)
-    assert result.history[0]["step"] == 1 and result.path == tmp_path / "r"
-
-
 def test_caller_s_generators_are_left_alone():
     torch.manual_seed(4)
     np.random.seed(4)
