@@ -1,7 +1,8 @@
 """The standard accuracy of visual question answering: an answer is right to the degree that people gave it.
 
-Source: Antol et al., VQA: Visual Question Answering (ICCV 2015), and the rules of its evaluation page,
-http://www.visualqa.org/evaluation.html.
+Source: Antol et al., VQA: Visual Question Answering (ICCV 2015), the rules of its evaluation page,
+http://www.visualqa.org/evaluation.html, and the official script, vqaEval.py of https://github.com/GT-Vision-Lab/VQA, in
+its form since March 2021.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ _NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five 
 _NUMBERS["none"] = "0"
 _ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_DIGIT_COMMA = re.compile(r"\d,\d")
-_PERIOD = re.compile(r"\.(?!\d)")
+_DIGIT_COMMA = re.compile(r"[0-9],[0-9]")
+_PERIOD = re.compile(r"\.(?![0-9])")
+_PERIODS = 32
+"""So many periods go at most: the script hands over a flag of this value where the count belongs."""
 
 # The contractions of the rules as they are written properly; each is also known with any one apostrophe missing.
 # (The rules' table has one of them backwards, somebody'd to somebodyd: both are the same answer either way.)
@@ -97,37 +100,43 @@ def normalize_answer(text: str) -> str:
     words up to ten as digits, contractions with their apostrophe.
 
     Punctuation becomes a space, or nothing where it stands beside a space; if a comma is between digits anywhere in the
-    text, then nothing everywhere. Apostrophe and colon stay. This is what the official script does, its oddities
-    included.
+    text, then nothing everywhere. Apostrophe and colon stay, as do periods after the first 32. Answers have the same
+    normal form here where they have in the official script, its oddities included.
     """
-    text = text.replace("\n", " ").replace("\t", " ").strip()
+    text = _one_line(text)
     thousands = _DIGIT_COMMA.search(text) is not None
     plain = text
     for mark in _PUNCTUATION:
         if mark in text:
             plain = plain.replace(mark, "" if thousands or f"{mark} " in text or f" {mark}" in text else " ")
-    words = [_NUMBERS.get(word, word) for word in _PERIOD.sub("", plain).lower().split()]
+    words = [_NUMBERS.get(word, word) for word in _PERIOD.sub("", plain, count=_PERIODS).lower().split()]
     return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
-    """How right an answer is, 0 to 1: the mean, over the ways to leave one of the people out, of min(n / 3, 1), where n
-    of the others gave the same answer.
+    """How right an answer is, 0 to 1, as the official script has it: the mean, over the ways to leave one of the people
+    out, of min(n / 3, 1), where n of the others gave the same answer.
 
     truths: what each of (usually ten) people answered; at least four, else nothing could be entirely right: repeat an
-    answer that is known to be true. Both sides are normalised, always. (The official script leaves ten answers that
-    are all the same as they are.) Raises ValueError for fewer truths.
+    answer that is known to be true.
+    Answer and truths are normalised only where the truths differ from each other. Where all are the same text, the
+    answer must be that text, but for line breaks, tabs, and spaces around it: "2" scores 0 for ten times "two".
+    The script of before March 2021, of which many copies are in use, always normalised the answer, and never took
+    articles and number words out of the truths: its figures may differ from these.
+    Raises ValueError for fewer truths.
     """
     if isinstance(truths, str) or len(truths) <= FULL:
         raise ValueError(f"truths: expected the answers of at least {FULL + 1} people, got {truths!r}")
-    given = normalize_answer(answer)
-    same = [normalize_answer(truth) == given for truth in truths]
+    given, known = _one_line(answer), [_one_line(truth) for truth in truths]
+    if len(set(known)) > 1:
+        given, known = normalize_answer(given), [normalize_answer(truth) for truth in known]
+    same = [truth == given for truth in known]
     total = sum(same)
     return sum(min((total - mine) / FULL, 1.0) for mine in same) / len(same)
 
 
 def evaluate_vqa(items: Iterable[Answered], answers: Mapping[Hashable, str]) -> VQAScore:
-    """answers by question id -> the score.
+    """answers by question id -> the score, of `vqa_accuracy`; the official script gives it in percent, with 2 decimals.
 
     Raises ValueError for answers to questions that are not among the items, for a question asked twice, and where no
     question is answered.
@@ -177,6 +186,10 @@ def score_scene_answers(asked: Sequence[Question], answers: Sequence[str]) -> Sc
     n = len(asked)
     means = (sum(getattr(k, what) * k.questions for k in by_kind.values()) / n for what in ("constant", "uniform"))
     return SceneAnswerReport(GuessedShare(sum(map(sum, right.values())) / n, n, *means), by_kind)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def _share(accuracies: list[float]) -> Share:

@@ -232,7 +232,7 @@ def folder(tmp_path):
         content["images"].append({"id": number, "file_name": f"{number}.png"})
         content["annotations"] += [{"id": number, "image_id": number, "caption": f"a picture of thing {number}"}]
         said[pixels.tobytes()] = f"a picture of thing {number}"
-        for place, people in enumerate((["yes"] * 10, ["2"] * 2 + ["two things"] * 8)):
+        for place, people in enumerate((["yes"] * 9 + ["Yes"], ["2"] * 2 + ["two things"] * 8)):
             key = {"question_id": 10 * number + place, "image_id": number}
             asked.append({**key, "question": f"what {place}?"})
             kinds = {"question_type": "what", "answer_type": ("yes/no", "number")[place]}

@@ -73,10 +73,15 @@ def test_accuracy_is_the_mean_over_the_ten_subsets_of_nine(same, accuracy):
     assert vqa_accuracy("red", truths) == pytest.approx(accuracy)
 
 
-def test_both_sides_are_normalised():
+def test_both_sides_are_normalised_where_the_truths_differ():
     truths = ["A dog", "dog.", "the dog", "Dog", *["cat"] * 6]
     assert vqa_accuracy("dog", truths) == 1 and vqa_accuracy("a  CAT!", truths) == 1
-    assert vqa_accuracy("2", ["two"] * 10) == 1 and vqa_accuracy("None", ["none"] * 10) == 1
+    assert vqa_accuracy("2", ["two"] * 9 + ["2"]) == 1 and vqa_accuracy("None", ["none"] * 9 + ["0"]) == 1
+
+
+def test_nothing_but_space_is_normalised_where_all_truths_are_the_same():
+    assert vqa_accuracy("2", ["two"] * 10) == 0 and vqa_accuracy("a dog", ["a dog"] * 9 + ["a dog\n"]) == 1
+    assert vqa_accuracy("\ttwo\n", [" two"] * 10) == 1 and vqa_accuracy("Two", ["two"] * 10) == 0
 
 
 @pytest.mark.parametrize(
