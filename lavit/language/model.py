@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,12 +224,21 @@ class LaVIT(StrictModel):
     # Training.
 
     def forward(
-        self, text: Ragged, segments: Ragged, *, output_hidden_states: bool = False, impl: str = "auto", **samples: Any
+        self,
+        text: Ragged,
+        segments: Ragged,
+        *,
+        output_hidden_states: bool = False,
+        impl: str = "auto",
+        shares: Mapping[str, Tensor] | None = None,
+        **samples: Any,
     ) -> LaVITOutput:
         """The loss of a batch: cross-entropy at every position that is predicted, text and codes in one softmax.
 
         text, segments and samples: as in :meth:`assemble`. impl: of ``linear_cross_entropy``, which never holds the
-        logits of all positions. A batch without any label has loss 0.
+        logits of all positions. A batch without any label has loss 0. shares: for a batch that is a part of a larger
+        one, factors of the two means that make up ``loss``: "labels", and with "regress" "image_labels". A part with n
+        of the N labels of k batches has the factor k n / N: then the mean over the batches is the mean over all labels.
         """
         batch = self.assemble(text, segments, **samples)
         hidden = self.hidden_states(batch)
@@ -244,7 +253,7 @@ class LaVIT(StrictModel):
         if self.config.image_objective == "regress":
             is_image = torch.zeros_like(is_image)
         is_text = (labels != IGNORED) & ~is_image
-        loss = words.mean
+        loss = words.mean if shares is None else words.mean * shares["labels"]
         out = LaVITOutput(
             num_labels=words.number,
             text_loss=_mean(words.rows, is_text),
@@ -255,7 +264,8 @@ class LaVIT(StrictModel):
             batch=batch,
         )
         if regression is not None and batch.targets is not None:
-            loss = loss + self.config.regression_weight * regression
+            weight = self.config.regression_weight
+            loss = loss + weight * (regression if shares is None else regression * shares["image_labels"])
             out.image_loss = regression.detach()
             out.image_labels = torch.full_like(words.number, batch.targets.shape[0])
             out.num_labels = words.number + out.image_labels

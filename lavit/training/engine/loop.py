@@ -146,8 +146,14 @@ class TrainingDiverged(RuntimeError):
     """Too many bad steps in a row; the message names the last good checkpoint."""
 
 
-StepFunction = Callable[[nn.Module, Any, int], Mapping[str, Tensor]]
-"""(model, micro-batch, step) -> 0-d tensors: "loss", which is minimised, and whatever else is to be logged."""
+StepFunction = Callable[..., Mapping[str, Tensor]]
+"""(model, micro-batch, step) -> 0-d tensors: "loss", which is minimised, and whatever else is to be logged.
+
+Where `train` is given `counts`, and a step is made of several micro-batches, it also gets ``shares``: by what the mean
+of each part must be multiplied so that the mean over the micro-batches is the mean over all that the step counts."""
+
+Counts = Callable[[Any], Mapping[str, int]]
+"""Of a micro-batch: over how many things (labels) each part of its loss is a mean."""
 
 
 def train(
@@ -157,6 +163,7 @@ def train(
     *,
     learning_rate: Callable[[int], float],
     before_step: Callable[[Run], None] | None = None,
+    counts: Counts | None = None,
     checkpoints: Checkpoints | None = None,
     writer: MetricsWriter | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
@@ -165,7 +172,8 @@ def train(
     step is finished and saved. Without them a signal acts as it would elsewhere.
 
     learning_rate: step -> rate; a parameter group may scale it with its "lr_scale". before_step: called first thing in
-    every step, for changes of phase. progress: gets every row of metrics, with "eta_seconds".
+    every step, for changes of phase. counts: for a loss that is a mean over a number of things which differs between
+    micro-batches; without it all micro-batches weigh the same. progress: gets every row of metrics, with "eta_seconds".
     Returns the stop request; its ``signal`` is None when the run reached its end.
     Raises TrainingDiverged after ``config.max_bad_steps`` bad steps in a row.
     """
@@ -179,7 +187,7 @@ def train(
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             before = [tensor.clone() for tensor in run.written]
 
-            loss = _forward_backward(run, step_function, config)
+            loss = _forward_backward(run, step_function, config, counts)
             norm = _clip(run.parameters, config.clip)
             bad, stop.agreed = _ask_all(torch.isfinite(loss) & torch.isfinite(norm), stop.signal is not None)
             if not bad:
@@ -200,22 +208,37 @@ def train(
     return stop
 
 
-def _forward_backward(run: Run, step_function: StepFunction, config: LoopConfig) -> Tensor:
+def _forward_backward(run: Run, step_function: StepFunction, config: LoopConfig, counts: Counts | None) -> Tensor:
     """Sums the gradient of the mean loss over the micro-batches; returns that loss, still on the device."""
     model = run.replica if run.replica is not None else run.model
     total = torch.zeros((), device=run.device)
+    weighed = counts is not None and config.accumulate * distributed.world_size() > 1
+    batches = [next(run.stream) for _ in range(config.accumulate)] if weighed else []
+    shares = _shares([counts(batch) for batch in batches], run.device) if counts is not None and weighed else []
     for micro in range(config.accumulate):
-        batch = next(run.stream)
+        batch = batches[micro] if weighed else next(run.stream)
         # Gradients travel between processes once a step, with the last micro-batch.
         last = micro + 1 == config.accumulate
         with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                losses = step_function(model, batch, run.step)
+                told = {"shares": shares[micro]} if weighed else {}
+                losses = step_function(model, batch, run.step, **told)
             loss = losses["loss"].float() / config.accumulate
             loss.backward()
         total += loss.detach()
         run.meter.add(losses)
     return total
+
+
+def _shares(counts: list[Mapping[str, int]], device: torch.device) -> list[dict[str, Tensor]]:
+    """For every micro-batch its part of each count, times the number of micro-batches of all processes: multiplied by
+    these, the mean of their means is the mean over everything that is counted. One small message a step."""
+    names = sorted(counts[0])
+    own = torch.tensor([[entry[name] for name in names] for entry in counts], dtype=torch.float64)
+    own = own.to(device, non_blocking=True)
+    everywhere = distributed.reduce_sum(own.sum(0)).clamp(min=1)
+    factors = (own / everywhere * (len(counts) * distributed.world_size())).float()
+    return [dict(zip(names, row.unbind(), strict=True)) for row in factors]
 
 
 def _clip(parameters: list[nn.Parameter], largest: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lavit.data.mixture import PackedRow
+from lavit.kernels import Loss, Segment
 from lavit.language.model import LaVIT
+from lavit.language.vocabulary import Vocabulary
 from lavit.training.language.data import ImageStore
 
 # The key of a parameter group that says: rows from the first number on have the second one as a factor of their step,
@@ -25,16 +28,46 @@ class Step(nn.Module):
         self.model = model
         self._store = [store]  # no part of the module
 
-    def forward(self, row: PackedRow) -> dict[str, Tensor]:
+    def forward(self, row: PackedRow, shares: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """shares: factors of the means, where the row is one of several of a step (`label_counts`)."""
         features, tokens = self._store[0].take(row.images)
-        out = self.model(row.text, row.segments, loss=row.loss, features=features, tokens=tokens)
+        out = self.model(row.text, row.segments, loss=row.loss, features=features, tokens=tokens, shares=shares)
         return {
             "loss": out.loss,
-            "text_loss": out.text_loss,
-            "image_loss": out.image_loss,
+            "text_loss": out.text_loss if shares is None else out.text_loss * shares["text_labels"],
+            "image_loss": out.image_loss if shares is None else out.image_loss * shares["image_labels"],
             "labels": out.num_labels,
             "tokens": out.loss.new_full((), row.tokens),  # where the others are, without a copy
         }
+
+
+def label_counts(
+    row: PackedRow, of_image: Callable[[int], int], vocabulary: Vocabulary, regress: bool
+) -> dict[str, int]:
+    """How many labels a row will have, known before the model sees it: ``labels`` in the softmax, ``text_labels`` and
+    ``image_labels`` as in `LaVITOutput`. of_image: number of an image -> its tokens. regress: the model's objective."""
+    text = markers = codes = 0
+    pieces, images = iter(row.text.unbind()), iter(row.images.tolist())
+    flags = iter(row.loss.tolist())
+    for kinds in row.segments.unbind():
+        position = 0  # nothing predicts the first id of a sample
+        for kind in kinds.tolist():
+            flag = next(flags)
+            if kind == Segment.TEXT:
+                ids = next(pieces)
+                if flag & Loss.CONTENT:
+                    counted = ids[1:] if position == 0 else ids
+                    image_ids = 0 if regress else int((counted >= vocabulary.begin_id).sum())
+                    text, codes = text + len(counted) - image_ids, codes + image_ids
+                position += len(ids)
+                continue
+            count = of_image(next(images))
+            markers += bool(flag & Loss.BEGIN and position) + bool(flag & Loss.END)
+            codes += count if flag & Loss.CONTENT else 0
+            position += count + 2
+    if regress:  # markers are text, and what is written of an image is no id
+        return {"labels": text + markers, "text_labels": text + markers, "image_labels": codes}
+    return {"labels": text + markers + codes, "text_labels": text, "image_labels": markers + codes}
 
 
 def parameter_groups(

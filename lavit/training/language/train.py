@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from lavit.training.engine import distributed, stage
 from lavit.training.engine.identity import digest
 from lavit.training.engine.loop import Run
 from lavit.training.language.data import ImageStore, folder_data, open_folder, shapes_data
-from lavit.training.language.objective import Step, parameter_groups, scale_rows
+from lavit.training.language.objective import Step, label_counts, parameter_groups, scale_rows
 from lavit.training.language.recipe import LanguageTrainingConfig
 
 __all__ = ["ImageStore", "LanguageTrainingConfig", "LanguageTrainingResult", "main", "train_language"]
@@ -96,13 +97,15 @@ def train_language(
         scale_rows(optimizer)
         run = Run(model, optimizer, stream, parts=parts)
         run.replica = distributed.replicate(Step(model, store), device)
+        regress = model.config.image_objective == "regress"
         stop, history = stage.run_stage(
             run,
-            lambda step, row, _: step(row),
+            lambda step, row, _, **told: step(row, **told),
             config,
             checkpoints,
             saved,
             progress,
+            counts=partial(label_counts, of_image=store.length, vocabulary=model.vocabulary, regress=regress),
             allow_changes=allow_changes,
         )
         model.eval()
