@@ -121,8 +121,9 @@ def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
     answer that is known to be true.
     Answer and truths are normalised only where the truths differ from each other. Where all are the same text, the
     answer must be that text, but for line breaks, tabs, and spaces around it: "2" scores 0 for ten times "two".
-    The script of before March 2021, of which many copies are in use, always normalised the answer, and never took
-    articles and number words out of the truths: its figures may differ from these.
+    The script of before March 2021 always normalised the answer, and never took articles and number words out of the
+    truths. Many copies of it are in use; the release's also cuts beginnings such as "it is" from the answer. Figures
+    made with these may differ.
     Raises ValueError for fewer truths.
     """
     if isinstance(truths, str) or len(truths) <= FULL:

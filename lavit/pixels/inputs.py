@@ -53,8 +53,8 @@ def read_codes(tokens: VisualTokens | Ragged, num_codes: int, num_patches: int) 
 def read_images(images: Any, processor: LaVITImageProcessor | None, side: int) -> Tensor:
     """(B, 3, side, side), normalised.
 
-    images: one or a list of PIL images, paths, bytes of files, uint8 arrays (H, W, 3) or float tensors (3, H, W) in
-    [0, 1]; a batch of the arrays; or pixels (B, 3, side, side) that the image processor has made.
+    images: one or a list of PIL images, paths, bytes of files, uint8 arrays (H, W, 3) or (3, H, W), or float tensors
+    in [0, 1], as the image processor takes them; a batch of the arrays; or pixels (B, 3, side, side) that it has made.
     Raises ValueError or TypeError naming the image that cannot be read, and ValueError where there is no processor.
     """
     if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4:

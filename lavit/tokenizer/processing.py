@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 FILE_NAME = "preprocessor_config.json"
+LAYOUTS = {"channels_first": ("(3, H, W)", 0), "channels_last": ("(H, W, 3)", 2)}
+"""How arrays may lie, by their names in transformers: the shape and the axis of the channels."""
 
 
 class LaVITImageProcessor(ImageProcessingMixin):
@@ -47,19 +49,26 @@ class LaVITImageProcessor(ImageProcessingMixin):
         self.mean = tuple(float(m) for m in mean)
         self.std = tuple(float(s) for s in std)
 
-    def __call__(self, images: Any) -> Tensor:
+    def __call__(self, images: Any, *, input_data_format: str | None = None) -> Tensor:
         """One picture or several -> (B, 3, size, size) float32, normalised.
 
         A picture is a PIL image (any mode; converted to RGB), a uint8 array or tensor (H, W, 3), or a float tensor
         (3, H, W) with values in [0, 1]. Several are a list of these or a batch of the arrays; an empty list gives an
-        empty batch. Raises TypeError for anything else and ValueError for another channel count.
+        empty batch.
+        input_data_format: how all arrays and tensors lie, "channels_first" or "channels_last". None: as above where
+            that gives 3 channels, else the other way round; so (3, H, 3) is channels last as uint8, and first as float.
+        Raises TypeError for anything else, and ValueError for another channel count, a picture without pixels, and
+        floats that are not finite or lie outside [0, 1] by more than rounding.
         """
+        if input_data_format is not None and input_data_format not in LAYOUTS:
+            raise ValueError(f"input_data_format: expected {' or '.join(LAYOUTS)}, got {input_data_format!r}")
         if isinstance(images, (np.ndarray, Tensor)) and images.ndim not in (3, 4):
             raise ValueError(f"images: expected an array of 3 or 4 dimensions, got shape {tuple(images.shape)}")
         pictures = one_by_one(images)
         if not pictures:
             return torch.empty(0, 3, self.size, self.size)
-        pixels = torch.stack([self._pixels(p) for p in pictures])
+        places = ["" if picture is images else f" for image {i}" for i, picture in enumerate(pictures)]
+        pixels = torch.stack([self._pixels(*one, input_data_format) for one in zip(pictures, places, strict=True)])
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
         return (pixels - mean) / std
 
@@ -69,24 +78,26 @@ class LaVITImageProcessor(ImageProcessingMixin):
         scaled = (pixels.float() * std + mean).clamp(0, 1) * 255
         return scaled.round().to(torch.uint8).permute(0, 2, 3, 1)
 
-    def _pixels(self, picture: Any) -> Tensor:
-        """One picture -> (3, size, size) float32 in [0, 1]."""
+    def _pixels(self, picture: Any, place: str, layout: str | None) -> Tensor:
+        """One picture -> (3, size, size) float32 in [0, 1]. place: which one, at the end of errors."""
         if isinstance(picture, Tensor) and picture.is_floating_point():
-            return self._resize_float(picture.detach().to("cpu", torch.float32))
+            return self._resize_float(_checked_floats(picture.detach().cpu(), place, layout))
         if isinstance(picture, Tensor):
             picture = picture.cpu().numpy()
         if isinstance(picture, np.ndarray):
-            picture = from_array(picture)
+            picture = _from_array(picture, place, layout)
         if not isinstance(picture, Image.Image):
-            raise TypeError(f"images: expected PIL images, uint8 arrays or float tensors, got {type(picture).__name__}")
+            got = f"{type(picture).__name__}{place}"
+            raise TypeError(f"images: expected PIL images, uint8 arrays or float tensors, got {got}")
+        if min(picture.size) < 1:
+            raise ValueError(f"images: expected pixels, got a PIL image of {picture.width} x {picture.height}{place}")
         picture = picture.convert("RGB")
         if picture.size != (self.size, self.size):
             picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
     def _resize_float(self, picture: Tensor) -> Tensor:
-        if picture.dim() != 3 or picture.shape[0] != 3:
-            raise ValueError(f"images: expected float tensors of shape (3, H, W), got {tuple(picture.shape)}")
+        """(3, H, W) float32 of any height and width -> (3, size, size)."""
         if picture.shape[1:] == (self.size, self.size):
             return picture
         size, bicubic = (self.size, self.size), Image.Resampling.BICUBIC
@@ -141,10 +152,32 @@ def encoder_tensors(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor) -
     return sorted(found.items())
 
 
-def from_array(picture: np.ndarray) -> Image.Image:
-    """A uint8 array (H, W, 3) as a PIL image."""
+def _from_array(picture: np.ndarray, place: str, layout: str | None) -> Image.Image:
+    """A uint8 array as a PIL image."""
     if picture.dtype != np.uint8:
-        raise TypeError(f"images: expected uint8 arrays (0 to 255) or float tensors (0 to 1), got {picture.dtype}")
-    if picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"images: expected uint8 arrays of shape (H, W, 3), got {picture.shape}")
-    return Image.fromarray(picture)
+        got = f"{picture.dtype}{place}"
+        raise TypeError(f"images: expected uint8 arrays (0 to 255) or float tensors (0 to 1), got {got}")
+    axis = _channel_axis("uint8 arrays", picture.shape, place, layout, "channels_last", "channels_first")
+    return Image.fromarray(np.ascontiguousarray(np.moveaxis(picture, axis, -1)))
+
+
+def _checked_floats(picture: Tensor, place: str, layout: str | None) -> Tensor:
+    """A float tensor as (3, H, W) float32; its values are in [0, 1], but for rounding."""
+    axis = _channel_axis("float tensors", tuple(picture.shape), place, layout, "channels_first", "channels_last")
+    low, high = (float(bound) for bound in picture.aminmax())
+    slack = max(0.5 / 255, 4 * torch.finfo(picture.dtype).eps)  # 0 or 255 as a byte, or a few roundings of the type
+    if not (-slack <= low and high <= 1 + slack):  # NaN fails too
+        raise ValueError(f"images: expected floats in [0, 1], got values from {low:g} to {high:g}{place}")
+    return picture.movedim(axis, 0).to(torch.float32)
+
+
+def _channel_axis(what: str, shape: tuple[int, ...], place: str, layout: str | None, *inferred: str) -> int:
+    """The axis of the 3 channels: in the layout that is asked for, or in the first of the inferred that has them."""
+    layouts = [LAYOUTS[name] for name in ((layout,) if layout is not None else inferred)]
+    axis = next((axis for _, axis in layouts if len(shape) == 3 and shape[axis] == 3), None)
+    if axis is None:
+        wanted = " or ".join(form for form, _ in layouts)
+        raise ValueError(f"images: expected {what} of shape {wanted}, got {shape}{place}")
+    if 0 in shape:
+        raise ValueError(f"images: expected {what} with pixels, got shape {shape}{place}")
+    return axis

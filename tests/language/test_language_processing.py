@@ -17,6 +17,7 @@ from lavit.kernels import Ragged, Segment
 from lavit.language import LaVIT, LaVITProcessor
 from lavit.language.text_tokenizer import train_text_tokenizer
 from lavit.tokenizer import LaVITImageProcessor
+from lavit.tokenizer.processing import one_by_one
 
 
 def text_tokenizer() -> PreTrainedTokenizerFast:
@@ -54,6 +55,18 @@ def test_pieces_keep_their_order_and_are_what_the_parts_make_of_them(tmp_path: P
     assert made.decode_text(out.text) == ["a red", "circle", "a square"]
 
 
+def test_arrays_in_prompts_may_have_their_channels_first_or_last() -> None:
+    made, last = processor(), np.array(picture())
+    first = np.ascontiguousarray(last.transpose(2, 0, 1))
+    wanted = made.image_processor(picture())
+    for form in (last, first, torch.from_numpy(last), torch.from_numpy(first)):
+        ids, pixels = made.pieces("prompt 0", ["a red", form])
+        assert ids.dim() == 1 and torch.equal(pixels, wanted)
+        assert torch.equal(made.pieces("prompt 0", form)[0], wanted)
+    for batch in (np.stack([last, last]), torch.from_numpy(np.stack([first, first]))):
+        assert all(torch.equal(made.pieces("prompt 0", one)[0], wanted) for one in one_by_one(batch))
+
+
 def test_the_model_reads_what_the_processor_makes() -> None:
     made = processor()
     model = LaVIT.from_parts(llama(made.text_size), tokenizer())
@@ -83,12 +96,15 @@ def test_every_fault_is_named_and_in_a_batch_job_skipped(tmp_path: Path) -> None
         7: ([torch.zeros(2, 3, 8, 8)], r"prompt 7, piece 0: expected .* one image, got Tensor of shape \(2, 3, 8, 8\)"),
         8: ([np.zeros((4, 4, 2), np.uint8)], "prompt 8, piece 0: images: expected uint8 arrays"),
         9: ("half \ud800", "prompt 9: .* cannot be encoded"),
+        10: (["a", torch.zeros(3, 0, 4)], r"prompt 10, piece 1: images: .* with pixels, got shape \(3, 0, 4\)"),
+        11: (Image.new("RGB", (0, 4)), r"prompt 11: the image: has no pixels \(0 x 4\)"),
+        12: ([torch.full((3, 8, 8), 255.0)], r"prompt 12, piece 0: images: expected floats in \[0, 1\]"),
     }
     for index, (prompt, message) in faults.items():
         with pytest.raises((ValueError, TypeError), match=message):
             made(["a"] * index + [prompt])
     out = made(["a red", *(prompt for prompt, _ in faults.values()), [picture()]], errors="skip")
-    assert out.indices == [0, 10] and out.segments.batch_size == 2
+    assert out.indices == [0, len(faults) + 1] and out.segments.batch_size == 2
     assert [index for index, _ in out.skipped] == list(faults)
     for (_, reason), (_, message) in zip(out.skipped, faults.values(), strict=True):
         assert re.match(message, reason)

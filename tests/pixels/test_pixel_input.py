@@ -58,6 +58,7 @@ def test_images_are_drawn_by_way_of_their_codes(pipe: LaVITPixelPipeline, tmp_pa
         given,
         arrays,
         torch.from_numpy(arrays),
+        torch.from_numpy(arrays).permute(0, 3, 1, 2),
         pixels,
         [tmp_path / "0.png", given[1]],
         [str(tmp_path / "0.png"), arrays[1]],

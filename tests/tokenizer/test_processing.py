@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +65,117 @@ def test_no_pictures_give_an_empty_batch() -> None:
 def test_wrong_channel_counts_are_named(bad: object) -> None:
     with pytest.raises((ValueError, TypeError), match="images: expected"):
         LaVITImageProcessor(8)(bad)
+
+
+def test_arrays_and_tensors_may_have_their_channels_first_or_last() -> None:
+    processor = LaVITImageProcessor(16)
+    last = np.array(picture(20, 14))
+    first = np.ascontiguousarray(last.transpose(2, 0, 1))
+    expected, from_floats = processor(picture(20, 14)), processor(torch.from_numpy(first) / 255)
+    for form in (last, first, torch.from_numpy(last), torch.from_numpy(first)):
+        for same in (form, form[None], [form], torch.from_numpy(last).permute(2, 0, 1)):
+            assert torch.equal(processor(same), expected)
+    for floats in (torch.from_numpy(first) / 255, torch.from_numpy(last) / 255):
+        for same in (floats, floats[None], [floats]):
+            assert torch.equal(processor(same), from_floats)
+    mixed = [picture(20, 14), first, torch.from_numpy(last), last]
+    assert torch.equal(processor(mixed), expected.expand(4, -1, -1, -1))
+    two = torch.from_numpy(np.stack([first, first[:, ::-1].copy()]))
+    assert torch.equal(processor(two), processor(list(two))) and torch.equal(processor(two)[:1], expected)
+
+
+@pytest.mark.parametrize("name, shape", [("channels_first", (3, 6, 3)), ("channels_last", (6, 3, 3))])
+def test_a_named_format_decides_whatever_the_shape_allows(name: str, shape: tuple[int, ...]) -> None:
+    processor = LaVITImageProcessor(8)
+    array = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    last = array.transpose(1, 2, 0) if name == "channels_first" else array
+    expected = processor(Image.fromarray(np.ascontiguousarray(last)))
+    for form in (array, torch.from_numpy(array), array[None], [array]):
+        assert torch.equal(processor(form, input_data_format=name), expected)
+    floats = torch.from_numpy(array) / 255
+    first = torch.from_numpy(np.ascontiguousarray(last.transpose(2, 0, 1))) / 255
+    assert torch.equal(processor(floats, input_data_format=name), processor(first, input_data_format="channels_first"))
+
+
+def test_three_by_three_is_read_as_its_type_usually_lies() -> None:
+    """Channels last for bytes, first for floats, where the shape allows both."""
+    processor = LaVITImageProcessor(8)
+    array = np.random.default_rng(1).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    for form in (array, torch.from_numpy(array)):
+        assert torch.equal(processor(form), processor(Image.fromarray(array)))
+    floats = torch.from_numpy(array) / 255
+    assert torch.equal(processor(floats), processor(floats, input_data_format="channels_first"))
+    assert not torch.equal(processor(floats), processor(floats, input_data_format="channels_last"))
+
+
+def test_an_array_that_lies_otherwise_than_named_is_refused() -> None:
+    processor = LaVITImageProcessor(8)
+    with pytest.raises(ValueError, match=r"images: expected uint8 arrays of shape \(3, H, W\), got \(5, 6, 3\)"):
+        processor(np.zeros((5, 6, 3), np.uint8), input_data_format="channels_first")
+    with pytest.raises(ValueError, match=r"images: expected float tensors of shape \(H, W, 3\), got \(3, 5, 6\)"):
+        processor(torch.zeros(3, 5, 6), input_data_format="channels_last")
+    with pytest.raises(ValueError, match="input_data_format: expected channels_first or channels_last, got 'HWC'"):
+        processor([], input_data_format="HWC")
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (0, 0, 3), (3, 0, 4), (3, 4, 0), (0, 3, 3), (3, 0, 3)])
+@pytest.mark.parametrize("kind", [np.uint8, torch.uint8, torch.float32, torch.float16])
+def test_a_picture_without_pixels_is_named_with_its_shape(shape: tuple[int, ...], kind: Any) -> None:
+    processor = LaVITImageProcessor(8)
+    zeros = np.zeros if kind is np.uint8 else torch.zeros
+    empty, batch = zeros(shape, dtype=kind), zeros((2, *shape), dtype=kind)
+    told = f"images: expected .* with pixels, got shape {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=f"{told}$"):
+        processor(empty)
+    with pytest.raises(ValueError, match=f"{told} for image 0$"):
+        processor(batch)
+    with pytest.raises(ValueError, match=f"{told} for image 1$"):
+        processor([picture(), empty])
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, 0), (0, 0)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_a_pil_image_without_pixels_is_named_with_its_size(mode: str, size: tuple[int, int]) -> None:
+    empty, told = Image.new(mode, size), f"images: expected pixels, got a PIL image of {size[0]} x {size[1]}"
+    with pytest.raises(ValueError, match=f"{told}$"):
+        LaVITImageProcessor(8)(empty)
+    with pytest.raises(ValueError, match=f"{told} for image 1$"):
+        LaVITImageProcessor(8)([picture(), empty])
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 6), (5, 6, 1), (5, 6, 4), (1, 5, 6), (4, 5, 6), (2, 5, 6, 4), (2, 1, 5, 6), (7,)]
+)
+@pytest.mark.parametrize("kind", [np.uint8, torch.uint8, torch.float32])
+def test_other_channel_counts_are_refused_with_their_shape(shape: tuple[int, ...], kind: Any) -> None:
+    zeros = np.zeros if kind is np.uint8 else torch.zeros
+    told = str(shape[1:] if len(shape) == 4 else shape)
+    with pytest.raises(ValueError, match=f"images: expected .*got .*{re.escape(told)}"):
+        LaVITImageProcessor(8)(zeros(shape, dtype=kind))
+    with pytest.raises(ValueError, match=f"images: expected .*got .*{re.escape(str(shape))} for image 1"):
+        LaVITImageProcessor(8)([picture(), zeros(shape, dtype=kind)])
+
+
+@pytest.mark.parametrize("side", [8, 5])  # as it is, and to be resized
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 255.0, 1.01, -0.01])
+def test_floats_outside_zero_to_one_are_refused(side: int, value: float) -> None:
+    floats = torch.full((3, side, side), 0.5)
+    floats[1, 2, 3] = value
+    with pytest.raises(ValueError, match=r"images: expected floats in \[0, 1\], got values from .* for image 0"):
+        LaVITImageProcessor(8)(floats[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_floats_may_be_off_by_rounding(dtype: torch.dtype) -> None:
+    """The way through standardised pixels and back rounds three times, each by half an eps of numbers below 4."""
+    mean, std = (torch.tensor(v, dtype=dtype).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    array = np.random.default_rng(0).integers(0, 2, (3, 40, 40)) * 255
+    there = (torch.from_numpy(array / 255).to(dtype) - mean) / std
+    back = there * std + mean
+    processor = LaVITImageProcessor(40)
+    expected = processor(torch.from_numpy(array / 255).float())
+    slack = max(0.5 / 255, 4 * torch.finfo(dtype).eps) / min(CLIP_STD)
+    assert (processor(back) - expected).abs().max() <= slack
 
 
 @pytest.mark.parametrize("bad", ["a.png", [3], np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint16)])
