@@ -6,11 +6,16 @@ the registered ops call them under ``LAVIT_DEBUG=1`` only.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 INT32_MAX = 2**31 - 1
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def shape(x: Tensor) -> tuple[int, ...]:
@@ -30,6 +35,36 @@ def check_float(name: str, x: Tensor, form: str | None = None) -> None:
 def check_int64(name: str, x: Tensor) -> None:
     if x.dtype != torch.int64:
         raise TypeError(f"{name}: expected int64, got {x.dtype}")
+
+
+def as_seeds(name: str, seeds: Tensor | Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Seeds as int64, nothing being rounded: an integer tensor of any shape, or integers (n,) of any sequence.
+
+    device: where to; None: where a tensor is, and the CPU for others. The host waits only for what comes to it.
+    Raises TypeError for what is no integer, truth values among them, and ValueError for one that int64 does not hold.
+    """
+    if not isinstance(seeds, Tensor):
+        if not hasattr(seeds, "__iter__"):
+            raise TypeError(f"{name}: expected a sequence of integers, got {seeds!r}")
+        seeds = torch.tensor([_integer(name, seed, place) for place, seed in enumerate(seeds)], dtype=torch.int64)
+    if seeds.dtype not in INTEGERS:
+        raise TypeError(f"{name}: expected int64, got {seeds.dtype}")
+    device = seeds.device if device is None else device
+    # What goes to the host without waiting is not there yet when it is read.
+    return seeds.to(device, torch.int64, non_blocking=device.type != "cpu")
+
+
+def _integer(name: str, seed: object, place: int) -> int:
+    is_truth = isinstance(seed, bool) or getattr(seed, "dtype", None) == torch.bool
+    try:
+        number = None if is_truth else operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name}: expected integers, got {seed!r} at place {place}")
+    if not INT64_MIN <= number <= INT64_MAX:
+        raise ValueError(f"{name}: expected integers from -2**63 to 2**63 - 1, got {number} at place {place}")
+    return number
 
 
 def check_rank(name: str, x: Tensor, form: str) -> None:

@@ -8,14 +8,43 @@ read. One pass of a small model (width 128, 4 layers, 2 rows) takes two thirds o
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM, LlamaModel
 from transformers.cache_utils import DynamicLayer
 
 # The attention on a GPU wants rows of the mask that begin at multiples of 16 bytes, else it copies the mask.
 ALIGNED = 16
+
+# What transformers calls a cache that it is given: renamed in 5.24 or so.
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+
+
+class PromptCache(DynamicCache):
+    """transformers' cache for prompts that are padded on the left, into which no padding goes.
+
+    A padding row has no token to attend to. Eager attention, whose softmax is in float32, makes NaN of it where the
+    mask's least number, of the model's dtype, or its sum with a score is -inf there: in float64, in float16 at times.
+    In the next layer a true row gives the padding weight 0, and 0 * NaN is NaN. So keys and values of padding rows are
+    zeros, before attention reads them.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        """mask: (N, P) bool, true at the tokens of the prompts, which are read first and in one pass."""
+        super().__init__()
+        self.padding = ~mask[:, None, :, None]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self.get_seq_length(layer_idx) == 0:
+            key_states = key_states.masked_fill(self.padding, 0)
+            value_states = value_states.masked_fill(self.padding, 0)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 class KeyValueCache:
@@ -35,14 +64,15 @@ class KeyValueCache:
         self.model = model.model
         batch, self.prompt = mask.shape
         length = -(-(self.prompt + new_tokens) // ALIGNED) * ALIGNED
+        padding = ~mask[rows, None, :, None]
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         for layer in prefilled.layers:
             assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
             for kept, found in ((self.keys, layer.keys), (self.values, layer.values)):
-                # Zeros: a slot that is not read yet has weight 0, which must not meet a NaN.
+                # Zeros: a slot that is not to be read has weight 0, which must not meet a NaN.
                 kept.append(found.new_zeros(len(rows), found.shape[1], length, found.shape[3]))
-                kept[-1][:, :, : self.prompt] = found[rows]
+                kept[-1][:, :, : self.prompt] = found[rows].masked_fill_(padding, 0)
             layer.keys = layer.values = None
         like = self.keys[0]
         hidden = torch.finfo(like.dtype).min

@@ -24,6 +24,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# Rotations whose frequencies are constants. Those of "dynamic" and "longrope" follow the largest position of all rows
+# that are computed together, or were before.
+ROTATIONS = ("default", "linear", "yarn", "llama3", "proportional")
+
+
+def check_rotation(text_config: LlamaConfig) -> None:
+    """Raises ValueError for a ``rope_type`` by which a sample's rotation is not known to depend on its own alone."""
+    rope_type = (text_config.rope_parameters or {}).get("rope_type", "default")
+    if rope_type not in ROTATIONS:
+        raise ValueError(
+            f"text_config.rope_parameters: expected a rope_type among {', '.join(ROTATIONS)}, got {rope_type!r}: with "
+            "frequencies that change with the length, a sample would depend on those packed or batched with it"
+        )
+
+
 class LaVITConfig(PretrainedConfig):
     """Sizes of a :class:`lavit.LaVIT`.
 
@@ -38,7 +53,8 @@ class LaVITConfig(PretrainedConfig):
         ``SamplingSettings``: ``{"guidance": 1.7}``.
     regression_weight: weight of the regression's loss beside that of the text (*derived*: 1).
 
-    Raises ValueError for an unknown name and for sizes that do not fit together.
+    Raises ValueError for an unknown name, for sizes that do not fit together, and for a rotation by which a sample
+    depends on its neighbours (``rope_type`` "dynamic" or "longrope" of ``text_config.rope_parameters``).
     """
 
     model_type = "lavit"
@@ -97,6 +113,7 @@ class LaVITConfig(PretrainedConfig):
         return cls(text_config=text_config, tokenizer_config=tokenizer_config, text_size=text_size)
 
     def _check(self) -> None:
+        check_rotation(self.text_config)
         rows, ids = self.text_config.vocab_size, self.vocabulary
         if rows < ids.size:
             raise ValueError(

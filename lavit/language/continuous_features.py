@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavit.kernels import Ragged, Selection, partition
+from lavit.kernels.checks import as_seeds
 from lavit.kernels.types import compute_dtype
 from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig, VisualTokens
 from lavit.tokenizer.merger import Layout, Merger
@@ -101,7 +102,7 @@ def image_rows(
         if tokens is None:
             assert source is not None
             if seeds is not None:
-                seeds = torch.as_tensor(seeds, dtype=torch.int64).to(device, non_blocking=True)
+                seeds = as_seeds("seeds", seeds, device)
             selection = tokenizer.select(source, seeds, deterministic, noise)
             finite = source.isfinite().all().long().view(1)
             *numbers, is_finite = torch.cat((selection.cu_kept.diff().long(), finite)).tolist()

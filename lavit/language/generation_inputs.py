@@ -9,7 +9,38 @@ from transformers import LlamaForCausalLM
 
 from lavit.kernels import Ragged, unpad
 from lavit.kernels.checks import check_offsets, check_same_device
+from lavit.language.configuration import check_rotation
 from lavit.language.vocabulary import Vocabulary
+
+NO_FAULT = 2**63 - 1
+
+
+class NonFiniteScores(ValueError):
+    """A model gave no finite best score for a prompt's next token: NaN, +inf, or nothing but -inf.
+
+    prompt, token: which prompt, and which of its new tokens, from 0. what: how the prompt is called. The weights hold
+    NaN or Inf, or a sum is beyond the range of its dtype, as in float16.
+    """
+
+    def __init__(self, prompt: int, token: int, what: str = "prompt") -> None:
+        super().__init__(f"{what} {prompt}: the model's scores for new token {token} have no finite maximum (NaN or Inf)")
+        self.prompt = prompt
+        self.token = token
+
+
+def first_fault(bad: Tensor, token: Tensor | int, row: Tensor, count: int) -> Tensor:
+    """() int64: token * count + row of the first token at fault, of the first row among those of it; else NO_FAULT.
+
+    bad: (r,) bool, the rows that have no finite best score. token: of each, or of all. row: (r,) int64, of ``count``.
+    """
+    return torch.where(bad, token * count + row, NO_FAULT).amin()
+
+
+def check_fault(first: int, count: int, rows: int) -> None:
+    """Raises NonFiniteScores for what ``first_fault`` has found, if anything. rows: to a prompt."""
+    if first != NO_FAULT:
+        token, row = divmod(first, count)
+        raise NonFiniteScores(row // rows, token)
 
 
 def embed_prompts(
@@ -21,8 +52,10 @@ def embed_prompts(
     read again. image: the prompts are to be continued with an image, so those given as ids end with [IMG].
     One host synchronisation, two where the prompts are ids.
     Raises ValueError naming the prompt that is empty, does not fit the model's positions, holds an id outside the
-    vocabulary or, with ``image``, does not end with [IMG]; TypeError for values that are neither.
+    vocabulary or, with ``image``, does not end with [IMG]; for a model whose rotation depends on other samples (see
+    ``check_rotation``); TypeError for values that are neither.
     """
+    check_rotation(language_model.config)
     values, cu_seqlens = prompts.values, prompts.cu_seqlens
     check_offsets("prompts.cu_seqlens", cu_seqlens, values.device)
     bounds = cu_seqlens.tolist()

@@ -120,7 +120,13 @@ def draw(scores: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
 
     By the inverse of the distribution function over the candidates in the order of their ids. So a row depends on its
     own scores and number only, and two candidates whose scores change places do not change the draw.
+    A row without a finite best has no distribution, and gives -1: one that holds NaN or +inf, or nothing but -inf.
     """
+    best = scores.amax(-1)
+    return torch.where(best.isfinite(), _draw(scores, best[:, None], uniform, settings), -1)
+
+
+def _draw(scores: Tensor, best: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
     if settings.temperature == 0:
         return scores.argmax(-1)
     allowed = scores.shape[-1]
@@ -128,7 +134,6 @@ def draw(scores: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
     ids: Tensor | None = None
     if count < allowed or settings.top_p < 1:
         scores, ids = scores.topk(count)  # the likeliest first
-    best = scores.amax(-1, keepdim=True)
     weight = ((scores - best).double() / settings.temperature).exp()
     if settings.top_p < 1:
         before = weight.cumsum(-1) - weight

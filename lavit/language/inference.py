@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lavit.data.sequences import PROMPT as QUESTION
 from lavit.kernels import Ragged
+from lavit.kernels.checks import as_seeds
 from lavit.kernels.gumbel_select import SEED_RANGE
 from lavit.language.assembly import Model
 from lavit.language.guidance import MULTIMODAL_GUIDANCE, SamplingSettings
@@ -269,7 +270,7 @@ def _sample_seeds(seeds: Tensor | Sequence[int] | None, prompts: int, samples: i
     """(prompts, samples) int64 on the CPU."""
     if seeds is None:
         return torch.randint(*SEED_RANGE, (prompts, samples), dtype=torch.int64)
-    seeds = torch.as_tensor(seeds, dtype=torch.int64).cpu()
+    seeds = as_seeds("seeds", seeds).cpu()
     if seeds.shape != (prompts * samples,):
         raise ValueError(
             f"seeds: expected {prompts * samples}, {samples} for each of {prompts} prompts, got {tuple(seeds.shape)}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lavit.kernels import Ragged, Segment
+from lavit.kernels.checks import as_seeds
 from lavit.language.assembly import Model
 from lavit.language.processing import LaVITProcessor, segmented
 from lavit.tokenizer import VisualTokens
@@ -169,7 +170,7 @@ def _seeds_by_prompt(prompts: Sequence[Sequence[Any]], seeds: Tensor | Sequence[
     counts = [sum(not isinstance(piece, str) for piece in prompt) for prompt in prompts]
     if seeds is None:
         return [torch.empty(0, dtype=torch.int64)] * len(counts)
-    given = torch.as_tensor(seeds, dtype=torch.int64).cpu()
+    given = as_seeds("image_seeds", seeds).cpu()
     if given.shape != (sum(counts),):
         raise ValueError(f"image_seeds: expected {sum(counts)} seeds, one an image, got shape {tuple(given.shape)}")
     return list(given.split(counts))

@@ -7,16 +7,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from lavit.kernels import Ragged, pad
-from lavit.kernels.checks import check_int64, check_shape
+from lavit.kernels.checks import as_seeds, check_shape
 from lavit.kernels.gumbel_select import SEED_RANGE
 from lavit.kernels.types import compute_dtype
-from lavit.language.cache import KeyValueCache
-from lavit.language.generation_inputs import embed_prompts, first_of_rows
+from lavit.language.cache import CACHE, KeyValueCache, PromptCache
+from lavit.language.generation_inputs import check_fault, embed_prompts, first_fault, first_of_rows
 from lavit.language.guidance import SamplingSettings, draw, guided_scores, image_head, uniforms
 from lavit.language.vocabulary import Vocabulary
+
+# In the place of a code: the scores had no finite best.
+FAULT = -2
 
 # Recording costs about two passes: not worth it for fewer.
 FEWEST_RECORDED = 8
@@ -55,8 +58,10 @@ def sample_image_tokens(
     ``settings.check_every`` tokens the host waits for the device.
 
     Raises ValueError naming the prompt that is empty or too long for the model (with room for the codes), or holds an
-    id outside the vocabulary; for a vocabulary larger than the model's, wrong ``seeds``, ``max_codes`` < 1, and a model
-    in training mode with dropout or gradient checkpointing, which has no cache.
+    id outside the vocabulary; for a vocabulary larger than the model's, wrong ``seeds``, ``max_codes`` < 1, a model in
+    training mode with dropout or gradient checkpointing, which has no cache, and one whose rotation depends on the
+    batch (``check_rotation``). Raises NonFiniteScores, a ValueError with the numbers of prompt and token, where the best
+    score is NaN or infinite: of several the first token, and the first prompt among those of it.
     """
     settings = settings or SamplingSettings()
     if max_codes < 1:
@@ -82,7 +87,7 @@ def _run(running: _Running, codes: Tensor, lengths: Tensor) -> None:
     advance: Callable[[int | None], None] = running.advance
     for token in range(1, count):
         if token % settings.check_every == 0:
-            left = int((~running.done).sum())
+            left = running.left()
             if left == 0:
                 break
             if left <= len(running.done) // 2:
@@ -93,15 +98,14 @@ def _run(running: _Running, codes: Tensor, lengths: Tensor) -> None:
             advance = _recorded(running, codes.device)
         else:
             advance(token)
+    running.left()
     running.write(codes, lengths)
 
 
 def _seeds(seeds: Tensor | Sequence[int] | None, samples: int, device: torch.device) -> Tensor:
     if seeds is None:
         return torch.randint(*SEED_RANGE, (samples,), dtype=torch.int64, device=device)
-    if not isinstance(seeds, Tensor):
-        seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
-    check_int64("seeds", seeds)
+    seeds = as_seeds("seeds", seeds, None if isinstance(seeds, Tensor) else device)
     check_shape("seeds", seeds, (samples,), "prompts times num_samples")
     if seeds.device != device:
         raise ValueError(f"seeds: expected device {device} to match prompts, got {seeds.device}")
@@ -112,8 +116,8 @@ class _Running:
     """The samples under way. Guided, rows 0 to R - 1 of the cache are after the prompts and R to 2R - 1 after [IMG].
 
     sample: (R,) which one each is; number: (R, count) its random numbers; codes: (R, count), written so far, -1 for
-    [/IMG] and arbitrary after it; length: (R,) codes before the end; choice: (R,) last drawn, 0 for [/IMG] and
-    1 + code else; place: (1,) of the code to be drawn.
+    [/IMG], -2 for scores without a finite best, and arbitrary after these; length: (R,) codes before the end; choice:
+    (R,) last drawn, 1 + what is in codes; place: (1,) of the code to be drawn.
     """
 
     def __init__(
@@ -138,11 +142,12 @@ class _Running:
             )
             rows = torch.cat((rows, torch.full_like(rows, prompts.batch_size - 1)))
         padded, mask, position_ids = pad(prompts, side="left")
-        read = DynamicCache()
+        read = PromptCache(mask)
         hidden = language_model.model(
-            inputs_embeds=padded, attention_mask=mask, position_ids=position_ids, past_key_values=read, use_cache=True
+            inputs_embeds=padded, attention_mask=mask, position_ids=position_ids, use_cache=True, **{CACHE: read}
         ).last_hidden_state[:, -1]
         self.cache = KeyValueCache(language_model, read, mask, rows, max(1, count - 1))
+        self.samples = len(seeds)
         self.sample = torch.arange(len(seeds), device=device)
         self.number = uniforms(seeds, count)
         self.codes = torch.empty(len(seeds), count, dtype=torch.int64, device=device)
@@ -168,9 +173,17 @@ class _Running:
         scores[:, :1].masked_fill_(self.place < self.settings.min_tokens, -torch.inf)
         self.choice.copy_(draw(scores, self.number.index_select(1, self.place)[:, 0], self.settings))
         self.codes.index_copy_(1, self.place, self.choice[:, None] - 1)
-        self.done |= self.choice == 0
+        self.done |= self.choice <= 0
         self.length += ~self.done
         self.place += 1
+
+    def left(self) -> int:
+        """How many have not ended. Raises NonFiniteScores for one whose end is a fault. The host waits."""
+        last = self.codes.gather(1, self.length.clamp(max=self.codes.shape[1] - 1)[:, None])[:, 0]
+        fault = first_fault(self.done & (last == FAULT), self.length, self.sample, self.samples)
+        left, first = torch.stack(((~self.done).sum(), fault)).tolist()
+        check_fault(first, self.samples, self.settings.num_samples)
+        return int(left)
 
     def write(self, codes: Tensor, lengths: Tensor) -> None:
         """What is drawn so far, to these samples' places."""

@@ -9,12 +9,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from lavit.kernels import Ragged, pad
-from lavit.language.generation_inputs import embed_prompts, first_of_rows
+from lavit.language.cache import CACHE, PromptCache
+from lavit.language.generation_inputs import NO_FAULT, check_fault, embed_prompts, first_fault, first_of_rows
 from lavit.language.vocabulary import Vocabulary
 
 
 class TextOnly(LogitsProcessor):
-    """Suppresses every id that is not text: markers, codes, and rows of the head that no id has.
+    """Suppresses every id that is not text, and watches the scores.
 
     After the log-softmax over all ids, as in the release: what a beam gives to images counts against it. transformers'
     ``suppress_tokens`` scores the same, 26 times slower on a CPU: it compares every id with a list of them.
@@ -22,12 +23,18 @@ class TextOnly(LogitsProcessor):
 
     supports_continuous_batching = False
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, eos_id: int, device: torch.device) -> None:
         self.text_size = vocabulary.text_size
+        self.eos_id = eos_id
+        self.fault = torch.full((), NO_FAULT, dtype=torch.int64, device=device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.clone()
         scores[:, self.text_size :] = -torch.inf
+        # A text that has ended is fed on beside the others; what comes of that is no fault.
+        bad = ~(scores.amax(1).isfinite() | (input_ids == self.eos_id).any(1))
+        row = torch.arange(len(bad), device=bad.device)
+        self.fault = torch.minimum(self.fault, first_fault(bad, input_ids.shape[1], row, len(bad)))
         return scores
 
 
@@ -52,8 +59,9 @@ def generate_text(
 
     Returns B sequences of text ids 0..text_size-1 without ``eos_id``, int64. They do not depend on the other prompts
     of the batch beyond rounding (see ``sample_image_tokens``).
-    Raises ValueError for a number out of range and naming the prompt that is empty, too long or holds an id outside
-    the vocabulary.
+    Raises ValueError for a number out of range, for a model whose rotation depends on the batch (``check_rotation``),
+    and naming the prompt that is empty, too long or holds an id outside the vocabulary. Raises NonFiniteScores, a
+    ValueError with the numbers of prompt and token, where a beam's best score is NaN or infinite.
     """
     for name, number in (("num_beams", num_beams), ("max_new", max_new)):
         if number < 1:
@@ -76,6 +84,7 @@ def generate_text(
         pad_token_id=eos_id,
         use_cache=True,
     )
+    watched = TextOnly(vocabulary, eos_id, padded.device)
     # The model's own generation config, often one for chat with sampling, must not fill in what is not given here.
     own, language_model.generation_config = language_model.generation_config, GenerationConfig()
     try:
@@ -83,9 +92,11 @@ def generate_text(
             inputs_embeds=padded,
             attention_mask=mask.long(),
             generation_config=settings,
-            logits_processor=LogitsProcessorList([TextOnly(vocabulary)]),
+            logits_processor=LogitsProcessorList([watched]),
+            **{CACHE: PromptCache(mask.repeat_interleave(num_beams, dim=0))},
         )
     finally:
         language_model.generation_config = own
+    check_fault(int(watched.fault), mask.shape[0] * num_beams, num_beams)
     assert isinstance(ids, Tensor)
     return first_of_rows(ids, (ids == eos_id).cumsum(1).eq(0).sum(1))

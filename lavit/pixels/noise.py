@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
+from lavit.kernels.checks import as_seeds
+
 if TYPE_CHECKING:
     from lavit.language.inference import GeneratedTokens
 
@@ -53,7 +55,7 @@ def noise_seeds(
     """The seeds of the samples that were drawn, or chosen, of those of all samples."""
     if seeds is None:
         return None
-    of_prompts = torch.as_tensor(seeds).cpu().view(prompts, -1)[list(dict.fromkeys(drawn.indices))]
+    of_prompts = as_seeds("seeds", seeds).cpu().view(prompts, -1)[list(dict.fromkeys(drawn.indices))]
     if drawn.scores is not None:
         of_prompts = of_prompts.gather(1, drawn.scores.argmax(dim=1, keepdim=True))
     return of_prompts.flatten()

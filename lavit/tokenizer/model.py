@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import ModelOutput
 
 from lavit.kernels import Ragged, Selection, gumbel_select
+from lavit.kernels.checks import as_seeds
 from lavit.kernels.dispatch import debugging
 from lavit.kernels.types import compute_dtype
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
@@ -392,7 +393,7 @@ class LaVITTokenizer(StrictModel):
             # division for the relaxed probability.
             scores, tau = scores / noise_scale, tau / noise_scale
         if seeds is not None:
-            seeds = torch.as_tensor(seeds, dtype=torch.int64).to(scores.device)
+            seeds = as_seeds("seeds", seeds, scores.device)
         if self.config.length == "fixed":
             count = self.config.fixed_length
             return select_fixed(scores, count, tau=tau, noise=noise, seeds=seeds, deterministic=deterministic)
