@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lavit.data.stream import Dataset, Epochs
+from lavit.data.whole_numbers import whole_number
 from lavit.kernels import BinPacker, Loss, Ragged, Segment
 from lavit.kernels.assemble_sequences.types import DEFAULT_LOSS
 
@@ -97,9 +98,9 @@ class Mixture(Iterator[tuple[int, Sample]]):
     other, drawn from (seed, its name, epoch); process ``rank`` of ``world_size`` takes every ``world_size``-th.
 
     sources: by name; empty ones are refused, as is a weight that is negative, missing or not for a source, and weights
-    that are all zero (ValueError). A source of weight 0 is none: it is not read, and a
-    state does not know of it. `state_dict` is the place: a mixture made with the
-    same arguments goes on from there.
+    that are all zero (ValueError); so is a seed that is not whole (TypeError). A source of weight 0 is none: it is not
+    read, and a state does not know of it. `state_dict` is the place: a mixture made with the same arguments goes on
+    from there.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Mixture(Iterator[tuple[int, Sample]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        whole_number("seed", seed)
         if set(sources) != set(weights):
             raise ValueError(f"weights: expected one for each of {', '.join(sources)}; got {', '.join(weights)}")
         for name, weight in weights.items():

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lavit.data.images import ImageError
 from lavit.data.record import Record
+from lavit.data.whole_numbers import whole_number
 
 log = logging.getLogger("lavit.data")
 
@@ -99,6 +100,8 @@ class DataStream(Iterator[dict[str, Tensor]]):
     The stream is its own iterator. `state_dict` is the place after the last batch that was handed out: a stream made
     with the same arguments goes on from there with exactly the batches that would have followed. Every process has its
     own place. `close` ends the threads.
+
+    Raises TypeError for a seed or a number of something that is not whole, and ValueError for one out of range.
     """
 
     dataset: Dataset[Any] | Tensor | np.ndarray
@@ -115,9 +118,10 @@ class DataStream(Iterator[dict[str, Tensor]]):
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("world_size", 1), ("workers", 0)):
-            if (value := getattr(self, name)) < least:
+            if (value := whole_number(name, getattr(self, name))) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
-        if self.epochs is not None and self.epochs < 1:
+        whole_number("seed", self.seed)
+        if self.epochs is not None and whole_number("epochs", self.epochs) < 1:
             raise ValueError(f"epochs: expected at least 1 or None, got {self.epochs}")
         if self.key == "index":
             raise ValueError("key: 'index' is taken by the numbers of the items")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavit.data.whole_numbers import whole_number
 from lavit.shapes.world import CELLS, GRID, NUM_CLASSES
 
 BATCH = 128
@@ -81,8 +82,9 @@ def train_probe(
 ) -> CellProbe:
     """Train a probe on features (n, N, C) of scenes whose ``cells`` (n, 4) are known.
 
-    The caller's random generators are left as they were.
+    The caller's random generators are left as they were. Raises TypeError for a seed that is not whole.
     """
+    seed = whole_number("seed", seed)
     if len(features) != len(cells) or len(features) == 0:
         raise ValueError(f"features: expected one row for each of {len(cells)} scenes (not 0), got {len(features)}")
     device = features.device

@@ -16,6 +16,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from lavit.data.whole_numbers import whole_number
+
 SHAPES_WORLD = "shapes"
 """What ``--data`` calls it."""
 
@@ -91,15 +93,15 @@ class Scenes:
 class ShapesWorld:
     """All scenes of one ``seed`` and ``split`` ("train" or "test"; the two share no scene's random words).
 
-    Raises ``ValueError`` for an unknown split or a seed outside [0, 2**63).
+    Raises ``ValueError`` for an unknown split or a seed outside [0, 2**63), ``TypeError`` for one that is not whole.
     """
 
     def __init__(self, seed: int = 0, split: str = "train") -> None:
         if split not in SPLITS:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-        if not 0 <= seed < 2**63:
+        self.seed = whole_number("seed", seed)
+        if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: expected a number in [0, 2**63), got {seed}")
-        self.seed = seed
         self.split = split
 
     def scenes(self, count: int, start: int = 0, *, cells: np.ndarray | None = None) -> Scenes:

@@ -168,6 +168,8 @@ def test_wrong_arguments_are_named():
         Mixture({"a": Captions(1)}, {"a": 0})
     with pytest.raises(ValueError, match="rank: expected 0 <= rank < world_size = 2, got 2"):
         Mixture({"a": Captions(1)}, {"a": 1}, rank=2, world_size=2)
+    with pytest.raises(TypeError, match=r"seed: expected a whole number, got 1\.5"):
+        Mixture({"a": Captions(1)}, {"a": 1}, seed=1.5)
     with pytest.raises(ValueError, match="window: expected at least 1 sample, got 0"):
         PackedStream(two_sources(), 10, of_image, window=0)
     with pytest.raises(ValueError, match="budget: expected 1 to"):

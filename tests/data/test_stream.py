@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 import threading
 import time
 
@@ -274,6 +275,18 @@ def test_place_in_another_row_of_items_is_refused(tmp_path):
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         DataStream(**{"dataset": torch.arange(3), "batch_size": 1, **options})
+
+
+@pytest.mark.parametrize("name", ["seed", "batch_size", "world_size", "workers", "epochs"])
+@pytest.mark.parametrize("value", [1.5, 2.0, "2"])
+def test_a_number_that_is_not_whole_is_refused_not_cut(name, value):
+    with pytest.raises(TypeError, match=re.escape(f"{name}: expected a whole number, got {value!r}")):
+        DataStream(**{"dataset": torch.arange(3), "batch_size": 1, name: value})
+
+
+def test_a_whole_seed_of_any_type_is_the_same_order():
+    one, other = (next(DataStream(torch.arange(50), 50, seed=seed)) for seed in (3, np.int64(3)))
+    assert torch.equal(one["index"], other["index"])
 
 
 def test_wrong_items_are_named():

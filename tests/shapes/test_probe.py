@@ -77,3 +77,8 @@ def test_score_counts_cells_and_whole_scenes():
 def test_errors_name_the_argument(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+def test_a_seed_that_is_not_whole_is_refused_not_cut():
+    with pytest.raises(TypeError, match=r"seed: expected a whole number, got 1\.5"):
+        train_probe(torch.zeros(2, 16, 4), np.zeros((2, 4), dtype=np.int64), steps=1, seed=1.5)

@@ -1,5 +1,7 @@
 """Laws of the shapes world: a scene depends on its seed, split and number alone, and its truth is in its pixels."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -105,3 +107,14 @@ def test_any_number_of_scenes_from_anywhere():
 def test_errors_name_the_argument(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+@pytest.mark.parametrize("seed", [1.5, 1.0, np.float64(2), float("nan"), "1", None])
+def test_a_seed_that_is_not_whole_is_refused_not_cut(seed):
+    with pytest.raises(TypeError, match=re.escape(f"seed: expected a whole number, got {seed!r}")):
+        ShapesWorld(seed)
+
+
+def test_a_whole_seed_of_any_type_is_the_same_world():
+    world = ShapesWorld(np.int64(3))
+    assert type(world.seed) is int and np.array_equal(world.scenes(2).images, ShapesWorld(3).scenes(2).images)
