@@ -42,8 +42,8 @@ class PromptCache(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         if self.get_seq_length(layer_idx) == 0:
-            key_states = key_states.masked_fill(self.padding, 0)
-            value_states = value_states.masked_fill(self.padding, 0)
+            padding = self.padding.to(key_states.device)  # layers may lie on several
+            key_states, value_states = (x.masked_fill(padding, 0) for x in (key_states, value_states))
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 

@@ -23,9 +23,13 @@ class NonFiniteScores(ValueError):
     """
 
     def __init__(self, prompt: int, token: int, what: str = "prompt") -> None:
-        super().__init__(f"{what} {prompt}: the model's scores for new token {token} have no finite maximum (NaN or Inf)")
+        super().__init__(prompt, token, what)
         self.prompt = prompt
         self.token = token
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.prompt}: expected finite scores for new token {self.token}, got NaN or Inf"
 
 
 def first_fault(bad: Tensor, token: Tensor | int, row: Tensor, count: int) -> Tensor:

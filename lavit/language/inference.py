@@ -79,7 +79,8 @@ def caption(
     on_error: "raise" an error that names the image, or "skip" it: see ``Texts.skipped``.
 
     Raises ValueError or TypeError naming the image that cannot be read, is not finite or does not fit the context;
-    ValueError for settings out of range.
+    ValueError for settings out of range; whatever ``on_error`` is, NonFiniteScores, a ValueError naming the image and
+    the token for which the model gave NaN or infinite scores.
     """
     prompts = [[image] for image in _pictures(images)]
     settings = {"num_beams": num_beams, "min_new": min_new, "max_new": max_new, "length_penalty": length_penalty}
@@ -138,7 +139,8 @@ def _write(
     texts: list[str] = []
     indices: list[int] = []
     for kept, embedded in reader.batches(range(len(prompts))):
-        found = generate_text(model.language_model, model.vocabulary, embedded, eos_id=eos, **settings)
+        with reader.naming(kept):
+            found = generate_text(model.language_model, model.vocabulary, embedded, eos_id=eos, **settings)
         texts += map(cut, processor.decode_text(found))
         indices += kept
     return Texts(texts, indices, sorted(reader.skipped))
@@ -177,7 +179,8 @@ def generate_tokens(
 
     Raises ValueError or TypeError naming the prompt that is empty, holds an image that cannot be read, or does not fit
     the context with its images and the codes to come; ValueError for a wrong number of seeds or scores, settings out of
-    range, and a model that regresses embeddings.
+    range, and a model that regresses embeddings; whatever ``on_error`` is, NonFiniteScores, a ValueError naming the
+    prompt and the token for which the model gave NaN or infinite scores. TypeError for seeds that are no integers.
     """
     if model.config.image_objective != "classify":
         raise ValueError("image_objective: expected a model that predicts codes, got one of 'regress'")
@@ -208,14 +211,15 @@ def generate_tokens(
     scores: dict[int, Tensor] = {}
     for multimodal, setting in chosen.items():
         for kept, embedded in reader.batches([i for i, shown in enumerate(shows) if shown == multimodal]):
-            drawn = sample_image_tokens(
-                model.language_model,
-                model.vocabulary,
-                embedded,
-                setting,
-                seeds=seeds[kept].flatten().to(embedded.values.device),
-                max_codes=positions,
-            )
+            with reader.naming(kept):
+                drawn = sample_image_tokens(
+                    model.language_model,
+                    model.vocabulary,
+                    embedded,
+                    setting,
+                    seeds=seeds[kept].flatten().to(embedded.values.device),
+                    max_codes=positions,
+                )
             rows = drawn.unbind()
             own = {index: rows[place * samples : (place + 1) * samples] for place, index in enumerate(kept)}
             if scorer is not None:

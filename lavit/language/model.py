@@ -17,7 +17,7 @@ from lavit.kernels import Ragged
 from lavit.kernels.types import compute_dtype
 from lavit.language import attention, inference
 from lavit.language.assembly import PackedBatch, SegmentLoss, assemble
-from lavit.language.configuration import LaVITConfig
+from lavit.language.configuration import LaVITConfig, check_rotation
 from lavit.language.continuous_features import Understanding
 from lavit.language.loss import linear_cross_entropy
 from lavit.language.vocabulary import Vocabulary, grow_vocabulary
@@ -75,6 +75,7 @@ class LaVIT(StrictModel):
         visual_tokenizer: LaVITTokenizer | None = None,
     ) -> None:
         """New parts by the configuration where they are not given; see :meth:`from_parts`."""
+        check_rotation(config.text_config if language_model is None else language_model.config)
         super().__init__(config)
         for part in filter(None, (language_model, visual_tokenizer)):
             for module in part.modules():
@@ -105,8 +106,10 @@ class LaVIT(StrictModel):
             codes grows by them, its new rows drawn as more of the old ones; one that has them already stays.
         settings: others of LaVITConfig. The understanding merger starts as the tokenizer's, in its dtype; the projector
             as the tokenizer's `vit_proj` where that has the right width, else new.
-        Raises ValueError for a language model of fewer than ``text_size`` rows.
+        Raises ValueError for a language model of fewer than ``text_size`` rows, or whose ``rope_type`` makes a sample
+        depend on its neighbours ("dynamic", "longrope").
         """
+        check_rotation(language_model.config)
         rows = language_model.config.vocab_size
         text_size = rows if text_size is None else text_size
         if rows < text_size:
@@ -148,6 +151,30 @@ class LaVIT(StrictModel):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """transformers' method, of the language model: another number of rows beyond those of the vocabulary.
+
+        The ids stay: text, [IMG], [/IMG], codes. Rows beyond stand for no id, are never predicted and take no part in
+        the softmax: losses and what is generated are the same for any number. ``config.text_config`` follows.
+        Raises ValueError for fewer rows than ``vocabulary.size``.
+        """
+        rows = self.config.text_config.vocab_size if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of:
+            rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+        if rows < self.vocabulary.size:
+            raise ValueError(
+                f"new_num_tokens: expected at least {self.vocabulary.size} rows, the vocabulary's with its codes, got "
+                f"{rows}; text ids cannot be added or taken away after the model is made"
+            )
+        embeddings = self.language_model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.text_config.vocab_size = embeddings.weight.shape[0]
+        return embeddings
 
     # From samples to hidden states.
 

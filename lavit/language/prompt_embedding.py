@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from lavit.kernels import Ragged, Segment
 from lavit.kernels.checks import as_seeds
 from lavit.language.assembly import Model
+from lavit.language.generation_inputs import NonFiniteScores
 from lavit.language.processing import LaVITProcessor, segmented
 from lavit.tokenizer import VisualTokens
 
@@ -90,6 +92,18 @@ class PromptReader:
             packed = self.model.assemble(text, segments, features=features, tokens=tokens)
             rows = Ragged(self.model.embed(packed), packed.sequences.cu_seqlens, packed.max_seqlen)
             yield [prompt.number for prompt in batch], rows
+
+    @contextmanager
+    def naming(self, kept: Sequence[int]) -> Iterator[None]:
+        """Within: a model's fault is raised anew with the prompt's own number, in place of that within its batch.
+
+        Whatever ``on_error`` says: what was read is finite, so it is the model that is at fault.
+        kept: the prompts of the batch, as ``batches`` gave them.
+        """
+        try:
+            yield
+        except NonFiniteScores as error:
+            raise NonFiniteScores(kept[error.prompt], error.token, self.what) from error
 
     def _read(self, number: int) -> list[_Prompt]:
         """The prompt as ids and pixels, in a list; an empty one if it is skipped."""

@@ -60,8 +60,8 @@ def sample_image_tokens(
     Raises ValueError naming the prompt that is empty or too long for the model (with room for the codes), or holds an
     id outside the vocabulary; for a vocabulary larger than the model's, wrong ``seeds``, ``max_codes`` < 1, a model in
     training mode with dropout or gradient checkpointing, which has no cache, and one whose rotation depends on the
-    batch (``check_rotation``). Raises NonFiniteScores, a ValueError with the numbers of prompt and token, where the best
-    score is NaN or infinite: of several the first token, and the first prompt among those of it.
+    batch (``check_rotation``). Raises NonFiniteScores, a ValueError with the numbers of prompt and token, where the
+    best score is NaN or infinite: of several the first token, and the first prompt among those of it.
     """
     settings = settings or SamplingSettings()
     if max_codes < 1:

@@ -10,12 +10,12 @@ from transformers import GenerationConfig, LlamaForCausalLM, LogitsProcessor, Lo
 
 from lavit.kernels import Ragged, pad
 from lavit.language.cache import CACHE, PromptCache
-from lavit.language.generation_inputs import NO_FAULT, check_fault, embed_prompts, first_fault, first_of_rows
+from lavit.language.generation_inputs import check_fault, embed_prompts, first_fault, first_of_rows
 from lavit.language.vocabulary import Vocabulary
 
 
 class TextOnly(LogitsProcessor):
-    """Suppresses every id that is not text, and watches the scores.
+    """Suppresses every id that is not text, and notes for each token which text had no finite best score.
 
     After the log-softmax over all ids, as in the release: what a beam gives to images counts against it. transformers'
     ``suppress_tokens`` scores the same, 26 times slower on a CPU: it compares every id with a list of them.
@@ -23,10 +23,10 @@ class TextOnly(LogitsProcessor):
 
     supports_continuous_batching = False
 
-    def __init__(self, vocabulary: Vocabulary, eos_id: int, device: torch.device) -> None:
+    def __init__(self, vocabulary: Vocabulary, eos_id: int) -> None:
         self.text_size = vocabulary.text_size
         self.eos_id = eos_id
-        self.fault = torch.full((), NO_FAULT, dtype=torch.int64, device=device)
+        self.faults: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.clone()
@@ -34,8 +34,14 @@ class TextOnly(LogitsProcessor):
         # A text that has ended is fed on beside the others; what comes of that is no fault.
         bad = ~(scores.amax(1).isfinite() | (input_ids == self.eos_id).any(1))
         row = torch.arange(len(bad), device=bad.device)
-        self.fault = torch.minimum(self.fault, first_fault(bad, input_ids.shape[1], row, len(bad)))
+        self.faults.append(first_fault(bad, input_ids.shape[1], row, len(bad)))
         return scores
+
+
+def without_unused(logits: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Rows of the head that stand for no id take no part in the softmax: -inf at these of logits (..., V), in place."""
+    logits[..., vocabulary.size :] = -torch.inf
+    return logits
 
 
 @torch.no_grad()
@@ -84,9 +90,10 @@ def generate_text(
         pad_token_id=eos_id,
         use_cache=True,
     )
-    watched = TextOnly(vocabulary, eos_id, padded.device)
+    watched = TextOnly(vocabulary, eos_id)
     # The model's own generation config, often one for chat with sampling, must not fill in what is not given here.
     own, language_model.generation_config = language_model.generation_config, GenerationConfig()
+    unused = language_model.lm_head.register_forward_hook(lambda *called: without_unused(called[2], vocabulary))
     try:
         ids = language_model.generate(  # type: ignore[misc]  # declared for a protocol that no model class fits
             inputs_embeds=padded,
@@ -97,6 +104,7 @@ def generate_text(
         )
     finally:
         language_model.generation_config = own
-    check_fault(int(watched.fault), mask.shape[0] * num_beams, num_beams)
+        unused.remove()
+    check_fault(int(torch.stack(watched.faults).amin()), mask.shape[0] * num_beams, num_beams)
     assert isinstance(ids, Tensor)
     return first_of_rows(ids, (ids == eos_id).cumsum(1).eq(0).sum(1))

@@ -118,3 +118,34 @@ def test_random_numbers_depend_on_seed_and_place_only_and_are_uniform():
 def test_settings_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected .*, got {value}" if name != "max_tokens" else "max_tokens"):
         SamplingSettings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SamplingSettings(top_k=None),
+        SamplingSettings(top_k=2),
+        SamplingSettings(top_p=0.5),
+        SamplingSettings(temperature=0),
+        SamplingSettings(temperature=1e-300),
+    ],
+    ids=["all", "top 2", "nucleus", "greedy", "cold"],
+)
+def test_a_row_without_a_finite_best_draws_no_id_and_leaves_the_others(settings):
+    nan, inf = torch.nan, torch.inf
+    scores = torch.tensor(
+        [
+            [-inf, 1.0, -inf, 0.0],
+            [-inf, 1.0, nan, 0.0],
+            [-inf, nan, nan, nan],
+            [-inf, 1.0, inf, 0.0],
+            [-inf, -inf, -inf, -inf],
+            [-inf, -inf, -1e300, -inf],
+            [nan, -inf, -inf, -inf],
+        ],
+        dtype=torch.float64,
+    )
+    for uniform in (0.0, 0.3, 1 - 2.0**-53):
+        drawn = draw(scores, torch.full((7,), uniform, dtype=torch.float64), settings).tolist()
+        assert drawn[0] in (1, 3) and drawn[5] == 2
+        assert [drawn[i] for i in (1, 2, 3, 4, 6)] == [-1] * 5

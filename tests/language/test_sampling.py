@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import warnings
 from dataclasses import replace
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from lavit.kernels import Ragged
 from lavit.language import sampling
+from lavit.language.attention import NAME
 from lavit.language.cache import KeyValueCache
+from lavit.language.generation_inputs import NonFiniteScores
 from lavit.language.guidance import SamplingSettings, guided_log_probs, uniforms
 from lavit.language.sampling import sample_image_tokens
 
@@ -76,6 +79,33 @@ def test_samples_equal_a_loop_that_computes_everything_again_over_the_whole_voca
     found = sample(model, prompts(5, 1, 11), settings, seeds=[3, 4, 5], max_codes=12)
     assert found == [definition(model, prompt(n, i), settings, 3 + i, 12) for i, n in enumerate((5, 1, 11))]
     assert all(0 <= code < VOCABULARY.num_codes for row in found for code in row)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", NAME])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_padded_prompts_give_the_samples_of_each_alone_with_every_attention(dtype, implementation, guidance):
+    """Eager's softmax is in float32: the mask's least float64 is -inf there, and a row of padding NaN."""
+    model = tiny_llama(dtype)
+    model.set_attn_implementation(implementation)
+    settings = replace(SETTINGS, guidance=guidance)
+    lengths = (5, 1, 40, 11, 2)
+    found = sample(model, prompts(*lengths), replace(settings, num_samples=3), seeds=range(15))
+    wanted = [
+        definition(model, prompt(n, i), settings, 3 * i + k, 64) for i, n in enumerate(lengths) for k in range(3)
+    ]
+    assert found == wanted and min(map(len, found)) >= SETTINGS.min_tokens
+
+
+@torch.no_grad()
+def test_scores_that_overflow_float16s_mask_leave_padded_prompts_their_samples():
+    """A score below -16 and float16's least number are -inf: a row of padding is NaN in eager attention."""
+    model = tiny_llama(torch.float16)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.mul_(40)
+    model.set_attn_implementation("eager")
+    found = sample(model, prompts(5, 30), seeds=[0, 1])
+    assert found == [sample(model, Ragged.from_list([prompt(n, i)]), seeds=[i])[0] for i, n in enumerate((5, 30))]
 
 
 @pytest.mark.parametrize("key_heads", [1, 4])
@@ -179,6 +209,73 @@ def test_codes_may_be_embedded_with_a_gradient(model):
     model.zero_grad()
 
 
+def first_use(rows: list[list[int]], code: int, count: int) -> tuple[int, int]:
+    """(token, row) after the first use of a code, of the first row among those of this token."""
+    return min((row.index(code) + 1, i) for i, row in enumerate(rows) if code in row and row.index(code) + 1 < count)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("check_every", [1, 4, 1000])
+def test_nan_names_the_prompt_and_the_token_however_often_it_is_looked_for(guidance, check_every):
+    """A code whose embedding is NaN: what comes after it has no scores."""
+    model = tiny_llama()
+    settings = replace(SETTINGS, guidance=guidance, num_samples=2, temperature=2.0, top_k=None)
+    clean = sample(model, prompts(*LENGTHS), settings, seeds=range(16))
+    tried = 0
+    for code in range(0, VOCABULARY.num_codes, 5):
+        token, row = first_use(clean, code, 14)
+        with torch.no_grad():
+            row_of_code = model.model.embed_tokens.weight[VOCABULARY.first_code_id + code]
+            kept = row_of_code.clone()
+            row_of_code.fill_(torch.nan)
+        message = f"^prompt {row // 2}: expected finite scores for new token {token}, got NaN or Inf$"
+        with pytest.raises(NonFiniteScores, match=message) as error:
+            sample(model, prompts(*LENGTHS), replace(settings, check_every=check_every), seeds=range(16))
+        assert (error.value.prompt, error.value.token) == (row // 2, token) and isinstance(error.value, ValueError)
+        assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+        with torch.no_grad():
+            row_of_code.copy_(kept)
+        tried += token > 1
+    assert tried
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_what_follows_a_samples_end_is_no_fault(guidance):
+    """Ended samples are fed [/IMG] until they leave the batch."""
+    model = tiny_llama()
+    settings = replace(SETTINGS, guidance=guidance, temperature=2.0, top_k=None, min_tokens=0, max_tokens=25)
+    expected = sample(model, prompts(*LENGTHS), settings, seeds=range(8))
+    assert min(map(len, expected)) < 10
+    with torch.no_grad():
+        model.model.embed_tokens.weight[VOCABULARY.end_id] = torch.nan
+    for check_every in (2, 1000):
+        found = sample(model, prompts(*LENGTHS), replace(settings, check_every=check_every), seeds=range(8))
+        assert found == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bias", [torch.nan, torch.inf, -torch.inf])
+def test_no_finite_best_is_an_error_and_never_an_id_that_is_not_allowed(bias, temperature):
+    model = tiny_llama()
+    eager_to_end(model)
+    settings = replace(SETTINGS, guidance=1.0, temperature=temperature)
+    with torch.no_grad():
+        model.lm_head.bias[VOCABULARY.first_code_id :] = bias
+    with pytest.raises(NonFiniteScores, match="prompt 0: expected finite scores for new token 0"):
+        sample(model, prompts(3, 4), settings)
+    if bias == -torch.inf:  # then the end is all that is allowed, and good
+        assert sample(model, prompts(3, 4), replace(settings, min_tokens=0)) == [[], []]
+
+
+def test_a_prompt_of_nan_is_named_and_no_other():
+    model = tiny_llama()
+    ids = prompts(3, 4, 2)
+    values = model.model.embed_tokens(ids.values).detach().clone()
+    values[5] = torch.nan
+    with pytest.raises(NonFiniteScores, match="prompt 1: expected finite scores for new token 0"):
+        sample(model, ids.with_values(values))
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bfloat16_gives_codes_and_the_same_ones_again(autocast):
     model = tiny_llama(torch.float32 if autocast else torch.bfloat16)
@@ -219,6 +316,8 @@ def test_what_else_cannot_be_is_named(model):
         codes(model, prompts(3, 4), seeds=[0])
     with pytest.raises(TypeError, match="seeds: expected int64, got torch.float32"):
         codes(model, prompts(3), seeds=torch.zeros(1))
+    with pytest.raises(TypeError, match=r"seeds: expected integers, got 1\.5 at place 0"):
+        codes(model, prompts(3), seeds=[1.5])
     training = tiny_llama().train()
     training.model.gradient_checkpointing = True
     with pytest.raises(ValueError, match="language_model: expected evaluation mode"):

@@ -4,6 +4,8 @@ from tiny_llama import VOCABULARY, prompts, tiny_llama
 from transformers import GenerationConfig
 
 from lavit.kernels import Ragged
+from lavit.language.attention import NAME
+from lavit.language.generation_inputs import NonFiniteScores
 from lavit.language.text_generation import generate_text
 
 EOS = 2
@@ -33,7 +35,8 @@ def beam_search(model, ids, num_beams, min_new, max_new, length_penalty=1.0) -> 
     for length in range(1, max_new + 1):
         longer = []
         for score, new in beams:
-            log_p = model(torch.cat((ids, ids.new_tensor(new)))[None], use_cache=False).logits[0, -1].log_softmax(-1)
+            logits = model(torch.cat((ids, ids.new_tensor(new)))[None], use_cache=False).logits[0, -1]
+            log_p = logits[: VOCABULARY.size].log_softmax(-1)
             for token in range(VOCABULARY.text_size):
                 if token != EOS or length > min_new:
                     longer.append((score + float(log_p[token]), [*new, token]))
@@ -54,6 +57,73 @@ def beam_search(model, ids, num_beams, min_new, max_new, length_penalty=1.0) -> 
 def test_texts_are_those_of_a_beam_search_of_each_prompt_alone(model, settings):
     ids = prompts(5, 1, 14)
     assert texts(model, ids, **settings) == [beam_search(model, x, **settings) for x in ids.unbind()]
+
+
+@pytest.mark.parametrize("settings", [CAPTION, ANSWER, {"num_beams": 1, "min_new": 0, "max_new": 7}])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", NAME])
+def test_padded_prompts_have_the_texts_of_each_alone_with_every_attention(implementation, settings):
+    """Eager's softmax is in float32: the mask's least float64 is -inf there, and a row of padding NaN."""
+    model = tiny_llama()
+    model.set_attn_implementation(implementation)
+    ids = prompts(5, 1, 30, 11)
+    assert texts(model, ids, **settings) == [beam_search(model, x, **settings) for x in ids.unbind()]
+
+
+@pytest.mark.parametrize("settings", [CAPTION, ANSWER, {"num_beams": 1, "min_new": 0, "max_new": 7}])
+def test_rows_of_the_head_that_stand_for_no_id_take_no_part(settings):
+    model = tiny_llama()
+    expected = texts(model, prompts(5, 1, 14), **settings)
+    with torch.no_grad():
+        model.lm_head.weight[VOCABULARY.size :] *= 20  # their share of a softmax over all rows would be the greatest
+    assert texts(model, prompts(5, 1, 14), **settings) == expected
+    assert not model.lm_head._forward_hooks
+    with torch.no_grad():
+        model.lm_head.weight[VOCABULARY.size :] = torch.nan
+    assert texts(model, prompts(5, 1, 14), **settings) == expected
+
+
+def test_nan_names_the_prompt_and_the_token():
+    """A word whose embedding is NaN: what comes after it has no scores."""
+    model = tiny_llama()
+    settings = {"num_beams": 1, "min_new": 8, "max_new": 9}
+    clean = texts(model, prompts(5, 1, 14, 3), **settings)
+    for word in {word for row in clean for word in row[:7]}:
+        token, prompt = min((row.index(word) + 1, i) for i, row in enumerate(clean) if word in row)
+        with torch.no_grad():
+            kept = model.model.embed_tokens.weight[word].clone()
+            model.model.embed_tokens.weight[word] = torch.nan
+        ids = prompts(5, 1, 14, 3)
+        values = torch.where(ids.values[:, None] == word, kept, model.model.embed_tokens(ids.values)).detach()
+        with pytest.raises(NonFiniteScores, match=f"^prompt {prompt}: expected finite scores for new token {token},"):
+            texts(model, ids.with_values(values), **settings)
+        with torch.no_grad():
+            model.model.embed_tokens.weight[word] = kept
+    assert not model.lm_head._forward_hooks
+
+
+@pytest.mark.parametrize("settings", [CAPTION, ANSWER, {"num_beams": 1, "min_new": 0, "max_new": 7}])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_prompt_that_is_not_finite_is_named_for_any_number_of_beams(settings, value):
+    model = tiny_llama()
+    ids = prompts(5, 1, 14)
+    values = model.model.embed_tokens(ids.values).detach().clone()
+    values[6:] = value
+    with pytest.raises(NonFiniteScores, match="prompt 2: expected finite scores for new token 0"):
+        texts(model, ids.with_values(values), **settings)
+
+
+@pytest.mark.parametrize("settings", [CAPTION, ANSWER, {"num_beams": 1, "min_new": 0, "max_new": 20}])
+def test_what_follows_a_texts_end_is_no_fault(settings):
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight[EOS] *= 3
+    ids = prompts(*range(1, 9))
+    embedded = ids.with_values(model.model.embed_tokens(ids.values).detach())
+    expected = texts(model, embedded, **settings)
+    assert len({len(x) for x in expected}) > 1
+    with torch.no_grad():
+        model.model.embed_tokens.weight[EOS] = torch.nan
+    assert texts(model, embedded, **settings) == expected
 
 
 @pytest.mark.parametrize("settings", [CAPTION, ANSWER])
