@@ -27,10 +27,10 @@ CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters e
 class PromptCache(DynamicCache):
     """transformers' cache for prompts that are padded on the left, into which no padding goes.
 
-    A padding row has no token to attend to. Eager attention, whose softmax is in float32, makes NaN of it where the
-    mask's least number, of the model's dtype, or its sum with a score is -inf there: in float64, in float16 at times.
-    In the next layer a true row gives the padding weight 0, and 0 * NaN is NaN. So keys and values of padding rows are
-    zeros, before attention reads them.
+    A padding row has no token to attend to. Eager attention makes NaN of it where all its scores become -inf: always in
+    float64, whose least number, which the mask adds, is -inf in the softmax's float32; in float16 if the scores are
+    below -16. In the next layer a true row gives the padding weight 0, and 0 * NaN is NaN. So keys and values of
+    padding rows are zeros, before attention reads them.
     """
 
     def __init__(self, mask: Tensor) -> None:

@@ -123,7 +123,7 @@ def draw(scores: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
     A row without a finite best has no distribution, and gives -1: one that holds NaN or +inf, or nothing but -inf.
     """
     best = scores.amax(-1)
-    return torch.where(best.isfinite(), _draw(scores, best[:, None], uniform, settings), -1)
+    return _draw(scores, best[:, None], uniform, settings).masked_fill(~best.isfinite(), -1)
 
 
 def _draw(scores: Tensor, best: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:

@@ -15,9 +15,7 @@ def test_steps_over_the_cache_equal_transformers_forward_pass_of_each_sequence(k
     ids = prompts(5, 17, 1)
     padded, mask, position_ids = pad(ids.with_values(model.model.embed_tokens(ids.values)), side="left")
     read = DynamicCache()
-    model.model(
-        inputs_embeds=padded, attention_mask=mask, position_ids=position_ids, use_cache=True, **{CACHE: read}
-    )
+    model.model(inputs_embeds=padded, attention_mask=mask, position_ids=position_ids, use_cache=True, **{CACHE: read})
     rows = torch.tensor([1, 0, 0, 2])
     cache = KeyValueCache(model, read, mask, rows, new_tokens=20)
     new = torch.randint(0, VOCABULARY.size, (4, 20))

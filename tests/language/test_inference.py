@@ -17,6 +17,7 @@ from torch import Tensor
 from lavit.data.sequences import PROMPT
 from lavit.kernels import Loss, Ragged, Segment
 from lavit.language import LaVIT, LaVITProcessor, inference
+from lavit.language.generation_inputs import NonFiniteScores
 from lavit.language.guidance import SamplingSettings
 from lavit.language.sampling import sample_image_tokens
 from lavit.language.text_generation import generate_text
@@ -423,3 +424,46 @@ def test_wrong_arguments_are_named(model, processor) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_scores_that_are_not_finite_name_the_callers_own_item(processor, on_error: str) -> None:
+    """Behind skipped ones and batches of two, the third: what it alone says is NaN to the model."""
+    model = new_model(processor)
+    pictures = [picture(i) for i in range(4)]
+    prompts = ["a red circle", "nothing", "red", ["a triangle", pictures[0]], ["a circle", pictures[1]]]
+    questions = ["red?", "a circle?", "a triangle?", "nothing?"]
+    asked = [PROMPT.format(question) for question in questions]
+    texts = ("a triangle", *prompts[:3], "a circle", *asked)
+    said = {text: set(processor([text]).text.values.tolist()) for text in texts}
+    own = said.pop("a triangle") & said.pop(asked[2])
+    with torch.no_grad():
+        model.language_model.model.embed_tokens.weight[list(own - set().union(*said.values()))] = torch.nan
+    reading = {"batch_size": 2, "on_error": on_error}
+    good = model.generate_tokens([prompts[i] for i in (0, 1, 2, 4)], processor, seeds=range(4), **FEW, **reading)
+    assert good.indices == [0, 1, 2, 3]
+    with pytest.raises(NonFiniteScores, match="^prompt 3: expected finite scores for new token 0, got NaN or Inf$"):
+        model.generate_tokens(prompts, processor, seeds=range(5), **FEW, **reading)
+    if on_error == "skip":
+        prompts[0] = b"no image"
+        with pytest.raises(NonFiniteScores, match="^prompt 3: "):
+            model.generate_tokens(prompts, processor, seeds=range(5), **FEW, **reading)
+    with pytest.raises(NonFiniteScores, match="^item 2: expected finite scores for new token 0, got NaN or Inf$"):
+        model.answer(pictures, questions, processor, **SHORT, **reading)
+    with torch.no_grad():
+        model.language_model.lm_head.weight[:5] = torch.nan
+    with pytest.raises(NonFiniteScores, match="^image 0: expected finite scores for new token 0, got NaN or Inf$"):
+        model.caption(pictures, processor, **SHORT, **reading)
+
+
+def test_seeds_are_not_rounded(model, processor) -> None:
+    with pytest.raises(TypeError, match=r"^seeds: expected integers, got 1\.5 at place 1"):
+        model.generate_tokens(["a", "b"], processor, seeds=[1, 1.5], **FEW)
+    with pytest.raises(TypeError, match="^seeds: expected integers, got True at place 0"):
+        model.generate_tokens(["a"], processor, seeds=[True], **FEW)
+    with pytest.raises(TypeError, match="^seeds: expected int64, got torch.float64"):
+        model.generate_tokens(["a"], processor, seeds=torch.tensor([1.0]).double(), **FEW)
+    with pytest.raises(TypeError, match=r"^image_seeds: expected integers, got 0\.5 at place 0"):
+        model.caption([picture()], processor, image_seeds=[0.5], **SHORT)
+    with pytest.raises(TypeError, match=r"^seeds: expected integers, got 0\.5 at place 0"):
+        embedded(model, processor, [picture()], seeds=[0.5], deterministic=False)

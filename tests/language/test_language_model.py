@@ -19,7 +19,10 @@ from lavit.kernels import Loss, Ragged, Segment, segment_order
 from lavit.language.attention import NAME
 from lavit.language.configuration import LaVITConfig
 from lavit.language.continuous_features import image_rows
+from lavit.language.guidance import SamplingSettings
 from lavit.language.model import LaVIT, LaVITOutput
+from lavit.language.sampling import sample_image_tokens
+from lavit.language.text_generation import generate_text
 from lavit.language.vocabulary import grow_vocabulary
 
 BEGIN, END, CODE = TEXT_SIZE, TEXT_SIZE + 1, TEXT_SIZE + 2
@@ -134,6 +137,55 @@ def test_padded_rows_of_the_vocabulary_take_no_part() -> None:
         padded.language_model.lm_head.weight[-3:] = 50
     assert padded(**batch()).loss == loss
     assert padded.logits(torch.zeros(2, 32).double()).shape == (2, TEXT_SIZE + 2 + NUM_CODES)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "rows"),
+    [((70,), 70), ((61,), 61), ((None, 64), 64), ((62, 8), 64), ((None,), 61), ((60, 8), 64)],
+    ids=["more", "the same", "a multiple", "a multiple of more", "nothing asked", "fewer, but a multiple"],
+)
+def test_other_rows_beyond_the_vocabulary_change_nothing(
+    tied: bool, asked: tuple[int | None, ...], rows: int, tmp_path: Path
+) -> None:
+    model = build(tied=tied)
+    assert model.vocabulary.size == 61
+    loss, codes = model(**batch()).loss, sampled(model)
+    embeddings = model.resize_token_embeddings(*asked)
+    assert embeddings is model.get_input_embeddings() and embeddings.weight.shape[0] == rows
+    head = model.get_output_embeddings()
+    assert head.weight.shape[0] == head.out_features == rows and (head.weight is embeddings.weight) == tied
+    assert model.config.text_config.vocab_size == model.language_model.config.vocab_size == rows
+    assert model.vocabulary.size == 61 and model.logits(torch.zeros(1, 32).double()).shape == (1, 61)
+    assert model(**batch()).loss == loss and sampled(model) == codes
+    model.save_pretrained(tmp_path)
+    assert LaVIT.from_pretrained(tmp_path)(**batch()).loss == loss
+
+
+@torch.no_grad()
+def sampled(model: LaVIT) -> list[list[int]]:
+    prompt = Ragged.from_list([torch.tensor([3, BEGIN]), torch.tensor([5, 6, 7, BEGIN])])
+    settings = SamplingSettings(min_tokens=3, max_tokens=8)
+    drawn = sample_image_tokens(model.language_model, model.vocabulary, prompt, settings, seeds=[0, 1], max_codes=16)
+    texts = generate_text(model.language_model, model.vocabulary, prompt, min_new=2, max_new=6, eos_id=2)
+    return [x.tolist() for x in (*drawn.unbind(), *texts.unbind())]
+
+
+def test_rows_that_the_codes_need_cannot_be_taken_away() -> None:
+    model = build()
+    model.resize_token_embeddings(70)
+    with pytest.raises(ValueError, match="new_num_tokens: expected at least 61 rows, the vocabulary's .*, got 60"):
+        model.resize_token_embeddings(60)
+    assert model.get_input_embeddings().weight.shape[0] == model.config.text_config.vocab_size == 70
+    model.resize_token_embeddings(61)
+    assert model.get_output_embeddings().weight.shape[0] == 61 == model.config.text_config.vocab_size
+
+
+def test_the_head_can_be_replaced() -> None:
+    model = build()
+    head = torch.nn.Linear(32, 61, bias=False).double()
+    model.set_output_embeddings(head)
+    assert model.language_model.lm_head is head is model.get_output_embeddings()
 
 
 def test_batches_without_images_or_without_anything() -> None:

@@ -91,21 +91,8 @@ def test_padded_prompts_give_the_samples_of_each_alone_with_every_attention(dtyp
     settings = replace(SETTINGS, guidance=guidance)
     lengths = (5, 1, 40, 11, 2)
     found = sample(model, prompts(*lengths), replace(settings, num_samples=3), seeds=range(15))
-    wanted = [
-        definition(model, prompt(n, i), settings, 3 * i + k, 64) for i, n in enumerate(lengths) for k in range(3)
-    ]
+    wanted = [definition(model, prompt(n, i), settings, 3 * i + k, 64) for i, n in enumerate(lengths) for k in range(3)]
     assert found == wanted and min(map(len, found)) >= SETTINGS.min_tokens
-
-
-@torch.no_grad()
-def test_scores_that_overflow_float16s_mask_leave_padded_prompts_their_samples():
-    """A score below -16 and float16's least number are -inf: a row of padding is NaN in eager attention."""
-    model = tiny_llama(torch.float16)
-    for layer in model.model.layers:
-        layer.self_attn.q_proj.weight.mul_(40)
-    model.set_attn_implementation("eager")
-    found = sample(model, prompts(5, 30), seeds=[0, 1])
-    assert found == [sample(model, Ragged.from_list([prompt(n, i)]), seeds=[i])[0] for i, n in enumerate((5, 30))]
 
 
 @pytest.mark.parametrize("key_heads", [1, 4])

@@ -205,6 +205,8 @@ def test_wrong_arguments_are_named() -> None:
         model.encode()
     with pytest.raises(ValueError, match="seeds"):
         model.encode(images(2), seeds=[1])
+    with pytest.raises(TypeError, match=r"seeds: expected integers, got 1\.5 at place 1"):
+        model.encode(images(2), seeds=[1, 1.5])
     with pytest.raises(ValueError, match="noise_scale: expected a number of at least 0, got -1"):
         model.select(torch.zeros(1, 16, 32), noise_scale=-1)
 
