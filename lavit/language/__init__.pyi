@@ -1,4 +1,5 @@
 from .configuration import LaVITConfig as LaVITConfig
+from .generation_inputs import NonFiniteScores as NonFiniteScores
 from .guidance import SamplingSettings as SamplingSettings
 from .loss import linear_cross_entropy as linear_cross_entropy
 from .model import LaVIT as LaVIT
