@@ -54,7 +54,7 @@ class Checkpoints:
         if keep < 0:
             raise ValueError(f"keep: expected a number >= 0, got {keep}")
         self.folder, self.keep, self.constant = Path(folder), keep, tuple(constant)
-        self._checksums: dict[str, tuple[int, str]] = {}  # of the constant file, which is hashed once a run
+        self._of_constant: list[int | str] | None = None  # its checksum, which is computed once a run
 
     # ------------------------------------------------------------------------------------------------------ writing
 
@@ -90,6 +90,8 @@ class Checkpoints:
             _write(hidden / "optimizer.pt", optimizer)
         distributed.barrier()
         if first:
+            if self.constant and self._of_constant is None:
+                self._of_constant = checksum(self.folder / CONSTANT)
             manifest = {
                 "format": FORMAT,
                 "step": step,
@@ -97,7 +99,7 @@ class Checkpoints:
                 "loop": loop,
                 "identity": identity or {},
                 "files": {file.name: checksum(file) for file in sorted(hidden.iterdir())},
-                "constant": self._constant_checksum() if self.constant else None,
+                "constant": self._of_constant,
             }
             with atomic_write(hidden / MANIFEST) as file:
                 file.write(json.dumps(manifest, indent=1).encode())
@@ -122,16 +124,8 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
             with suppress(FileNotFoundError):
                 (self.folder / CONSTANT).unlink()
-        self._checksums.clear()
+        self._of_constant = None
         distributed.barrier()
-
-    def _constant_checksum(self) -> list[int | str]:
-        found = os.stat(self.folder / CONSTANT)
-        mark = f"{found.st_size} {found.st_mtime_ns}"
-        if mark not in self._checksums:
-            size, digest = checksum(self.folder / CONSTANT)
-            self._checksums = {mark: (int(size), str(digest))}
-        return list(self._checksums[mark])
 
     # ------------------------------------------------------------------------------------------------------ reading
 
@@ -147,29 +141,36 @@ class Checkpoints:
 
         Every process calls it; the first one reads the files.
         """
-        for path in reversed(self.all()):
-            problem = self._damage(path) if distributed.rank() == 0 else None
-            if distributed.first_says(problem is None):
-                return path
-            logger.warning("passing over the damaged checkpoint %s: %s", path, problem)
-        return None
+        return self._search()[0]
 
     def to_resume(self) -> Path:
         """As `latest`. CheckpointError, which says what is there and what is wrong with it, where there is none."""
-        found = self.latest()
+        found, problems = self._search()
         if found is not None:
             return found
         run = self.folder.parent
         beginning = f"to begin anew, which deletes what is in {run}, say --overwrite instead of --resume"
-        if damaged := self.all():
-            problems = "; ".join(f"{path.name}: {self._damage(path)}" for path in damaged)
-            raise CheckpointError(f"{self.folder}: no checkpoint is whole ({problems}); {beginning}")
+        if problems:
+            told = "; ".join(reversed(problems))
+            raise CheckpointError(f"{self.folder}: no checkpoint is whole ({told}); {beginning}")
         if not run.is_dir():
             raise CheckpointError(f"{run}: there is no such folder to resume from; leave out --resume to begin there")
         held = ", ".join(sorted(path.name for path in run.iterdir() if not path.name.startswith("."))) or "nothing"
         raise CheckpointError(
             f"{self.folder}: there is no checkpoint to resume from ({run} holds {held}); {beginning}"
         )
+
+    def _search(self) -> tuple[Path | None, list[str]]:
+        """The newest whole checkpoint, and what is wrong with those after it, newest first."""
+        problems: list[str] = []
+        for path in reversed(self.all()):
+            problem = self._damage(path) if distributed.rank() == 0 else None
+            if distributed.first_says(problem is None):
+                return path, problems
+            problems.append(f"{path.name}: {problem or 'damaged, as the first process tells'}")
+            if problem is not None:
+                logger.warning("passing over the damaged checkpoint %s: %s", path, problem)
+        return None, problems
 
     def _damage(self, path: Path) -> str | None:
         """What is wrong with the files of a checkpoint; None if nothing is."""

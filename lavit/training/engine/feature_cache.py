@@ -24,6 +24,7 @@ from torch import Tensor
 from lavit.data import DataStream
 from lavit.data.atomic_write import atomic_write
 from lavit.training.engine import distributed
+from lavit.training.engine.identity import add_tensors
 
 # numpy has no bfloat16: its bits are stored as 16-bit integers.
 _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
@@ -50,21 +51,15 @@ def fingerprint(depends_on: Iterable[tuple[str, Tensor]], dataset: Any, dtype: t
     Where the data set has `paths`, sizes and times of change count too: a file that was replaced is noticed.
     """
     digest = hashlib.blake2b(f"1 {dtype} {len(dataset)}".encode(), digest_size=16)
-    for name, tensor in depends_on:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    add_tensors(digest, depends_on)
     if isinstance(dataset, Tensor | np.ndarray):
-        digest.update(_bytes(np.ascontiguousarray(dataset)))
+        digest.update(np.ascontiguousarray(dataset).reshape(-1).view(np.uint8).data)
     else:
         digest.update(str(dataset.fingerprint).encode())
     for path in getattr(dataset, "paths", ()):
         found = os.stat(path)
         digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def _bytes(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8).data)
 
 
 def open_or_build(

@@ -12,46 +12,45 @@ from torch import Tensor
 
 from lavit.training.engine.config import to_dict
 
-FREE = frozenset(
+SECTIONS = frozenset(("cache", "schedule", "sampling"))
+FREE = SECTIONS.union(
     # Places and conveniences; what lies in these places is known by its contents.
-    "output device tensorboard workers data text model tokenizer language_model encoder base split "
-    "draw_steps draw_guidance sampling gradient_checkpointing cache schedule "
+    "output device tensorboard workers data text model tokenizer language_model encoder base split".split(),
+    "draw_steps draw_guidance gradient_checkpointing".split(),
     # How long and how closely; a run may be made longer.
-    "loop.steps loop.log_every loop.checkpoint_every loop.keep_checkpoints loop.max_bad_steps loop.clip".split()
+    "loop.steps loop.log_every loop.checkpoint_every loop.keep_checkpoints loop.max_bad_steps loop.clip".split(),
 )
-"""Settings, or sections of them, that may differ when a run is resumed."""
+"""Settings, and whole SECTIONS of them, that may differ when a run is resumed."""
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """Dotted names and values of the settings that a resumed run must have in common with its checkpoint."""
+    """Dotted names and plain values of the settings that a resumed run must have in common with its checkpoint."""
     found: dict[str, Any] = {}
 
     def walk(value: Any, name: str) -> None:
-        # A free mapping under the name of a place (stage 1's `tokenizer`) is none.
-        if name in FREE and (not isinstance(value, Mapping) or name in ("cache", "schedule", "sampling")):
-            return
-        if isinstance(value, Mapping):
+        # A mapping that has the name of a place, as stage 1's changes to its tokenizer, is none.
+        if isinstance(value, Mapping) and name not in SECTIONS:
             for key, inner in value.items():
                 walk(inner, f"{name}.{key}".lstrip("."))
-        else:
+        elif name not in FREE:
             found[name] = value
 
     walk(to_dict(config), "")
-    return json.loads(json.dumps(found))
+    return found
 
 
-def digest(*parts: Any) -> str:
-    """32 hexadecimal digits of plain values, of (name, tensor) pairs, or of iterables of such pairs."""
+def digest(part: Mapping[str, Any] | Iterable[tuple[str, Tensor]]) -> str:
+    """32 hexadecimal digits of a mapping of plain values, or of tensors with their names."""
     found = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        if isinstance(part, (str, int, float, Mapping)) or part is None:
-            found.update(json.dumps(part, sort_keys=True, default=str).encode())
-        else:
-            _add_tensors(found, part)
+    if isinstance(part, Mapping):
+        found.update(json.dumps(part, sort_keys=True, default=str).encode())
+    else:
+        add_tensors(found, part)
     return found.hexdigest()
 
 
-def _add_tensors(found: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def add_tensors(found: hashlib.blake2b, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Names, shapes, dtypes and contents into a digest."""
     for name, tensor in tensors:
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -212,16 +212,17 @@ def _forward_backward(run: Run, step_function: StepFunction, config: LoopConfig,
     """Sums the gradient of the mean loss over the micro-batches; returns that loss, still on the device."""
     model = run.replica if run.replica is not None else run.model
     total = torch.zeros((), device=run.device)
-    weighed = counts is not None and config.accumulate * distributed.world_size() > 1
-    batches = [next(run.stream) for _ in range(config.accumulate)] if weighed else []
-    shares = _shares([counts(batch) for batch in batches], run.device) if counts is not None and weighed else []
+    counted: list[tuple[Any, dict[str, Any]]] = []
+    if counts is not None and config.accumulate * distributed.world_size() > 1:
+        batches = [next(run.stream) for _ in range(config.accumulate)]  # all of them, before the first can be weighed
+        shares = _shares([counts(batch) for batch in batches], run.device)
+        counted = [(batch, {"shares": share}) for batch, share in zip(batches, shares, strict=True)]
     for micro in range(config.accumulate):
-        batch = batches[micro] if weighed else next(run.stream)
+        batch, told = counted[micro] if counted else (next(run.stream), {})
         # Gradients travel between processes once a step, with the last micro-batch.
         last = micro + 1 == config.accumulate
         with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                told = {"shares": shares[micro]} if weighed else {}
                 losses = step_function(model, batch, run.step, **told)
             loss = losses["loss"].float() / config.accumulate
             loss.backward()

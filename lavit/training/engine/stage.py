@@ -162,9 +162,8 @@ def run_stage(
             checkpoints.clear()
         if distributed.rank() == 0:
             _begin(Path(config.output), checkpoints.folder, config, at_start if saved is None else None)
-    if checkpoints is not None and distributed.rank() == 0:
-        resume_at = run.step if saved is not None else None
-        writer = MetricsWriter(Path(config.output), resume_at=resume_at, tensorboard=config.tensorboard)
+            resume_at = run.step if saved is not None else None
+            writer = MetricsWriter(Path(config.output), resume_at=resume_at, tensorboard=config.tensorboard)
     history: list[dict[str, Any]] = writer.rows if writer is not None else []
 
     def keep(row: dict[str, Any]) -> None:
