@@ -19,6 +19,7 @@ from lavit.kernels.types import compute_dtype
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.decoder import AttentionPool, TokenDecoder
 from lavit.tokenizer.encoder import EvaAttention, EvaEncoder
+from lavit.tokenizer.losses import BatchShare, ratio_loss
 from lavit.tokenizer.merger import Layout, Merger
 from lavit.tokenizer.position_init import init_positions
 from lavit.tokenizer.pretrained import StrictModel
@@ -89,6 +90,7 @@ class LaVITTokenizer(StrictModel):
     _keep_in_fp32_modules_strict = ["token_predictor", "encode_task_layer", "quantize"]
     _supports_sdpa = True
 
+    config: LaVITTokenizerConfig
     feature_mean: Tensor
     feature_std: Tensor
 
@@ -268,11 +270,14 @@ class LaVITTokenizer(StrictModel):
         noise_scale: float = 1.0,
         quantize: bool = True,
         deterministic: bool = False,
+        share: BatchShare | None = None,
     ) -> LaVITTokenizerOutput:
         """Tokenize, decode and compare: the losses of stage 1 (the paper's, with a commitment term that is derived).
 
         In training mode the codebook moves (see Quantizer). ``quantize=False`` decodes the unit vectors themselves.
-        The other arguments are those of :meth:`select`. The target of the reconstruction is the features as given.
+        share: for a batch that is a part of a step's whole batch: the mean over the parts of every loss is then that
+        of the whole. The other arguments are those of :meth:`select`. The target of the reconstruction is the features
+        as given.
         NaN or Inf in the input gives a NaN loss, no error, and leaves the codebook sane. One host synchronisation.
         """
         width, out_dim = self.config.hidden_size, self.config.decoder_out_dim
@@ -288,14 +293,18 @@ class LaVITTokenizer(StrictModel):
         reconstruction, ids, commitment = reconstruct(x, layout, quantize)
         cosine = F.cosine_similarity(in_full_precision(reconstruction), in_full_precision(target.detach()), dim=-1)
         reconstruction_loss = (1 - cosine).sum() / max(cosine.numel(), 1)
-        ratio_loss = self._ratio_loss(selection.keep)
-        loss = reconstruction_loss + self.config.ratio_weight * ratio_loss + self.config.commitment_weight * commitment
+        keep_rate = selection.keep.detach().sum() / max(selection.keep.numel(), 1)
+        if share is not None:
+            reconstruction_loss, commitment = reconstruction_loss * share.images, commitment * share.tokens
+            keep_rate = share.keep_rate
+        ratio = ratio_loss(selection.keep, self.config, share)
+        loss = reconstruction_loss + self.config.ratio_weight * ratio + self.config.commitment_weight * commitment
         return LaVITTokenizerOutput(
             loss=loss,
             reconstruction_loss=reconstruction_loss,
-            ratio_loss=ratio_loss,
+            ratio_loss=ratio,
             commitment_loss=commitment,
-            keep_rate=selection.keep.detach().sum() / max(selection.keep.numel(), 1),
+            keep_rate=keep_rate,
             reconstruction=reconstruction,
             scores=scores,
             selection=selection,
@@ -332,22 +341,6 @@ class LaVITTokenizer(StrictModel):
         if quantize:
             return self.quantize(latents, counted)
         return self.quantize.normalize(latents), None, torch.zeros((), device=latents.device)
-
-    def _ratio_loss(self, keep: Tensor) -> Tensor:
-        """(rho - mean M)^2, over the batch with soft bounds for each image, or over each image; 0 at a fixed length."""
-        if keep.numel() == 0 or self.config.length == "fixed":
-            return keep.new_zeros(())
-        config = self.config
-        aim = config.keep_rate
-        rates = keep.mean(dim=1)
-        if config.ratio_scope == "image":
-            return (aim - rates).square().mean()
-        loss = (aim - rates.mean()).square()
-        if config.ratio_low:
-            loss = loss + (config.ratio_low * aim - rates).clamp(min=0).square().mean()
-        if config.ratio_high:
-            loss = loss + (rates - config.ratio_high * aim).clamp(min=0).square().mean()
-        return loss
 
     # Parts.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -12,6 +14,9 @@ from torch.nn import functional as F
 from lavit.kernels import code_statistics, nearest_code
 from lavit.kernels.types import compute_dtype
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
+
+NOTHING = 2**62
+"""Above all keys of `scramble`."""
 
 
 class Quantized(NamedTuple):
@@ -28,8 +33,10 @@ class Quantizer(nn.Module):
 
     In training mode every :meth:`forward` moves the codebook, as batch norm moves its statistics: each code becomes the
     average of the unit vectors that chose it, weighted by how often it was chosen; codes used less than
-    ``dead_code_fraction`` times the mean use are replaced by vectors of the current batch. Counts, sums and
-    replacements are all-reduced when torch.distributed is initialised, so all ranks keep identical codebooks.
+    ``dead_code_fraction`` times the mean use are replaced by vectors of the current batch. Inside :meth:`moving_with`
+    an optimizer's step moves it instead, by all the forward passes that the step is made of. Counts, sums and
+    replacements are all-reduced when torch.distributed is initialised, so all ranks keep identical codebooks; how a
+    batch is divided among ranks and forward passes makes no difference then, but for the order of sums.
     Everything here is computed in float32 (float64 stays), under autocast too.
     """
 
@@ -48,6 +55,8 @@ class Quantizer(nn.Module):
         self.register_buffer("cluster_size", torch.ones(config.num_codes))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self._counts: Tensor | None = None
+        # Inside moving_with: the unit vectors and ids of the forward passes since the last step.
+        self._waiting: list[tuple[Tensor, Tensor]] | None = None
 
     @property
     def num_codes(self) -> int:
@@ -86,9 +95,35 @@ class Quantizer(nn.Module):
             else:
                 commitment = torch.where(counted, distance, 0).sum() / counted.sum().clamp(min=1)
                 learned_ids = torch.where(counted, ids, -1)
-            if self.training:
+            if self.training and self._waiting is not None:
+                self._waiting.append((unit.detach(), learned_ids))
+            elif self.training:
                 self.update(unit.detach(), learned_ids)
         return Quantized(unit + (codes - unit).detach(), ids, commitment)
+
+    @contextmanager
+    def moving_with(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Inside, every step of the optimizer moves the codebook, once, by all the forward passes since the last one;
+        these only choose codes. For steps of several micro-batches, and for steps that may be skipped: see
+        :meth:`forget`. With torch.distributed all ranks must step alike."""
+        self._waiting = []
+        hook = optimizer.register_step_post_hook(lambda *_: self._move())
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._waiting = None
+
+    def forget(self) -> None:
+        """Inside :meth:`moving_with`: the forward passes since the last step move nothing. For a skipped step."""
+        if self._waiting is not None:
+            self._waiting.clear()
+
+    def _move(self) -> None:
+        if self._waiting:
+            unit, ids = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+            self._waiting.clear()
+            self.update(unit, ids)
 
     @torch.no_grad()
     def update(self, unit: Tensor, ids: Tensor) -> None:
@@ -111,24 +146,29 @@ class Quantizer(nn.Module):
         self._counts = counts.double() if self._counts is None else self._counts.to(counts.device) + counts
 
     def _substitutes(self, unit: Tensor, ids: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
-        """For every dead code a vector of this step's batches, no two alike while there are enough: (K, D), found (K,).
+        """For every dead code a vector of this step's batch, no two alike while there are enough: (K, D), found (K,).
 
-        The ranks take turns; within a rank's batch a pseudo-random order decides, which depends on the number of
-        updates only, so that a resumed run makes the same choices.
+        Those with the smallest of pseudo-random keys. A key depends on the number of updates, so that a resumed run
+        makes the same choices, and on the row's number in the batch of all ranks, so that a batch gives the same
+        choices however many ranks hold it.
         """
-        rank, world = (dist.get_rank(), dist.get_world_size()) if distributed() else (0, 1)
-        turn = dead.cumsum(0) - 1
-        found = dead & (turn % world == rank)
-        if unit.shape[0] == 0:
-            vectors, found = torch.zeros_like(self.codebook()), torch.zeros_like(dead)
-        else:
-            # Rows that count for nothing (-1) sort to the end.
-            key = torch.where(ids >= 0, scramble(torch.arange(ids.shape[0], device=ids.device), self.updates), 2**62)
-            order = key.argsort()
-            row = order[(turn.clamp(min=0) // world) % (ids >= 0).sum().clamp(min=1)]
-            found = found & (ids[row] >= 0)
-            vectors = torch.where(found.unsqueeze(1), unit[row], 0)
-        found_sum, vectors = all_reduce(found.to(vectors.dtype), vectors)
+        before, world = rows_before(ids), dist.get_world_size() if distributed() else 1
+        number = torch.arange(len(ids) + 1, device=ids.device) + before
+        # Rows that count for nothing (-1) come last, and one more, so that there is one.
+        counts = F.pad(ids >= 0, (0, 1))
+        keys, order = torch.where(counts, scramble(number, self.updates), NOTHING).sort()
+        wanted = keys[: self.num_codes]
+        if world > 1:
+            wanted = F.pad(wanted, (0, self.num_codes - len(wanted)), value=NOTHING)
+            found = [torch.empty_like(wanted) for _ in range(world)]
+            dist.all_gather(found, wanted)
+            wanted = torch.cat(found).sort().values
+        turn = (dead.cumsum(0) - 1).clamp(min=0) % (wanted < NOTHING).sum().clamp(min=1)
+        wanted = wanted[turn]  # (K,): the key of each dead code's substitute
+        place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        own = dead & (keys[place] == wanted) & (wanted < NOTHING)
+        vectors = torch.where(own.unsqueeze(1), F.pad(unit, (0, 0, 0, 1))[order[place]], 0)
+        found_sum, vectors = all_reduce(own.to(vectors.dtype), vectors)
         return vectors, found_sum > 0
 
     @torch.no_grad()
@@ -195,6 +235,15 @@ def scramble(index: Tensor, seed: Tensor) -> Tensor:
     x = (x ^ ((x >> 30) & (2**34 - 1))) * -4658895280553007687
     x = (x ^ ((x >> 27) & (2**37 - 1))) * -7723592293110705685
     return (x ^ ((x >> 31) & (2**33 - 1))) & (2**62 - 1)
+
+
+def rows_before(rows: Tensor) -> Tensor | int:
+    """How many rows the ranks before this one have."""
+    if not distributed():
+        return 0
+    numbers = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(numbers, torch.full_like(numbers[0], len(rows)))
+    return torch.cat(numbers)[: dist.get_rank()].sum()
 
 
 def distributed() -> bool:

@@ -16,7 +16,8 @@ from lavit.training.engine.metrics import COUNTS, MetricsWriter
 
 
 class Model(nn.Module):
-    """Draws noise and moves a buffer in its forward pass, as a tokenizer with a learned codebook does."""
+    """Draws noise in its forward pass, and a step of its optimizer moves a buffer by what the last forward pass saw, as
+    with a tokenizer, whose codebook learns so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,12 +25,16 @@ class Model(nn.Module):
         self.layer = nn.Linear(4, 4)
         self.drop = nn.Dropout(0.25)
         self.register_buffer("mean", torch.zeros(4))
+        self.seen = torch.zeros(4)
 
     def forward(self, x):
         y = self.drop(self.layer(self.frozen(x)))
         if self.training:
-            self.mean.lerp_(y.detach().mean(0), 0.1)
+            self.seen = y.detach().mean(0)
         return y + 0.1 * torch.rand_like(y) - self.mean
+
+    def move(self, *_):
+        self.mean.lerp_(self.seen, 0.1)
 
 
 class CountingStream:
@@ -63,7 +68,9 @@ def make_run(poison=(), seed=0):
     random.seed(seed)
     model = Model()
     groups = [{"params": [model.layer.weight], "weight_decay": 0.1}, {"params": [model.layer.bias], "lr_scale": 0.5}]
-    return loop.Run(model, torch.optim.AdamW(groups), CountingStream(poison), written=[model.mean])
+    optimizer = torch.optim.AdamW(groups)
+    optimizer.register_step_post_hook(model.move)
+    return loop.Run(model, optimizer, CountingStream(poison))
 
 
 def everything(run):

@@ -144,6 +144,29 @@ def test_uncounted_rows_teach_nothing() -> None:
     torch.testing.assert_close(a.cluster_size, b.cluster_size)
 
 
+def test_an_optimizer_s_step_moves_the_codebook_once_by_all_that_came_before_it() -> None:
+    parts, whole = small(ema_decay=0.5), small(ema_decay=0.5)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    batches = torch.randn(2, 40, 4)
+    before = parts.codebook().clone()
+    with parts.moving_with(optimizer):
+        parts(torch.randn(40, 4))
+        parts.forget()  # that step is skipped
+        for steps in range(2):
+            for z in batches[steps].split([30, 0, 10]):
+                parts(z)
+            if steps == 0:
+                assert torch.equal(parts.codebook(), before)
+            optimizer.step()
+            whole(batches[steps])
+    assert torch.equal(parts.codebook(), whole.codebook()) and parts.updates == whole.updates == 2
+    assert torch.equal(parts.usage(), whole.usage())
+    optimizer.step()
+    assert parts.updates == 2
+    parts(batches[0])
+    assert parts.updates == 3, "outside, forward moves it"
+
+
 def test_saved_state_continues_to_the_same_codebook() -> None:
     a = small()
     batches = torch.randn(6, 40, 4)

@@ -75,6 +75,34 @@ def reduce_sum(value: Tensor) -> Tensor:
     return value
 
 
+def shares(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """What the micro-batches of one step are of the whole of it. One small message.
+
+    counts: (m, n) float64, for each of this process's m micro-batches n numbers of things (labels, images), each the
+    number that one part of the loss is a mean over. Returns (m, n) float32 factors, by which the means are multiplied
+    so that the mean over the micro-batches of all processes is the mean over all things; and (n,), the numbers of all.
+    """
+    totals = reduce_sum(counts.sum(0))
+    factors = counts / totals.clamp(min=1) * (len(counts) * world_size())
+    return factors.float(), totals
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """rows (n,), n the process's own -> those of all processes in the order of the processes, and the number before
+    one's own. The host waits for the device."""
+    if not is_distributed():
+        return rows, 0
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+    lengths = torch.cat(sizes).tolist()
+    padded = rows.new_zeros(max(lengths))
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(found, padded)
+    together = torch.cat([part[:length] for part, length in zip(found, lengths, strict=True)])
+    return together, sum(lengths[: rank()])
+
+
 def any_of(flags: Tensor) -> Tensor:
     """Flags (0 or 1) that are set on any process, in place."""
     if is_distributed():

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -67,14 +68,11 @@ class Run:
     replica: what the step function calls, the model itself or its DistributedDataParallel wrapper.
     settings, parts: what the state means and what it was learned beside, by name (`engine.identity`); checkpoints hold
         them, and refuse to go on with others.
-    written: tensors that the forward pass itself changes (statistics of a codebook). They are put back when a step is
-        skipped, so that a bad batch leaves no trace.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     stream: Stream
-    written: list[Tensor] = field(default_factory=list)
     step: int = 0
     skipped: int = 0
     bad_in_a_row: int = 0
@@ -125,7 +123,6 @@ class Run:
         self.meter.load_state_dict(saved["local"]["meter"], self.device)
         set_generator_state(saved["local"]["generators"])  # last: whatever came before may have drawn numbers
 
-
     def _check_identity(self, saved: dict[str, Any], allow_changes: bool) -> None:
         where, identity = saved["path"], saved["identity"]
         if parts := differences(identity.get("parts", {}), self.parts):
@@ -147,13 +144,14 @@ class TrainingDiverged(RuntimeError):
 
 
 StepFunction = Callable[..., Mapping[str, Tensor]]
-"""(model, micro-batch, step) -> 0-d tensors: "loss", which is minimised, and whatever else is to be logged.
+"""(model, micro-batch, step) -> 0-d tensors: "loss", which is minimised, and whatever else is to be logged. The mean
+over the micro-batches of all processes is taken of each. A skipped step must leave no trace: what it would change
+besides gradients belongs into a hook of the optimizer's step."""
 
-Where `train` is given `counts`, and a step is made of several micro-batches, it also gets ``shares``: by what the mean
-of each part must be multiplied so that the mean over the micro-batches is the mean over all that the step counts."""
-
-Counts = Callable[[Any], Mapping[str, int]]
-"""Of a micro-batch: over how many things (labels) each part of its loss is a mean."""
+LookAhead = Callable[[list[Any], int], list[tuple[Any, dict[str, Any]]]]
+"""(this process's micro-batches of a step, step) -> for each the micro-batch, maybe with what was computed of it added,
+and the arguments by name that the step function gets beside it: whatever the loss of a part must know of the whole, so
+that it does not matter how a step's batch is divided into micro-batches and processes."""
 
 
 def train(
@@ -163,7 +161,7 @@ def train(
     *,
     learning_rate: Callable[[int], float],
     before_step: Callable[[Run], None] | None = None,
-    counts: Counts | None = None,
+    look_ahead: LookAhead | None = None,
     checkpoints: Checkpoints | None = None,
     writer: MetricsWriter | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
@@ -172,8 +170,9 @@ def train(
     step is finished and saved. Without them a signal acts as it would elsewhere.
 
     learning_rate: step -> rate; a parameter group may scale it with its "lr_scale". before_step: called first thing in
-    every step, for changes of phase. counts: for a loss that is a mean over a number of things which differs between
-    micro-batches; without it all micro-batches weigh the same. progress: gets every row of metrics, with "eta_seconds".
+    every step, for changes of phase. look_ahead: called where a step has several micro-batches, in this process or in
+    others, without gradients; without it all micro-batches weigh the same. progress: gets every row of metrics, with
+    "eta_seconds".
     Returns the stop request; its ``signal`` is None when the run reached its end.
     Raises TrainingDiverged after ``config.max_bad_steps`` bad steps in a row.
     """
@@ -185,16 +184,17 @@ def train(
             rate = learning_rate(run.step)
             for group in run.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
-            before = [tensor.clone() for tensor in run.written]
 
-            loss = _forward_backward(run, step_function, config, counts)
+            loss = _forward_backward(run, step_function, config, look_ahead)
             norm = _clip(run.parameters, config.clip)
             bad, stop.agreed = _ask_all(torch.isfinite(loss) & torch.isfinite(norm), stop.signal is not None)
             if not bad:
                 run.optimizer.step()
                 run.meter.commit()
             else:
-                _undo(run, before)
+                run.meter.discard()
+                run.skipped += 1
+                logger.warning("step %d: the loss or a gradient is NaN or Inf; the step is skipped", run.step + 1)
             run.optimizer.zero_grad(set_to_none=True)
             run.step += 1
             run.bad_in_a_row = run.bad_in_a_row + 1 if bad else 0
@@ -208,38 +208,30 @@ def train(
     return stop
 
 
-def _forward_backward(run: Run, step_function: StepFunction, config: LoopConfig, counts: Counts | None) -> Tensor:
+def _forward_backward(
+    run: Run, step_function: StepFunction, config: LoopConfig, look_ahead: LookAhead | None
+) -> Tensor:
     """Sums the gradient of the mean loss over the micro-batches; returns that loss, still on the device."""
     model = run.replica if run.replica is not None else run.model
     total = torch.zeros((), device=run.device)
-    counted: list[tuple[Any, dict[str, Any]]] = []
-    if counts is not None and config.accumulate * distributed.world_size() > 1:
-        batches = [next(run.stream) for _ in range(config.accumulate)]  # all of them, before the first can be weighed
-        shares = _shares([counts(batch) for batch in batches], run.device)
-        counted = [(batch, {"shares": share}) for batch, share in zip(batches, shares, strict=True)]
+    autocast = partial(torch.autocast, run.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    seen: list[tuple[Any, dict[str, Any]]] = []
+    if look_ahead is not None and config.accumulate * distributed.world_size() > 1:
+        batches = [next(run.stream) for _ in range(config.accumulate)]
+        with torch.no_grad(), autocast():
+            seen = look_ahead(batches, run.step)
     for micro in range(config.accumulate):
-        batch, told = counted[micro] if counted else (next(run.stream), {})
+        batch, told = seen[micro] if seen else (next(run.stream), {})
         # Gradients travel between processes once a step, with the last micro-batch.
         last = micro + 1 == config.accumulate
         with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with autocast():
                 losses = step_function(model, batch, run.step, **told)
             loss = losses["loss"].float() / config.accumulate
             loss.backward()
         total += loss.detach()
         run.meter.add(losses)
     return total
-
-
-def _shares(counts: list[Mapping[str, int]], device: torch.device) -> list[dict[str, Tensor]]:
-    """For every micro-batch its part of each count, times the number of micro-batches of all processes: multiplied by
-    these, the mean of their means is the mean over everything that is counted. One small message a step."""
-    names = sorted(counts[0])
-    own = torch.tensor([[entry[name] for name in names] for entry in counts], dtype=torch.float64)
-    own = own.to(device, non_blocking=True)
-    everywhere = distributed.reduce_sum(own.sum(0)).clamp(min=1)
-    factors = (own / everywhere * (len(counts) * distributed.world_size())).float()
-    return [dict(zip(names, row.unbind(), strict=True)) for row in factors]
 
 
 def _clip(parameters: list[nn.Parameter], largest: float) -> Tensor:
@@ -254,15 +246,6 @@ def _ask_all(finite: Tensor, stop: bool) -> tuple[bool, bool]:
     flags = torch.stack([~finite, torch.tensor(stop, device=finite.device)]).to(torch.int32)
     bad, stop = distributed.any_of(flags).bool().tolist()
     return bad, stop
-
-
-def _undo(run: Run, before: list[Tensor]) -> None:
-    with torch.no_grad():
-        for tensor, old in zip(run.written, before, strict=True):
-            tensor.copy_(old)
-    run.meter.discard()
-    run.skipped += 1
-    logger.warning("step %d: the loss or a gradient is NaN or Inf; the step is skipped", run.step + 1)
 
 
 def _is_due(run: Run, config: LoopConfig, stopping: bool) -> bool:

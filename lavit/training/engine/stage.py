@@ -22,7 +22,7 @@ from lavit.training.engine import distributed
 from lavit.training.engine.checkpoint import CheckpointError, Checkpoints, generator_state, set_generator_state
 from lavit.training.engine.identity import settings_of
 from lavit.training.engine.lock import LockedError, locked
-from lavit.training.engine.loop import Counts, Run, StepFunction, StopRequest, TrainingDiverged, train
+from lavit.training.engine.loop import LookAhead, Run, StepFunction, StopRequest, TrainingDiverged, train
 from lavit.training.engine.metrics import MetricsWriter, progress_line
 from lavit.training.engine.recipe import CacheConfig, Recipe
 from lavit.training.engine.schedule import learning_rate
@@ -142,15 +142,15 @@ def run_stage(
     progress: Progress | None,
     *,
     before_step: Callable[[Run], None] | None = None,
-    counts: Counts | None = None,
+    look_ahead: LookAhead | None = None,
     at_start: Callable[[Path], None] | None = None,
     allow_changes: bool = False,
 ) -> tuple[StopRequest, list[dict[str, Any]]]:
     """The loop of a stage, from `saved` on if that is not None, with its metrics in the output folder, if there is one.
     Returns how it stopped, and the rows of metrics, those of before a resumption too.
 
-    before_step, counts: of `train`. at_start: writes what a new run needs beside its checkpoints; gets their folder.
-    allow_changes: of `Run.load`.
+    before_step, look_ahead: of `train`. at_start: writes what a new run needs beside its checkpoints; gets their
+    folder. allow_changes: of `Run.load`.
     """
     run.settings = settings_of(config)
     if saved is not None:
@@ -179,7 +179,7 @@ def run_stage(
             config.loop,
             learning_rate=lambda number: learning_rate(number, config.loop.steps, config.schedule),
             before_step=before_step,
-            counts=counts,
+            look_ahead=look_ahead,
             checkpoints=checkpoints,
             writer=writer,
             progress=keep,

@@ -13,6 +13,7 @@ from lavit.data.mixture import PackedRow
 from lavit.kernels import Loss, Segment
 from lavit.language.model import LaVIT
 from lavit.language.vocabulary import Vocabulary
+from lavit.training.engine import distributed
 from lavit.training.language.data import ImageStore
 
 # The key of a parameter group that says: rows from the first number on have the second one as a factor of their step,
@@ -68,6 +69,19 @@ def label_counts(
     if regress:  # markers are text, and what is written of an image is no id
         return {"labels": text + markers, "text_labels": text + markers, "image_labels": codes}
     return {"labels": text + markers + codes, "text_labels": text, "image_labels": markers + codes}
+
+
+def weigh_rows(
+    rows: list[PackedRow], step: int, *, counts_of: Callable[[PackedRow], Mapping[str, int]], device: torch.device
+) -> list[tuple[PackedRow, dict[str, Any]]]:
+    """The loop's look ahead: with each row the shares of its labels in those of the step. counts_of: `label_counts`."""
+    counts = [counts_of(row) for row in rows]
+    names = sorted(counts[0])
+    numbers = torch.tensor([[entry[name] for name in names] for entry in counts], dtype=torch.float64)
+    factors, _ = distributed.shares(numbers.to(device, non_blocking=True))
+    return [
+        (row, {"shares": dict(zip(names, own.unbind(), strict=True))}) for row, own in zip(rows, factors, strict=True)
+    ]
 
 
 def parameter_groups(

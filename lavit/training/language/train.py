@@ -30,7 +30,7 @@ from lavit.training.engine import distributed, stage
 from lavit.training.engine.identity import digest
 from lavit.training.engine.loop import Run
 from lavit.training.language.data import ImageStore, folder_data, open_folder, shapes_data
-from lavit.training.language.objective import Step, label_counts, parameter_groups, scale_rows
+from lavit.training.language.objective import Step, label_counts, parameter_groups, scale_rows, weigh_rows
 from lavit.training.language.recipe import LanguageTrainingConfig
 
 __all__ = ["ImageStore", "LanguageTrainingConfig", "LanguageTrainingResult", "main", "train_language"]
@@ -98,6 +98,7 @@ def train_language(
         run = Run(model, optimizer, stream, parts=parts)
         run.replica = distributed.replicate(Step(model, store), device)
         regress = model.config.image_objective == "regress"
+        counts_of = partial(label_counts, of_image=store.length, vocabulary=model.vocabulary, regress=regress)
         stop, history = stage.run_stage(
             run,
             lambda step, row, _, **told: step(row, **told),
@@ -105,7 +106,7 @@ def train_language(
             checkpoints,
             saved,
             progress,
-            counts=partial(label_counts, of_image=store.length, vocabulary=model.vocabulary, regress=regress),
+            look_ahead=partial(weigh_rows, counts_of=counts_of, device=device),
             allow_changes=allow_changes,
         )
         model.eval()

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavit.kernels.gumbel_select import SEED_RANGE
 from lavit.kernels.types import compute_dtype
 from lavit.tokenizer import LaVITTokenizer
+from lavit.tokenizer.losses import BatchShare
+from lavit.training.engine import distributed
 from lavit.training.engine.metrics import COUNTS
 
 # Parts that the stage-1 loss does not reach: the frozen encoder, the projection to the language model and the heads
@@ -27,15 +30,26 @@ class Step(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(
-        self, batch: dict[str, Tensor], *, quantize: bool, tau: float, noise_scale: float, warm_start: float | None
+        self,
+        batch: dict[str, Tensor],
+        *,
+        quantize: bool,
+        tau: float,
+        noise_scale: float,
+        warm_start: float | None,
+        share: BatchShare | None = None,
+        outstanding: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """batch: "images" or "features" -> scalars and, when quantising, the use of the codes (K,).
+        """batch: "images" or "features", and maybe "seeds" (B,) of the selection's noise -> scalars and, when
+        quantising, the use of the codes (K,).
 
-        warm_start: weight of the contrast loss in this step; None where the run has no warm start.
+        warm_start: weight of the contrast loss in this step; None where the run has no warm start. share, outstanding:
+        of a micro-batch that is a part of a larger batch, as `look_ahead` finds them.
         """
         tokenizer = self.tokenizer
         features = features_of(tokenizer, batch)
-        out = tokenizer(features=features, tau=tau, noise_scale=noise_scale, quantize=quantize)
+        noise: dict[str, Any] = {"seeds": batch.get("seeds"), "tau": tau, "noise_scale": noise_scale}
+        out = tokenizer(features=features, quantize=quantize, share=share, **noise)
         parts = {
             "loss": out.loss,
             "reconstruction_loss": out.reconstruction_loss,
@@ -44,7 +58,10 @@ class Step(nn.Module):
             "keep_rate": out.keep_rate,
         }
         if warm_start is not None:
-            contrast = contrast_loss(tokenizer, features, out.scores) if warm_start > 0 else features.new_zeros(())
+            contrast = features.new_zeros(())
+            if warm_start > 0:
+                contrast = contrast_loss(tokenizer, features, out.scores, outstanding)
+                contrast = contrast if share is None else contrast * share.images
             parts |= {"loss": out.loss + warm_start * contrast, "contrast_loss": contrast}
         if out.ids is not None:
             counts = torch.zeros(tokenizer.config.num_codes, dtype=torch.float64, device=out.ids.device)
@@ -61,20 +78,60 @@ def features_of(tokenizer: LaVITTokenizer, batch: dict[str, Tensor]) -> Tensor:
     return tokenizer.encode_features(batch["images"].to(device, non_blocking=True))
 
 
-def contrast_loss(tokenizer: LaVITTokenizer, features: Tensor, scores: Tensor | None = None) -> Tensor:
+def look_ahead(
+    tokenizer: LaVITTokenizer, batches: list[dict[str, Tensor]], *, tau: float, noise_scale: float, contrasted: bool
+) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """What the losses of stage 1 must know of all micro-batches of a step before the first is computed: how many
+    patches are kept in each, and which patches stand out in all (contrasted). Costs a second run of the selector.
+
+    Returns for each its features and the seeds of its noise, so that the same patches are kept again, and what `Step`
+    wants beside them.
+    """
+    seen, counts, distances = [], [], []
+    for batch in batches:
+        features = features_of(tokenizer, batch)
+        seeds = batch.get("seeds")
+        if seeds is None:
+            seeds = torch.randint(*SEED_RANGE, features.shape[:1], dtype=torch.int64, device=features.device)
+        kept = tokenizer.select(features, seeds=seeds, tau=tau, noise_scale=noise_scale).cu_kept[-1]
+        counts.append(torch.stack((torch.full_like(kept, len(features)), kept)))
+        seen.append({"features": features, "seeds": seeds})
+        if contrasted:
+            distances.append(contrast(features))
+    factors, totals = distributed.shares(torch.stack(counts).double())
+    keep_rate = totals[1] / (totals[0] * tokenizer.num_patches).clamp(min=1)
+    told: list[dict[str, Any]] = [{"share": BatchShare(own[0], own[1], keep_rate)} for own in factors]
+    if contrasted:
+        together, first = distributed.gather_rows(torch.cat(distances).flatten())
+        flags = most_outstanding(together, tokenizer.config.keep_rate)[first:]
+        sizes = [distance.numel() for distance in distances]
+        for one, own in zip(told, flags[: sum(sizes)].split(sizes), strict=True):
+            one["outstanding"] = own
+    return list(zip(seen, told, strict=True))
+
+
+def contrast_loss(
+    tokenizer: LaVITTokenizer, features: Tensor, scores: Tensor | None = None, outstanding: Tensor | None = None
+) -> Tensor:
     """Teaches the selector to like patches that differ from their neighbours (*derived*; the warm start).
 
     Cross-entropy of the selector's two classes with the target "keep" for the share ρ (keep_rate) of the batch's
     patches whose features lie farthest from the mean of their four neighbours. The share is that of the batch, so a
     richer image may keep more. features (B, N, C) -> scalar. scores: (B, N, 2) that the selector has for them already.
+    outstanding: (B · N,) int64, 1 for the chosen patches, where the batch is a part of a larger one.
     """
-    target = contrast(features)
-    count = max(1, round(tokenizer.config.keep_rate * target.numel()))
-    chosen = torch.zeros(target.numel(), dtype=torch.int64, device=features.device)
-    chosen.index_fill_(0, target.flatten().topk(min(count, target.numel())).indices, 1)
+    if outstanding is None:
+        outstanding = most_outstanding(contrast(features).flatten(), tokenizer.config.keep_rate)
     if scores is None:
         scores = tokenizer.token_predictor(tokenizer.positioned(features))
-    return F.nll_loss(scores.flatten(0, 1), 1 - chosen)  # class 0 means keep
+    return F.nll_loss(scores.flatten(0, 1), 1 - outstanding)  # class 0 means keep
+
+
+def most_outstanding(distances: Tensor, share: float) -> Tensor:
+    """(n,) -> (n,) int64: 1 for the `share` of the largest, at least one of them; 0 for the others."""
+    count = max(1, round(share * distances.numel()))
+    chosen = torch.zeros(distances.numel(), dtype=torch.int64, device=distances.device)
+    return chosen.index_fill_(0, distances.topk(min(count, distances.numel())).indices, 1)
 
 
 def contrast(features: Tensor) -> Tensor:
@@ -108,11 +165,6 @@ def parameter_groups(tokenizer: LaVITTokenizer, weight_decay: float) -> list[dic
         small = parameter.dim() < 2 or name.endswith(EMBEDDINGS)
         (plain if small else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def moved_by_forward(tokenizer: LaVITTokenizer) -> list[Tensor]:
-    """The codebook and its statistics, which a training forward pass moves."""
-    return [tokenizer.quantize.embedding.weight, *tokenizer.quantize.buffers()]
 
 
 def train_selector(tokenizer: LaVITTokenizer, wanted: bool) -> None:

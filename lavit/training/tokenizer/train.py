@@ -86,11 +86,11 @@ def train_tokenizer(
             stream = opened = images.stream() if images is not None else open_stream(features, "features", config)
         groups = objective.parameter_groups(tokenizer, config.optimizer.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
-        run = Run(tokenizer, optimizer, stream, written=objective.moved_by_forward(tokenizer))
+        run = Run(tokenizer, optimizer, stream)
         run.parts = {"processor": digest(processor_of(config, tokenizer).to_dict())}
         stage.seed_everything(config.seed + 1 + distributed.rank())  # from here on, every process draws its own noise
-        phased = _Phases(config, device)
-        with opened if opened is not None else nullcontext():
+        phased = _Phases(config, tokenizer, device)
+        with tokenizer.quantize.moving_with(optimizer), opened if opened is not None else nullcontext():
             stop, history = stage.run_stage(
                 run,
                 phased.step,
@@ -99,6 +99,7 @@ def train_tokenizer(
                 saved,
                 progress,
                 before_step=phased.enter,
+                look_ahead=phased.look_ahead,
                 at_start=tokenizer.config.save_pretrained,
                 allow_changes=allow_changes,
             )
@@ -111,42 +112,45 @@ def train_tokenizer(
 class _Phases:
     """The step function of stage 1 and its changes of phase."""
 
-    def __init__(self, config: TokenizerTrainingConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer, device: torch.device) -> None:
+        self.config, self.tokenizer, self.device = config, tokenizer, device
         self.steps = config.loop.steps
         self.phases = phases(config.order, self.steps, config.first_phase)
         self.entered: str | None = None
 
     def enter(self, run: Run) -> None:
+        tokenizer = self.tokenizer
+        tokenizer.quantize.forget()  # whatever a skipped step has left
         phase = phase_at(run.step, self.phases)
         if phase.name == self.entered:
             return
-        tokenizer = run.model
-        assert isinstance(tokenizer, LaVITTokenizer)
         objective.train_selector(tokenizer, phase.train_selector)
         if phase.name != run.phase and phase.quantize and self.config.codebook == "kmeans":
             wanted = -(-self.config.vectors_per_code * tokenizer.config.num_codes // distributed.world_size())
             noise = self.config.noise.at(run.step, self.steps)
-            initialization.start_codebook(
-                tokenizer, run.stream, wanted, noise_scale=noise, seed=self.config.seed  # type: ignore[arg-type]
-            )
+            stream: Any = run.stream
+            initialization.start_codebook(tokenizer, stream, wanted, noise_scale=noise, seed=self.config.seed)
         run.phase = self.entered = phase.name
         # A new wrapper for every phase: it counts on a gradient from each parameter that wants one.
         run.replica = distributed.replicate(objective.Step(tokenizer), self.device)
 
-    def step(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        config = self.config
-        warm = None
-        if config.warm_start.fraction > 0:
-            warm = Anneal(config.warm_start.weight, 0.0, config.warm_start.fraction).at(step, self.steps)
-        phase = phase_at(step, self.phases)
-        return model(
-            batch,
-            quantize=phase.quantize,
-            tau=config.tau.at(step, self.steps),
-            noise_scale=config.noise.at(step, self.steps),
-            warm_start=warm if phase.train_selector else None,
-        )
+    def step(self, model: nn.Module, batch: dict[str, Tensor], step: int, **told: Any) -> dict[str, Tensor]:
+        quantize = phase_at(step, self.phases).quantize
+        return model(batch, quantize=quantize, warm_start=self.warm_start(step), **self.noise(step), **told)
+
+    def look_ahead(self, batches: list[dict[str, Tensor]], step: int) -> list[tuple[Any, dict[str, Any]]]:
+        contrasted = bool(self.warm_start(step))
+        return objective.look_ahead(self.tokenizer, batches, contrasted=contrasted, **self.noise(step))
+
+    def noise(self, step: int) -> dict[str, float]:
+        return {"tau": self.config.tau.at(step, self.steps), "noise_scale": self.config.noise.at(step, self.steps)}
+
+    def warm_start(self, step: int) -> float | None:
+        """Weight of the contrast loss; None where there is none to report."""
+        warm = self.config.warm_start
+        if warm.fraction == 0 or not phase_at(step, self.phases).train_selector:
+            return None
+        return Anneal(warm.weight, 0.0, warm.fraction).at(step, self.steps)
 
 
 def save_model(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, folder: Path) -> None:

@@ -14,7 +14,7 @@ from lavit.kernels import Loss, Segment
 from lavit.language.model import LaVIT
 from lavit.training.engine import distributed, loop
 from lavit.training.language.data import ImageStore
-from lavit.training.language.objective import Step, label_counts, parameter_groups
+from lavit.training.language.objective import Step, label_counts, parameter_groups, weigh_rows
 
 IMAGES = 5
 OBJECTIVES = ("classify", "regress")
@@ -95,14 +95,15 @@ def one_step(objective: str, rows: list[list[Sample]], world: int = 1, rank: int
     run = loop.Run(model, torch.optim.SGD(groups, lr=1.0), Rows([packed(row, store) for row in rows[rank::world]]))
     run.replica = distributed.replicate(Step(model, store), torch.device("cpu"))
     config = loop.LoopConfig(steps=1, batch_size=1, accumulate=len(rows) // world, clip=0.0, log_every=1)
-    counts = partial(label_counts, of_image=store.length, vocabulary=model.vocabulary, regress=objective == "regress")
+    regress = objective == "regress"
+    counts_of = partial(label_counts, of_image=store.length, vocabulary=model.vocabulary, regress=regress)
     told: list[dict[str, float]] = []
     loop.train(
         run,
         lambda step, row, _, **shares: step(row, **shares),
         config,
         learning_rate=lambda _: 1.0,
-        counts=counts,
+        look_ahead=partial(weigh_rows, counts_of=counts_of, device=torch.device("cpu")),
         progress=told.append,
     )
     numbers = {name: torch.tensor(told[0][name]) for name in ("loss", "text_loss", "image_loss")} if told else {}
