@@ -10,7 +10,9 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -33,16 +35,17 @@ def right(ids: Tensor, x: Tensor, codebook: Tensor) -> tuple[bool, float]:
     return passed, float((ids != want).double().mean())
 
 
-def sweep(device: torch.device) -> list[dict[str, Any]]:
-    """One entry for every precision, size and configuration, in seconds; a failing one has an error instead."""
+def sweep(device: torch.device, codes: int = CODES, sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
+    """One entry for every precision, size and configuration, in seconds; a failing one has an error instead. On a CPU,
+    in Triton's interpreter, the times say nothing."""
     module = importlib.import_module("lavit.kernels.nearest_code.triton")
     generator = torch.Generator().manual_seed(0)
-    codebook = torch.nn.functional.normalize(torch.randn(CODES, WIDTH, generator=generator), dim=1).to(device)
-    vectors = torch.randn(max(SIZES), WIDTH, generator=generator).to(device)
+    codebook = torch.nn.functional.normalize(torch.randn(codes, WIDTH, generator=generator), dim=1).to(device)
+    vectors = torch.randn(max(sizes), WIDTH, generator=generator).to(device)
     entries: list[dict[str, Any]] = []
     for precision in ("exact", "fast"):
         for name, config in module.CONFIGS.items():
-            for n in SIZES:
+            for n in sizes:
                 x = vectors[:n]
                 entry: dict[str, Any] = {"precision": precision, "n": n, "config": name}
 
@@ -53,8 +56,8 @@ def sweep(device: torch.device) -> list[dict[str, Any]]:
                     passed, disagreement = right(run()[0], x, codebook)
                     entry |= {"passed": passed, "disagreement": disagreement}
                     if passed or precision == "fast":
-                        entry["seconds"] = median_seconds(run, device)
-                        entry["scores_per_second"] = n * CODES / entry["seconds"]
+                        timed = median_seconds(run, device) if device.type == "cuda" else timeit(run, number=1)
+                        entry |= {"seconds": timed, "scores_per_second": n * codes / timed}
                 except Exception as error:
                     entry["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 print(line(entry), flush=True)
@@ -86,19 +89,20 @@ def line(entry: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__.partition(": ")[2])
     parser.add_argument("--json", type=Path, metavar="F", help="write the figures to this file too")
+    parser.add_argument("--dry", action="store_true", help="few codes in Triton's interpreter: to see that it works")
     options = parser.parse_args(argv)
-    reason = triton_unusable("cuda")
+    device = torch.device("cpu" if options.dry else "cuda")
+    reason = triton_unusable(device.type)
     if reason is not None:
         print(f"nothing to sweep here: {reason}", file=sys.stderr)
         return 2
-    device = torch.device("cuda")
-    entries = sweep(device)
+    entries = sweep(device, 64, (8,)) if options.dry else sweep(device)
     print("\n".join(line(e) for e in entries if e["best"]))
     if options.json:
         import triton
 
         versions = {"torch": torch.__version__, "triton": triton.__version__, "lavit": __version__}
-        versions["device"] = torch.cuda.get_device_name()
+        versions["device"] = "cpu" if options.dry else torch.cuda.get_device_name()
         report = {**versions, "codes": CODES, "width": WIDTH, "entries": entries}
         options.json.write_text(json.dumps(report, indent=1))
     exact_failed = [e for e in entries if "error" in e or (e["precision"] == "exact" and not e["passed"])]

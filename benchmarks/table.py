@@ -1,7 +1,7 @@
 """The benchmarks' figures as a table: at the end of ``pytest benchmarks``, and for a README from pytest's JSON file.
 
-``python -m benchmarks.table FILE.json`` prints Markdown. A ratio to the group's baseline, the release's way where the
-release has one, is in it only where the parity of that very case, and of the baseline, held.
+``python -m benchmarks.table FILE.json ...`` prints Markdown. A ratio to the group's baseline, the release's way where
+the release has one, is in it only where the parity of that very case, and of the baseline, held.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def row(case: Case, group: list[Case]) -> tuple[str, ...]:
         case.implementation,
         _time(case.median) + eager,
         f"{_time(low)} to {_time(high)}",
-        _rate(case.extra),
+        _rate(case.extra) + _limit(case.extra),
         "not seen" if peak is None else _bytes(peak),
         comparison(case, group),
     )
@@ -125,13 +125,28 @@ def _rate(extra: dict[str, Any]) -> str:
     return ""
 
 
+def _limit(extra: dict[str, Any]) -> str:
+    if "limit_reached" not in extra:
+        return ""
+    share = f"{100 * extra['limit_reached']:.3g} % of the {extra['limit']} limit"
+    return f", {share}" if _rate(extra) else share
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description="Figures as a Markdown table.")
-    parser.add_argument("file", type=Path, help="written by pytest benchmarks --benchmark-only --benchmark-json FILE")
-    report = json.loads(parser.parse_args(argv).file.read_text())
-    if "benchmarks" not in report or "machine_info" not in report:
-        parser.error("file: expected what --benchmark-json writes, with machine_info and benchmarks")
-    print(markdown(report))
+    written_by = "written by pytest benchmarks --benchmark-only --benchmark-json FILE"
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=f"{written_by}; several of one machine")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there, too")
+    options = parser.parse_args(argv)
+    reports = [json.loads(file.read_text()) for file in options.files]
+    for file, report in zip(options.files, reports, strict=True):
+        if "benchmarks" not in report or "machine_info" not in report:
+            parser.error(f"{file}: expected what --benchmark-json writes, with machine_info and benchmarks")
+    whole = reports[0] | {"benchmarks": [one for report in reports for one in report["benchmarks"]]}
+    text = markdown(whole)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n")
     return 0
 
 

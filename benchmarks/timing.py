@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from benchmarks.limits import reached
 
 ROUNDS = {"cuda": 25, "cpu": 9}
 # A round on a GPU is at least this long, in seconds, so that the launch of a graph and the wait for its end are little.
@@ -42,7 +45,8 @@ def measure(
     passed, parity: whether this very case gave the right result, and how near. A case that did not is an AssertionError
         and no figure, unless it is ``approximate``: then it is timed, and its parity printed in place of a ratio.
     counts_memory: False where the allocations are not torch's (faiss, numpy), which nothing here sees.
-    extra: with bytes_moved, operations, scores, samples or tokens of one run, the table has the rate at the median.
+    extra: with bytes_moved, operations, scores, samples or tokens of one run, the table has the rate at the median, and
+        of the first two the share of the device's limit (`benchmarks.limits`).
 
     On a GPU runs are recorded in a CUDA graph and its replays timed, so that the host is not; a run that cannot be
     recorded is timed run after run, and ``timed`` says why. Inputs are the same every time: what fits in the caches
@@ -56,14 +60,19 @@ def measure(
     info.update(implementation=implementation, baseline=baseline, parity=parity, passed=passed)
     info["peak_bytes"] = peak_bytes(run, device) if counts_memory else None
     step, copies, info["timed"] = _steps(run, device)
-    benchmark.pedantic(step, warmup_rounds=2, rounds=ROUNDS[device.type], iterations=copies)
+    dry = "LAVIT_DRY" in os.environ  # to see that it works, not how fast
+    benchmark.pedantic(step, warmup_rounds=0 if dry else 2, rounds=1 if dry else ROUNDS[device.type], iterations=copies)
     del step
     if device.type == "cuda":
         torch.cuda.empty_cache()  # a graph's memory stays reserved, and the next case wants it
     if benchmark.stats is not None:
+        median = benchmark.stats.stats.median
         for unit, rate, divisor in RATES:
             if unit in extra:
-                info[rate] = extra[unit] / benchmark.stats.stats.median / divisor
+                info[rate] = extra[unit] / median / divisor
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        if (found := reached(name, median, extra)) is not None:
+            info["limit_reached"], info["limit"] = found
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:

@@ -20,6 +20,7 @@ hypothesis.settings.load_profile("lavit")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
+    items = [item for item in items if item.path.name != "stand_in_operation.py"]  # needs none, only says so
     skip = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
         if item.get_closest_marker("gpu"):
