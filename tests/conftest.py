@@ -18,6 +18,10 @@ hypothesis.settings.load_profile("lavit")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("LAVIT_LONG", "0") in ("", "0"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes many minutes: LAVIT_LONG=1"))
     if torch.cuda.is_available():
         return
     items = [item for item in items if item.path.name != "stand_in_operation.py"]  # needs none, only says so

@@ -2,7 +2,8 @@
 
 Compiles the Triton kernels (kernels/*/triton.py, every configuration) and, where nvcc is, the CUDA kernels of csrc/ for
 sm_80, sm_90 and sm_100. Needs no GPU. Fails on a spill, on a kernel that was meant to use tensor cores and does not, on
-one that wants more shared memory than there is, and on a Triton kernel that is not listed.
+one that wants more shared memory than there is, and on a Triton kernel that is not listed. ``--triton 3.6.0`` does it
+with that version.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -29,6 +31,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     add("--arch", type=int, action="append", choices=ARCHITECTURES, help="this architecture alone; may be repeated")
     add("--skip-cuda", action="store_true", help="leave the CUDA kernels of csrc/ out")
     add("--jobs", type=int, default=2, metavar="N", help="compilations at a time [2]")
+    add("--triton", metavar="V", help="with this version of triton, which pip installs into a temporary folder")
     add("--json", type=Path, metavar="F", help="write the table to this file too")
     return parser.parse_args(argv)
 
@@ -52,8 +55,23 @@ def audit_triton(chosen: argparse.Namespace, architectures: tuple[int, ...]) -> 
     return triton.audit(modules, architectures, chosen.jobs)
 
 
+def with_triton(version: str, words: list[str]) -> int:
+    """The audit in a process that finds another triton first; torch and all else are what they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = ["--no-deps", "--only-binary", ":all:", "--target", folder, f"triton=={version}"]
+        if status := subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *wanted]).returncode:
+            return status
+        path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-m", "benchmarks.audit", *words]
+        return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
+
+
 def main(argv: list[str] | None = None) -> int:
     chosen = options(argv)
+    if chosen.triton is not None:
+        words = list(sys.argv[1:] if argv is None else argv)
+        at = next(i for i, word in enumerate(words) if word.partition("=")[0] == "--triton")
+        return with_triton(chosen.triton, words[:at] + words[at + (1 if "=" in words[at] else 2) :])
     architectures = tuple(chosen.arch or ARCHITECTURES)
     rows: list[Row] = []
     problems: list[str] = []

@@ -93,6 +93,15 @@ def test_every_triton_kernel_is_free_of_spills_and_uses_tensor_cores_where_meant
     assert any(row["tensor_cores_meant"] for row in report["rows"])
 
 
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("version", ["3.6.0", "3.7.0"])
+def test_the_same_with_other_versions_of_triton(version):
+    result = audit("--triton", version)
+    assert f"Triton {version}: " in result.stdout, result.stderr
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr
+
+
 def test_a_spill_and_missing_tensor_cores_are_caught_and_a_good_kernel_passes(tmp_path):
     variants = """[
         variant("good", 64, "cores", True),
