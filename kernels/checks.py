@@ -1,8 +1,8 @@
 """Argument checks shared by the operations: each names the argument, what was wanted and what came.
 
-The host knows shapes, dtypes and devices: ``check_*``. What tensors hold is looked at by ``verify_*``: on the CPU always,
-where there is nothing to wait for, elsewhere under ``LAVIT_DEBUG=1`` only. The registered ops call those in their bodies,
-before an implementation is chosen: all implementations refuse alike, and tensors without memory never come there.
+The host knows shapes, dtypes and devices: ``check_*``. What tensors hold is looked at by ``verify_*``: on the CPU
+always, where there is nothing to wait for, elsewhere under ``LAVIT_DEBUG=1`` only. The registered ops call those in
+their bodies, before an implementation runs: all implementations refuse alike, and no tensor without memory comes there.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Ragged:
         for b, t in enumerate(tensors):
             if t.dim() == 0 or t.shape[1:] != tensors[0].shape[1:]:
                 wanted = ", ".join(map(str, ("n", *tensors[0].shape[1:])))
-                raise ValueError(f"tensors: expected shape ({wanted}) as the first, got {tuple(t.shape)} in sequence {b}")
+                raise ValueError(f"tensors: expected shapes ({wanted}), got {tuple(t.shape)} for sequence {b}")
         lengths = [t.shape[0] for t in tensors]
         if sum(lengths) > INT32_MAX:
             raise ValueError(f"tensors: expected at most {INT32_MAX} rows in all, got {sum(lengths)}")

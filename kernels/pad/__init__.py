@@ -23,8 +23,8 @@ def pad(
     """Lay the sequences out side by side, all of one length.
 
     ragged: values (T, ...) of any dtype. length: L, of a longer sequence the first L rows are used; None: it is
-    ``ragged.max_seqlen``, which no sequence exceeds. side: where the padding goes ("left": sequences end together, as generation needs).
-    value: what the padding holds, converted to the dtype of the values.
+    ``ragged.max_seqlen``, which no sequence exceeds. side: where the padding goes ("left": sequences end together, as
+    generation needs). value: what the padding holds, converted to the dtype of the values.
     Returns ``padded`` (B, L, ...), ``mask`` (B, L) bool, true at real rows, and ``position_ids`` (B, L) int64: the
     rank of a row in its sequence, 0 at the padding. The gradient with respect to the values is ``unpad``.
     Raises TypeError and ValueError for dtypes, shapes and devices that do not fit, and on the CPU (elsewhere under

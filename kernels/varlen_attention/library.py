@@ -46,7 +46,8 @@ def _verify(q, k, cu_q, cu_k, key_weight, max_q, max_k, causal) -> None:
 def varlen_attention_op(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
     _verify(q, k, cu_q, cu_k, key_weight, max_q, max_k, causal)
     run = _implementation(impl, q).varlen_attention
-    return run(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale)
+    bounds = min(max_q, q.shape[0]), min(max_k, k.shape[0])  # of a grid: what no image can have is not launched
+    return run(q, k, v, cu_q, cu_k, key_weight, *bounds, causal, scale)
 
 
 @varlen_attention_op.register_fake
@@ -65,7 +66,8 @@ def _(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
 @without_autocast
 def varlen_attention_backward_op(grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
     run = _implementation(impl, q).varlen_attention_backward
-    return run(grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale)
+    bounds = min(max_q, q.shape[0]), min(max_k, k.shape[0])
+    return run(grad, q, k, v, out, lse, cu_q, cu_k, key_weight, *bounds, causal, scale)
 
 
 @varlen_attention_backward_op.register_fake

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lavit.kernels.checks import check_float, check_int64, check_rank, check_same_device, check_shape, shape, verify_range
+from lavit.kernels.checks import (
+    check_float,
+    check_int64,
+    check_rank,
+    check_same_device,
+    check_shape,
+    shape,
+    verify_range,
+)
 from lavit.kernels.dispatch import Implementation, register
 from lavit.kernels.types import compute_dtype
 
