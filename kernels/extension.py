@@ -7,7 +7,6 @@ It registers the operators ``torch.ops.lavit_cpp.*``: for the CPU always, for CU
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,24 +57,3 @@ def cpp_unusable(device_type: str) -> str | None:
     if device_type in found.devices:
         return None
     return f"lavit._C was built without {device_type} kernels" + (" (no nvcc)" if device_type == "cuda" else "")
-
-
-def _one_thread_in_forked_children() -> None:
-    """Children made by os.fork inherit what OpenMP knows of its threads but not the threads: the first loop that wanted
-    them, ours or torch's, would wait for ever. They compute on one thread, unless the parent had not started another.
-    """
-    tasks = Path("/proc/self/task")
-    parent_has_threads = True
-
-    def before() -> None:
-        nonlocal parent_has_threads
-        parent_has_threads = not tasks.is_dir() or len(list(tasks.iterdir())) > 1
-
-    def after_in_child() -> None:
-        if parent_has_threads:
-            torch.set_num_threads(1)
-
-    os.register_at_fork(before=before, after_in_child=after_in_child)
-
-
-_one_thread_in_forked_children()
