@@ -58,8 +58,10 @@ def _verify(text, cu_text, images, cu_images, segments, cu_segments, loss, first
     kinds = segments[:count]
     verify_range("segments.values", kinds, 0, max(Segment))
     verify_range("text.values", text[:end_text], 0)
-    verify_range("images.values", images[:end_images], 0, None if num_codes is None else num_codes - 1)
-    verify_range("images.values", images[:end_images], 0, INT64_MAX - first_code_id)  # their ids are int64
+    most = INT64_MAX - first_code_id  # their ids are int64
+    if num_codes is None:
+        verify_range("images.values", images[:end_images], 0)
+    verify_range("images.values", images[:end_images], 0, most if num_codes is None else min(num_codes - 1, most))
     if loss is not None:
         verify_range("loss", loss[:count], 0, int(Loss.ALL))
     texts = int((on_host(kinds) == Segment.TEXT).sum())

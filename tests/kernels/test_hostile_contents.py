@@ -24,6 +24,8 @@ from lavit.kernels import (
     unpad,
     varlen_attention,
 )
+from lavit.kernels.checks import verify_offsets, verify_order, verify_range
+from lavit.kernels.extension import cpp_unusable
 
 CPU = torch.device("cpu")
 EXTREME = [-(2**31), -1, 2**31 - 1]
@@ -71,6 +73,32 @@ def right_or_refused(fits: bool, call: Callable[[], Any], expected: Callable[[],
         return
     for got, want in zip(call(), expected(), strict=True):
         assert same(got, want), f"expected {want.tolist()}, got {got.tolist()}"
+
+
+def outcome(look: Callable[[], Any]) -> Any:
+    try:
+        return look()
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.skipif(cpp_unusable("cpu") is not None, reason=str(cpp_unusable("cpu")))
+@settings(max_examples=300)
+@given(cu=st.integers(0, 4).flatmap(offsets), order=st.integers(0, 4).flatmap(lambda n: orders(2, n)),
+       ids=st.lists(st.one_of(small, st.sampled_from([-(2**63), 2**63 - 1])), max_size=6), wide=st.booleans(),
+       bounds=st.tuples(st.one_of(st.none(), st.integers(-1, 8)), st.one_of(st.none(), st.integers(0, 4))))  # fmt: skip
+def test_with_the_compiled_look_and_without_it_the_same_is_refused_in_the_same_words(cu, order, ids, wide, bounds):
+    numbers = torch.tensor(ids, dtype=torch.int64) if wide else torch.tensor(ids).clamp(-9, 9).int()
+    looks = [
+        lambda: verify_offsets("cu", int32(cu), total=bounds[0], longest=bounds[1]),
+        lambda: verify_order(int32(order, 2, len(order[0]))),
+        lambda: verify_range("ids", numbers, -1, bounds[0]),
+        lambda: verify_range("ids", numbers, 0, 2**63 - 1 if wide else 3, but=-1),
+    ]
+    compiled = [outcome(look) for look in looks]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lavit.kernels.checks._compiled", lambda: None)
+        assert [outcome(look) for look in looks] == compiled
 
 
 layouts = st.integers(0, 3).flatmap(
