@@ -75,6 +75,18 @@ def _integer(name: str, seed: object, place: int) -> int:
     return number
 
 
+def as_fill(name: str, value: float, dtype: torch.dtype) -> float:
+    """What rows of padding hold. Raises ValueError for what float64 would round or an integer dtype cannot hold."""
+    number = float(value)
+    if number != value and value == value:  # NaN is no other number
+        raise ValueError(f"{name}: expected a number that float64 holds, got {value}")
+    if not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool):
+        info = torch.iinfo(dtype)
+        if not info.min <= number <= info.max:
+            raise ValueError(f"{name}: expected {info.min} to {info.max} for {dtype}, got {value}")
+    return number
+
+
 def check_rank(name: str, x: Tensor, form: str) -> None:
     """``form`` is the shape as documented, for instance "(n, D)"; its commas give the rank."""
     if x.dim() != form.count(",") + 1:

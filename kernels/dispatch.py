@@ -33,7 +33,8 @@ def _in_child() -> None:
     _forked = True
 
 
-os.register_at_fork(after_in_child=_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _leave_parents_threads() -> None:

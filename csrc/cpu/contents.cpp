@@ -1,5 +1,5 @@
-// Whether offsets, orders and ids fit, before a kernel follows them. What is wrong is told by lavit/kernels/checks.py, whose
-// law this is; here only that all is well is found out, in a nanosecond a number or less.
+// Whether offsets, orders and ids fit, before a kernel follows them. What is wrong is told by lavit/kernels/checks.py,
+// whose law this is; here only that all is well is found out, in a nanosecond a number or less.
 #include "../common.h"
 
 namespace lavit::cpu {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lavit.kernels.checks import check_offsets, check_order, check_total, shape
+from lavit.kernels.checks import as_fill, check_offsets, check_order, check_total, shape
 from lavit.kernels.pack.library import pack_op, unpack_op
 
 __all__ = ["pack", "unpack"]
@@ -55,4 +55,4 @@ def unpack(
     if values.dim() < 1:
         raise ValueError("values: expected shape (T, ...), got a scalar")
     check_offsets("cu", cu, values.device, order.shape[0])
-    return unpack_op(values, order, cu, float(fill), dropped, impl)
+    return unpack_op(values, order, cu, as_fill("fill", fill, values.dtype), dropped, impl)

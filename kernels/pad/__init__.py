@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lavit.kernels.checks import check_offsets, check_total, shape
+from lavit.kernels.checks import as_fill, check_offsets, check_total, shape
 from lavit.kernels.pad.library import pad_op, unpad_op
 from lavit.kernels.types import Ragged
 
@@ -36,7 +36,8 @@ def pad(
     if length < 0:
         raise ValueError(f"length: expected >= 0, got {length}")
     check_offsets("ragged.cu_seqlens", ragged.cu_seqlens, ragged.values.device)
-    return pad_op(ragged.values, ragged.cu_seqlens, length, cut, left, float(value), impl)
+    value = as_fill("value", value, ragged.values.dtype)
+    return pad_op(ragged.values, ragged.cu_seqlens, length, cut, left, value, impl)
 
 
 def unpad(

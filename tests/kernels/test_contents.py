@@ -235,6 +235,18 @@ def test_layer_norm_refuses_an_epsilon_below_0(eps):
     refused(f"eps: expected a number of at least 0, got {eps}", layer_norm, torch.ones(2, 3), *torch.ones(2, 3), eps)
 
 
+@pytest.mark.parametrize("value, dtype, message", [
+    (256, torch.uint8, "expected 0 to 255 for torch.uint8, got 256"),
+    (-1, torch.uint16, "expected 0 to 65535 for torch.uint16, got -1"),
+    (NAN, torch.int64, f"expected {-(2**63)} to {2**63 - 1} for torch.int64, got nan"),
+    (2**53 + 1, torch.int64, f"expected a number that float64 holds, got {2**53 + 1}"),
+])  # fmt: skip
+def test_padding_that_its_dtype_does_not_hold_is_refused(value, dtype, message):
+    rows = torch.ones(5, dtype=dtype)
+    refused(f"value: {message}", pad, Ragged(rows, GOOD, 4), value=value)
+    refused(f"fill: {message}", unpack, rows, int32(*ORDER), GOOD, 4, fill=value)
+
+
 # Ragged batches.
 
 
