@@ -15,5 +15,8 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
       "Tensor cu_segments, Tensor? loss, int kind_loss, int begin_id, int end_id, int first_code_id, int pad_id, "
       "int ignore_index, int total) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("bin_pack(Tensor lengths, int budget, int window, bool in_order) -> (Tensor, Tensor, Tensor)");
+  m.def("offsets_end(Tensor cu, int longest, int total) -> int");
+  m.def("order_fits(Tensor order) -> bool");
+  m.def("range_fits(Tensor x, int least, int most) -> bool");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
 }

@@ -1,16 +1,24 @@
 """Argument checks shared by the operations: each names the argument, what was wanted and what came.
 
-The host knows shapes, dtypes and devices: ``check_*``. Values are in device memory: ``debug_*`` wait for the device, so
-the registered ops call them under ``LAVIT_DEBUG=1`` only.
+The host knows shapes, dtypes and devices: ``check_*``. What tensors hold is looked at by ``verify_*``: on the CPU
+always, where there is nothing to wait for, elsewhere under ``LAVIT_DEBUG=1`` only. The registered ops call those in
+their bodies, before an implementation runs: all implementations refuse alike, and no tensor without memory comes there.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from lavit.kernels.dispatch import debugging
+from lavit.kernels.extension import cpp_unusable
 
 INT32_MAX = 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -67,6 +75,18 @@ def _integer(name: str, seed: object, place: int) -> int:
     return number
 
 
+def as_fill(name: str, value: float, dtype: torch.dtype) -> float:
+    """What rows of padding hold. Raises ValueError for what float64 would round or an integer dtype cannot hold."""
+    number = float(value)
+    if number != value and value == value:  # NaN is no other number
+        raise ValueError(f"{name}: expected a number that float64 holds, got {value}")
+    if not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool):
+        info = torch.iinfo(dtype)
+        if not info.min <= number <= info.max:
+            raise ValueError(f"{name}: expected {info.min} to {info.max} for {dtype}, got {value}")
+    return number
+
+
 def check_rank(name: str, x: Tensor, form: str) -> None:
     """``form`` is the shape as documented, for instance "(n, D)"; its commas give the rank."""
     if x.dim() != form.count(",") + 1:
@@ -120,23 +140,134 @@ def check_total(total: int | None) -> None:
         raise ValueError(f"total: expected an upper bound >= 0 or None, got {total}")
 
 
-def debug_offsets(name: str, cu: Tensor, longest: int | None = None, total: int | None = None) -> None:
-    """Reads the offsets: they start at 0, never fall, no sequence exceeds ``longest``, the end is within ``total``."""
-    lengths = cu.diff()
-    if int(cu[0]) != 0:
-        raise ValueError(f"{name}: expected offsets from 0, got {int(cu[0])} first")
-    if lengths.numel() and int(lengths.min()) < 0:
-        raise ValueError(f"{name}: expected non-decreasing offsets, they fall after entry {int(lengths.argmin())}")
-    if longest is not None and lengths.numel() and int(lengths.max()) > longest:
+def readable(x: Tensor) -> bool:
+    """Whether checks may look at what ``x`` holds: it is on the CPU, or LAVIT_DEBUG=1 lets them wait for a device.
+
+    Never while a graph is traced, for what is called outside of registered ops.
+    """
+    has_memory = not (torch.compiler.is_compiling() or isinstance(x, FakeTensor))
+    return has_memory and (x.device.type == "cpu" or debugging())
+
+
+def on_host(x: Tensor) -> np.ndarray:
+    """What ``x`` holds, for numpy, which looks at a short tensor sooner than torch does."""
+    x = x.detach().cpu()
+    return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
+
+
+@cache
+def _compiled() -> Any:
+    """The compiled forms of what is looked at most (csrc/cpu/contents.cpp), or None; they find that all is well."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return torch.ops.lavit_cpp if cpp_unusable("cpu") is None and has("lavit_cpp::range_fits", "CPU") else None
+
+
+def _asks_compiled(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.is_contiguous() and _compiled() is not None
+
+
+def verify_offsets(
+    name: str, cu: Tensor, *, total: int | None = None, longest: int | None = None, bound: str = ""
+) -> int | None:
+    """Offsets start at 0, never fall, end within ``total`` rows, and no sequence has more than ``longest``.
+
+    bound: the argument that ``longest`` is, if it is one. Returns the last offset, None where nothing is looked at.
+    """
+    if not readable(cu):
+        return None
+    if _asks_compiled(cu):
+        limits = (INT32_MAX if limit is None else limit for limit in (longest, total))
+        end = _compiled().offsets_end.default(cu, *limits)
+        if end >= 0:
+            return end
+    return verify_read_offsets(name, on_host(cu), total=total, longest=longest, bound=bound)
+
+
+def verify_read_offsets(
+    name: str, cu: np.ndarray, *, total: int | None = None, longest: int | None = None, bound: str = ""
+) -> int:
+    """``verify_offsets`` for offsets that the host has read for its own use."""
+    if cu[0] != 0:
+        raise ValueError(f"{name}: expected offsets from 0, got {cu[0]} first")
+    falls = cu[1:] < cu[:-1]  # compared, since a difference need not fit in int32
+    if falls.any():
+        i = int(falls.argmax())
+        raise ValueError(
+            f"{name}: expected non-decreasing offsets, they fall after entry {i}, got {cu[i]} and then {cu[i + 1]}"
+        )
+    if longest is not None and cu[-1] > longest:
+        lengths = cu[1:] - cu[:-1]
         b = int(lengths.argmax())
-        raise ValueError(f"{name}: expected at most {longest} rows a sequence, got {int(lengths[b])} in sequence {b}")
-    if total is not None and int(cu[-1]) > total:
-        raise ValueError(f"{name}: expected offsets within {total} rows, got {int(cu[-1])}")
+        if lengths[b] > longest:
+            why = f" ({bound} is too small)" if bound else ""
+            raise ValueError(
+                f"{name}: expected at most {longest} rows a sequence, got {lengths[b]} in sequence {b}{why}"
+            )
+    if total is not None and cu[-1] > total:
+        raise ValueError(f"{name}: expected offsets within {total} rows, got {cu[-1]} last")
+    return int(cu[-1])
 
 
-def debug_order(order: Tensor) -> None:
-    """Reads the indices: every row of ``order`` is a permutation of 0..N-1."""
-    wanted = torch.arange(order.shape[1], device=order.device, dtype=order.dtype)
-    wrong = (order.sort(dim=1).values != wanted).any(dim=1)
-    if bool(wrong.any()):
-        raise ValueError(f"order: row {int(wrong.int().argmax())} is not a permutation of 0..{order.shape[1] - 1}")
+def verify_same_offsets(name: str, cu: Tensor, other_name: str, other: Tensor) -> None:
+    """``cu`` holds what ``other`` holds, both of one shape."""
+    if cu is other or not readable(cu):
+        return
+    found, wanted = on_host(cu), on_host(other)
+    differs = found != wanted
+    if differs.any():
+        i = int(differs.argmax())
+        raise ValueError(f"{name}: expected the offsets of {other_name}, {wanted[i]} at entry {i}, got {found[i]}")
+
+
+def verify_order(order: Tensor) -> None:
+    """Every row of ``order`` (B, N) is a permutation of 0..N-1."""
+    if not readable(order) or (_asks_compiled(order) and _compiled().order_fits.default(order)):
+        return
+    rows = on_host(order)
+    n = rows.shape[1]
+    wrong = np.sort(rows, axis=1) != np.arange(n, dtype=rows.dtype)
+    if not wrong.any():
+        return
+    b = int(wrong.any(axis=1).argmax())
+    before: set[int] = set()
+    for place, index in enumerate(rows[b].tolist()):
+        if index in before or not 0 <= index < n:
+            again = "again " if index in before else ""
+            raise ValueError(f"order: row {b} is not a permutation of 0..{n - 1}, got {index} {again}at place {place}")
+        before.add(index)
+
+
+def verify_range(name: str, values: Tensor, least: int, most: int | None = None, *, but: int | None = None) -> None:
+    """Integers (n,) are ``least`` to ``most`` (None: no bound), or ``but``."""
+    if not readable(values):
+        return
+    limit = INT64_MAX if most is None else most
+    if _asks_compiled(values) and limit >= least and _compiled().range_fits.default(values, least, limit):
+        return
+    numbers = on_host(values)
+    wrong = numbers < least
+    if most is not None:
+        wrong |= numbers > most
+    if but is not None:
+        wrong &= numbers != but
+    if wrong.any():
+        i = int(wrong.argmax())
+        wanted = (f">= {least}" if most is None else f"{least} to {most}") + ("" if but is None else f" or {but}")
+        raise ValueError(f"{name}: expected {wanted}, got {numbers[i]} at index {i}")
+
+
+def verify_finite(name: str, x: Tensor, least: float | None = None) -> None:
+    """Floating numbers are finite, and not below ``least``."""
+    if not readable(x) or not x.numel():
+        return
+    numbers = on_host(x)
+    lowest, highest = numbers.min(), numbers.max()  # NaN if there is one
+    if (-np.inf if least is None else least) <= lowest and np.isfinite(lowest) and np.isfinite(highest):
+        return
+    wrong = ~np.isfinite(numbers)
+    if least is not None:
+        wrong |= numbers < least
+    index = np.unravel_index(int(wrong.argmax()), wrong.shape)
+    place = int(index[0]) if len(index) == 1 else tuple(map(int, index))
+    wanted = "finite numbers" if least is None else f"finite numbers >= {least:g}"
+    raise ValueError(f"{name}: expected {wanted}, got {numbers[index]} at index {place}")

@@ -25,6 +25,27 @@ log = logging.getLogger("lavit.kernels")
 
 AUTO = "auto"
 
+_forked = False
+
+
+def _in_child() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
+def _leave_parents_threads() -> None:
+    """In a child of os.fork OpenMP knows the threads that the parent had started, which are not there: a loop that
+    wants them, a kernel's or torch's own, waits for ever. So the first operation in a child sets torch to one thread;
+    where the parent had started none, the child may set more afterwards.
+    """
+    global _forked
+    _forked = False
+    torch.set_num_threads(1)
+
 
 def always(device_type: str) -> str | None:
     """Usable everywhere."""
@@ -62,6 +83,8 @@ class Operation:
     folder: str = ""  # under lavit.kernels; by default the operation's name
 
     def choose(self, impl: str, device: torch.device | str) -> str:
+        if _forked:
+            _leave_parents_threads()
         device_type = device if isinstance(device, str) else device.type
         return _choose(self.name, impl, device_type, os.environ.get("LAVIT_KERNELS", "")).name
 

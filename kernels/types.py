@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lavit.kernels.checks import INT32_MAX, verify_read_offsets
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,29 @@ class Ragged:
         return Ragged(values, self.cu_seqlens, self.max_seqlen)
 
     def unbind(self) -> list[Tensor]:
-        """One tensor per sequence. Reads the offsets on the host: for output and tests, not for the hot path."""
+        """One tensor per sequence. Reads the offsets on the host: for output and tests, not for the hot path.
+
+        Raises ValueError for offsets that do not begin at 0, that fall or end beyond the values.
+        """
         bounds = self.cu_seqlens.tolist()
+        verify_read_offsets("cu_seqlens", np.asarray(bounds), total=self.values.shape[0])
         return [self.values[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
 
     @classmethod
     def from_list(cls, tensors: list[Tensor]) -> Ragged:
-        """Concatenate sequences; an empty list is refused because it has no row shape."""
+        """Concatenate sequences of one row shape, 2**31 - 1 rows in all at most; ValueError for others.
+
+        An empty list is refused because it has no row shape.
+        """
         if not tensors:
             raise ValueError("tensors: expected at least one sequence, got an empty list")
+        for b, t in enumerate(tensors):
+            if t.dim() == 0 or t.shape[1:] != tensors[0].shape[1:]:
+                wanted = ", ".join(map(str, ("n", *tensors[0].shape[1:])))
+                raise ValueError(f"tensors: expected shapes ({wanted}), got {tuple(t.shape)} for sequence {b}")
         lengths = [t.shape[0] for t in tensors]
+        if sum(lengths) > INT32_MAX:
+            raise ValueError(f"tensors: expected at most {INT32_MAX} rows in all, got {sum(lengths)}")
         cu = torch.zeros(len(lengths) + 1, dtype=torch.int64)
         cu[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0)
         values = torch.cat(tensors)

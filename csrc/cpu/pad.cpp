@@ -36,9 +36,10 @@ void move_unpadded(const Tensor&, const Rows& rows, const Padding& p) {
     int64_t b = owner(p.cu, p.batch, begin);
     for (int64_t t = begin; t < end;) {
       while (b < p.batch && t >= p.cu[b + 1]) ++b;
-      const int64_t stop = b < p.batch ? std::min<int64_t>(end, p.cu[b + 1]) : end;
       const int64_t n = b < p.batch ? std::min<int64_t>(length_of(p.cu, b), length) : 0;
       const int64_t rank = b < p.batch ? t - p.cu[b] : 0;
+      // Rows before the first offset are nobody's and end where it says, whatever part of them a thread has.
+      const int64_t stop = b < p.batch ? std::min<int64_t>(end, rank < 0 ? p.cu[b] : p.cu[b + 1]) : end;
       const int64_t have = rank < 0 ? 0 : std::clamp<int64_t>(n - rank, 0, stop - t);
       const int64_t column = rank + (p.left ? length - n : 0);
       if (have > 0) copy_rows(rows.to + t * bytes, rows.from + (b * length + column) * bytes, have, bytes);

@@ -49,16 +49,18 @@ def assemble_sequences(
     or int32 of ``Loss`` flags, of which a text knows CONTENT only. Default: texts and all of CODES, nothing of
     FEATURES. Labels are ``ignore_index`` elsewhere, and at the first row of every sample, which in a packed row would
     be predicted from the sample before.
-    num_codes: the size of the codebook, only to find codes beyond it under LAVIT_DEBUG=1.
+    num_codes: the size of the codebook, only to find codes beyond it.
     total: an upper bound T of the packed rows, then the host waits for nothing; rows beyond the last sample are
-    ``pad_id``, ``ignore_index`` and position 0. What does not fit is cut, cu_seqlens and feature_rows included. None:
-    T is exact, at the price of one synchronisation (len(text) + len(images) + 2 * S rows are allocated).
+    ``pad_id``, ``ignore_index`` and position 0. None: T is exact, at the price of one synchronisation (len(text) +
+    len(images) + 2 * S rows are allocated).
 
     Returns ``Sequences``. No gradient: all are integers.
     Raises TypeError and ValueError for dtypes, shapes and devices that do not fit, for more segments than pieces and
-    for more than 2**31 - 1 rows. Under LAVIT_DEBUG=1 also ValueError for a ``total`` too small, kinds that are none,
-    more texts or images in use than there are, negative ids, codes or flags out of range. Without it such values touch
-    nothing outside: a kind that is none has no rows, a piece that is missing is empty.
+    for more than 2**31 - 1 rows. On the CPU, elsewhere under LAVIT_DEBUG=1, also ValueError for offsets that do not
+    begin at 0, that fall or end beyond their values, a ``total`` too small, kinds that are none, more texts or images
+    in use than there are, negative ids, codes or flags out of range. Without it such values touch nothing outside:
+    what does not fit is cut, cu_seqlens and feature_rows included, a kind that is none has no rows, a piece that is
+    missing is empty.
     """
     for name, ragged in (("text", text), ("images", images), ("segments", segments)):
         _check_numbers(f"{name}.values", ragged.values)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lavit.kernels.assemble_sequences.types import Loss, Segment
-from lavit.kernels.checks import debug_offsets
-from lavit.kernels.dispatch import Implementation, debugging, register
+from lavit.kernels.checks import INT64_MAX, on_host, verify_offsets, verify_range
+from lavit.kernels.dispatch import Implementation, register
 from lavit.kernels.extension import cpp_unusable
 
 OPERATION = register(
@@ -32,8 +32,7 @@ def most_rows(text: Tensor, images: Tensor, segments: Tensor) -> int:
 def assemble_sequences_op(text, cu_text, images, cu_images, segments, cu_segments, loss, *others):
     *constants, num_codes, total, impl = others
     tensors = (text, cu_text, images, cu_images, segments, cu_segments, loss)
-    if debugging():
-        _debug(*tensors, num_codes, total)
+    _verify(*tensors, constants[3], num_codes, total)
     rows = most_rows(text, images, segments) if total is None else total
     run = OPERATION.module(impl, text).assemble_sequences
     ids, labels, positions, cu_seqlens, feature_rows = run(*tensors, *constants, rows)
@@ -50,31 +49,27 @@ def _(text, cu_text, images, cu_images, segments, cu_segments, *others):
     return *packed, cu_segments.new_empty(cu_segments.shape), images.new_empty(images.shape, dtype=torch.int64)
 
 
-def _debug(text, cu_text, images, cu_images, segments, cu_segments, loss, num_codes, total) -> None:
-    """Reads everything: waits for the device."""
-    debug_offsets("text.cu_seqlens", cu_text, total=text.shape[0])
-    debug_offsets("images.cu_seqlens", cu_images, total=images.shape[0])
-    debug_offsets("segments.cu_seqlens", cu_segments, total=segments.shape[0])
-    kinds = segments[: int(cu_segments[-1])]
-    _debug_range("segments.values", kinds, 0, max(Segment))
-    _debug_range("text.values", text[: int(cu_text[-1])], 0, None)
-    _debug_range("images.values", images[: int(cu_images[-1])], 0, None if num_codes is None else num_codes - 1)
+def _verify(text, cu_text, images, cu_images, segments, cu_segments, loss, first_code_id, num_codes, total) -> None:
+    end_text = verify_offsets("text.cu_seqlens", cu_text, total=text.shape[0])
+    end_images = verify_offsets("images.cu_seqlens", cu_images, total=images.shape[0])
+    count = verify_offsets("segments.cu_seqlens", cu_segments, total=segments.shape[0])
+    if count is None:  # nothing is to be looked at
+        return
+    kinds = segments[:count]
+    verify_range("segments.values", kinds, 0, max(Segment))
+    verify_range("text.values", text[:end_text], 0)
+    most = INT64_MAX - first_code_id  # their ids are int64
+    if num_codes is None:
+        verify_range("images.values", images[:end_images], 0)
+    verify_range("images.values", images[:end_images], 0, most if num_codes is None else min(num_codes - 1, most))
     if loss is not None:
-        _debug_range("loss", loss[: kinds.shape[0]], 0, int(Loss.ALL))
-    texts = int((kinds == Segment.TEXT).sum())
-    wanted, rows = {"text": (texts, cu_text), "images": (kinds.shape[0] - texts, cu_images)}, 0
-    for name, (count, cu) in wanted.items():
-        if count > cu.shape[0] - 1:
-            raise ValueError(f"{name}: expected {count}, one for each segment of its kind, got {cu.shape[0] - 1}")
-        rows += int(cu[count])
-    rows += 2 * (kinds.shape[0] - texts)
+        verify_range("loss", loss[:count], 0, int(Loss.ALL))
+    texts = int((on_host(kinds) == Segment.TEXT).sum())
+    wanted, rows = {"text": (texts, cu_text), "images": (count - texts, cu_images)}, 0
+    for name, (pieces, cu) in wanted.items():
+        if pieces > cu.shape[0] - 1:
+            raise ValueError(f"{name}: expected {pieces}, one for each segment of its kind, got {cu.shape[0] - 1}")
+        rows += int(on_host(cu)[pieces])
+    rows += 2 * (count - texts)
     if total is not None and rows > total:
         raise ValueError(f"total: expected an upper bound of {rows} rows, got {total}")
-
-
-def _debug_range(name: str, values: Tensor, least: int, most: int | None) -> None:
-    wrong = (values < least) if most is None else (values < least) | (values > most)
-    if bool(wrong.any()):
-        i = int(wrong.int().argmax())
-        wanted = f"{least} to {most}" if most is not None else f">= {least}"
-        raise ValueError(f"{name}: expected {wanted}, got {int(values[i])} at index {i}")

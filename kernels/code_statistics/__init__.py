@@ -16,7 +16,8 @@ def code_statistics(x: Tensor, ids: Tensor, num_codes: int, *, impl: str = "auto
     x: (n, D) floating. ids: (n,) int64 in [-1, num_codes); -1 is ignored. num_codes: K >= 1.
 
     Returns counts (K,) and sums (K, D), both float32 (float64 when x is float64). Deterministic: the same bits every
-    run, no atomics. No gradient. Raises ValueError or TypeError on a wrong shape, dtype, device or K.
+    run, no atomics. No gradient. Raises ValueError or TypeError on a wrong shape, dtype, device or K, and on the CPU
+    (elsewhere under LAVIT_DEBUG=1) for ids out of range.
     """
     check_float("x", x, "(n, D)")
     check_int64("ids", ids)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lavit.kernels.dispatch import Implementation, debugging, register
+from lavit.kernels.checks import verify_range
+from lavit.kernels.dispatch import Implementation, register
 from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
 
@@ -28,10 +29,8 @@ OPERATION = register(
     schema="(Tensor x, Tensor ids, SymInt num_codes, str impl) -> (Tensor, Tensor)",
 )
 def code_statistics_op(x, ids, num_codes, impl):
-    run = OPERATION.module(impl, x)
-    if debugging() and ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= num_codes):
-        raise ValueError(f"ids: expected -1 to {num_codes - 1}, got {int(ids.min())} to {int(ids.max())}")
-    return run.code_statistics(x, ids, num_codes)
+    verify_range("ids", ids, -1, num_codes - 1)
+    return OPERATION.module(impl, x).code_statistics(x, ids, num_codes)
 
 
 @code_statistics_op.register_fake

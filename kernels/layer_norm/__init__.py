@@ -24,7 +24,7 @@ OPERATION = register(
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, impl: str = AUTO) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension.
 
-    x: (..., C) floating; weight, bias: (C,). Returns the shape of x.
+    x: (..., C) floating; weight, bias: (C,); eps: at least 0. Returns the shape of x.
     While compiling, PyTorch's is taken, which the compiler fuses with its neighbours.
     """
     check_float("x", x)
@@ -32,6 +32,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, impl: str
         raise ValueError("x: expected shape (..., C), got ()")
     check_shape("weight", weight, x.shape[-1:], "x")
     check_shape("bias", bias, x.shape[-1:], "x")
+    if not eps >= 0:
+        raise ValueError(f"eps: expected a number of at least 0, got {eps}")
     if impl == AUTO and (x.device.type != "cuda" or torch.compiler.is_compiling()):
         return reference.layer_norm(x, weight, bias, eps)
     chosen = OPERATION.choose(impl, x.device)

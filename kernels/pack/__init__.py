@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lavit.kernels.checks import check_offsets, check_order, check_total, shape
+from lavit.kernels.checks import as_fill, check_offsets, check_order, check_total, shape
 from lavit.kernels.pack.library import pack_op, unpack_op
 
 __all__ = ["pack", "unpack"]
@@ -20,8 +20,9 @@ def pack(
     total: an upper bound T of cu[-1], then the host waits for nothing and rows from cu[-1] on are zero; None: T is
     cu[-1] itself, at the price of one synchronisation.
     Returns (T, ...). The gradient with respect to x is ``unpack`` of the result's gradient.
-    Raises TypeError for offsets or indices that are not int32, ValueError for shapes or devices that do not fit;
-    offsets and indices out of range are found under LAVIT_DEBUG=1.
+    Raises TypeError for offsets or indices that are not int32, ValueError for shapes or devices that do not fit, and on
+    the CPU (elsewhere under LAVIT_DEBUG=1) for an order that is no permutation, offsets that do not begin at 0, that
+    fall, that give an image more than N rows or end beyond ``total``.
     """
     check_order(order, x.device)
     if shape(x)[:2] != shape(order):
@@ -46,7 +47,7 @@ def unpack(
     values: (T, ...) of any dtype. order: (B, N) int32, a permutation per image. cu: (B + 1,) int32 offsets.
     num_patches: N, for the check that the order belongs to it. fill: a number, converted to the dtype of values.
     Returns (B, N, ...). The gradient with respect to values is ``pack`` of the result's gradient.
-    Raises as ``pack`` does.
+    Raises as ``pack`` does; the offsets end within T.
     """
     check_order(order, values.device)
     if order.shape[1] != num_patches:
@@ -54,4 +55,4 @@ def unpack(
     if values.dim() < 1:
         raise ValueError("values: expected shape (T, ...), got a scalar")
     check_offsets("cu", cu, values.device, order.shape[0])
-    return unpack_op(values, order, cu, float(fill), dropped, impl)
+    return unpack_op(values, order, cu, as_fill("fill", fill, values.dtype), dropped, impl)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavit.kernels.checks import debug_offsets, debug_order
-from lavit.kernels.dispatch import Implementation, debugging, register
+from lavit.kernels.checks import verify_offsets, verify_order
+from lavit.kernels.dispatch import Implementation, register
 from lavit.kernels.extension import cpp_unusable
 
 CPP = Implementation("cpp", "one compiled pass, rows moved as bytes", cpp_unusable)
@@ -17,9 +17,8 @@ UNPACK = register("unpack", CPP, REFERENCE, folder="pack")
 
 @torch.library.custom_op("lavit::pack", mutates_args=())
 def pack_op(x: Tensor, order: Tensor, cu: Tensor, total: int | None, dropped: bool, impl: str) -> Tensor:
-    if debugging():
-        debug_order(order)
-        debug_offsets("cu", cu, longest=order.shape[1], total=total)
+    verify_order(order)
+    verify_offsets("cu", cu, longest=order.shape[1], total=total)
     rows = int(cu[-1]) if total is None else total
     return PACK.module(impl, x).pack(x, order, cu, rows, dropped)
 
@@ -45,9 +44,8 @@ pack_op.register_autograd(_pack_backward, setup_context=_pack_context)
 
 @torch.library.custom_op("lavit::unpack", mutates_args=())
 def unpack_op(values: Tensor, order: Tensor, cu: Tensor, fill: float, dropped: bool, impl: str) -> Tensor:
-    if debugging():
-        debug_order(order)
-        debug_offsets("cu", cu, longest=order.shape[1], total=values.shape[0])
+    verify_order(order)
+    verify_offsets("cu", cu, longest=order.shape[1], total=values.shape[0])
     return UNPACK.module(impl, values).unpack(values, order, cu, fill, dropped)
 
 

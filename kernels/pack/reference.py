@@ -9,11 +9,12 @@ from torch import Tensor
 def owners(cu: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
     """For each of ``total`` packed rows: its image b, its rank r within the image, and whether it is in use.
 
-    Rows beyond cu[-1] are not in use; they get image B - 1 and an arbitrary rank.
+    Rows before cu[0] and from cu[-1] on are not in use; the latter get image B - 1 and an arbitrary rank.
     """
     row = torch.arange(total, device=cu.device)
     image = torch.searchsorted(cu[1:].contiguous(), row, right=True).clamp(max=cu.shape[0] - 2)
-    return image, row - cu[image], row < cu[-1]
+    rank = row - cu[image]
+    return image, rank, (rank >= 0) & (row < cu[-1])
 
 
 def masked(valid: Tensor, rows: Tensor, fill: float) -> Tensor:

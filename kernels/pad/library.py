@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavit.kernels.checks import debug_offsets
-from lavit.kernels.dispatch import Implementation, debugging, register
+from lavit.kernels.checks import verify_offsets
+from lavit.kernels.dispatch import Implementation, register
 from lavit.kernels.extension import cpp_unusable
 
 CPP = Implementation("cpp", "one compiled pass, rows moved as bytes", cpp_unusable)
@@ -17,15 +17,18 @@ UNPAD = register("unpad", CPP, REFERENCE, folder="pad")
 
 @torch.library.custom_op("lavit::pad", mutates_args=())
 def pad_op(
-    values: Tensor, cu: Tensor, length: int, left: bool, value: float, impl: str
+    values: Tensor, cu: Tensor, length: int, cut: bool, left: bool, value: float, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if debugging():
-        debug_offsets("cu_seqlens", cu, total=values.shape[0])
+    """cut: whether a sequence may be longer than ``length``."""
+    longest = None if cut else length
+    verify_offsets("ragged.cu_seqlens", cu, total=values.shape[0], longest=longest, bound="ragged.max_seqlen")
     return PAD.module(impl, values).pad(values, cu, length, left, value)
 
 
 @pad_op.register_fake
-def _(values: Tensor, cu: Tensor, length: int, left: bool, value: float, impl: str) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    values: Tensor, cu: Tensor, length: int, cut: bool, left: bool, value: float, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
     layout = (cu.shape[0] - 1, length)
     return (
         values.new_empty((*layout, *values.shape[1:])),
@@ -35,7 +38,7 @@ def _(values: Tensor, cu: Tensor, length: int, left: bool, value: float, impl: s
 
 
 def _pad_context(ctx, inputs, output) -> None:
-    values, cu, _, ctx.left, _, ctx.impl = inputs
+    values, cu, _, _, ctx.left, _, ctx.impl = inputs
     ctx.total = values.shape[0]
     ctx.save_for_backward(cu)
     ctx.mark_non_differentiable(*output[1:])
@@ -43,7 +46,7 @@ def _pad_context(ctx, inputs, output) -> None:
 
 def _pad_backward(ctx, grad: Tensor, *_):
     (cu,) = ctx.saved_tensors
-    return unpad_op(grad, cu, ctx.left, ctx.total, ctx.impl), None, None, None, None, None
+    return unpad_op(grad, cu, ctx.left, ctx.total, ctx.impl), None, None, None, None, None, None
 
 
 pad_op.register_autograd(_pad_backward, setup_context=_pad_context)
@@ -51,8 +54,7 @@ pad_op.register_autograd(_pad_backward, setup_context=_pad_context)
 
 @torch.library.custom_op("lavit::unpad", mutates_args=())
 def unpad_op(padded: Tensor, cu: Tensor, left: bool, total: int | None, impl: str) -> Tensor:
-    if debugging():
-        debug_offsets("cu_seqlens", cu, total=total)
+    verify_offsets("cu_seqlens", cu, total=total)
     rows = int(cu[-1]) if total is None else total
     return UNPAD.module(impl, padded).unpad(padded, cu, left, rows)
 
@@ -71,7 +73,7 @@ def _unpad_context(ctx, inputs, output) -> None:
 
 def _unpad_backward(ctx, grad: Tensor):
     (cu,) = ctx.saved_tensors
-    return pad_op(grad, cu, ctx.length, ctx.left, 0.0, ctx.impl)[0], None, None, None, None
+    return pad_op(grad, cu, ctx.length, True, ctx.left, 0.0, ctx.impl)[0], None, None, None, None
 
 
 unpad_op.register_autograd(_unpad_backward, setup_context=_unpad_context)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavit.kernels.checks import debug_offsets
-from lavit.kernels.dispatch import Implementation, debugging, register, without_autocast
+from lavit.kernels.checks import verify_finite, verify_offsets, verify_same_offsets
+from lavit.kernels.dispatch import Implementation, register, without_autocast
 from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
 from lavit.kernels.varlen_attention.packages import PACKAGES
@@ -27,11 +27,13 @@ def _implementation(impl: str, q: Tensor) -> Any:
     return PACKAGES.get(OPERATION.choose(impl, q.device)) or OPERATION.module(impl, q)
 
 
-def _check_values(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool) -> None:
-    debug_offsets("cu_q", cu_q, max_q, q.shape[0])
-    debug_offsets("cu_k", cu_k, max_k, k.shape[0])
-    if causal and not torch.equal(cu_q, cu_k):
-        raise ValueError("cu_k: expected the offsets of cu_q with causal=True, got others")
+def _verify(q, k, cu_q, cu_k, key_weight, max_q, max_k, causal) -> None:
+    verify_offsets("cu_q", cu_q, total=q.shape[0], longest=max_q, bound="max_q")
+    end = verify_offsets("cu_k", cu_k, total=k.shape[0], longest=max_k, bound="max_k")
+    if causal:
+        verify_same_offsets("cu_k", cu_k, "cu_q with causal=True", cu_q)
+    if key_weight is not None and end is not None:
+        verify_finite("key_weight", key_weight[:end], least=0)
 
 
 @torch.library.custom_op(
@@ -42,10 +44,10 @@ def _check_values(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, 
 )
 @without_autocast
 def varlen_attention_op(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
-    if debugging():
-        _check_values(q, k, cu_q, cu_k, max_q, max_k, causal)
+    _verify(q, k, cu_q, cu_k, key_weight, max_q, max_k, causal)
     run = _implementation(impl, q).varlen_attention
-    return run(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale)
+    bounds = min(max_q, q.shape[0]), min(max_k, k.shape[0])  # of a grid: what no image can have is not launched
+    return run(q, k, v, cu_q, cu_k, key_weight, *bounds, causal, scale)
 
 
 @varlen_attention_op.register_fake
@@ -64,7 +66,8 @@ def _(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
 @without_autocast
 def varlen_attention_backward_op(grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
     run = _implementation(impl, q).varlen_attention_backward
-    return run(grad, q, k, v, out, lse, cu_q, cu_k, key_weight, max_q, max_k, causal, scale)
+    bounds = min(max_q, q.shape[0]), min(max_k, k.shape[0])
+    return run(grad, q, k, v, out, lse, cu_q, cu_k, key_weight, *bounds, causal, scale)
 
 
 @varlen_attention_backward_op.register_fake

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavit.kernels import Ragged, varlen_attention
-from lavit.kernels.dispatch import debugging
+from lavit.kernels.checks import verify_offsets
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.encoder import Mlp
 from lavit.tokenizer.layers import CrossAttention, LayerNorm, SelfAttention
@@ -134,8 +134,8 @@ class TokenDecoder(nn.Module):
                 f"codes: expected at most {most} codes per image (the decoder's positions), "
                 f"got up to {codes.max_seqlen}"
             )
-        if debugging() and codes.batch_size and (longest := int(codes.lengths().max())) > most:
-            raise ValueError(f"codes: expected at most {most} codes per image, got {longest} in one")
+        rows, bound = codes.values.shape[0], codes.max_seqlen
+        verify_offsets("codes.cu_seqlens", codes.cu_seqlens, total=rows, longest=bound, bound="codes.max_seqlen")
 
 
 def packed_rank(ragged: Ragged) -> Tensor:

@@ -117,7 +117,7 @@ def test_the_host_never_waits_and_a_graph_replays_the_same_bits():
         assert torch.equal(a, b) and torch.equal(a, c)
 
 
-def test_wrong_arguments_are_named(monkeypatch):
+def test_wrong_arguments_are_named():
     x, ids = case(4, 3, 5)
     with pytest.raises(ValueError, match=r"ids: expected shape \(4,\) to match x, got \(3,\)"):
         code_statistics(x, ids[:3], 5)
@@ -125,6 +125,5 @@ def test_wrong_arguments_are_named(monkeypatch):
         code_statistics(x, ids.int(), 5)
     with pytest.raises(ValueError, match="num_codes: expected at least 1, got 0"):
         code_statistics(x, ids, 0)
-    monkeypatch.setenv("LAVIT_DEBUG", "1")
-    with pytest.raises(ValueError, match="ids: expected -1 to 4, got .* to 5"):
+    with pytest.raises(ValueError, match="ids: expected -1 to 4, got 5 at index 1"):
         code_statistics(x, ids.index_fill(0, torch.tensor([1]), 5), 5)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged import DTYPES, IMPLEMENTATIONS, ROW_SHAPES, offsets, raw, same, values
-from usable import gpu_waits, skip_unless_usable
+from usable import gpu_waits, skip_unless_usable, unchecked
 
 from lavit.kernels import Ragged, pad, unpad
 
@@ -88,7 +88,7 @@ def test_gradients_are_the_inverse_movement(impl, side):
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_they_are_good_citizens_of_torch(impl):
     cu = offsets([3, 0, 5])
-    torch.library.opcheck(torch.ops.lavit.pad, (torch.randn(8, 2, requires_grad=True), cu, 6, True, 0.0, impl))
+    torch.library.opcheck(torch.ops.lavit.pad, (torch.randn(8, 2, requires_grad=True), cu, 6, False, True, 0.0, impl))
     torch.library.opcheck(torch.ops.lavit.unpad, (torch.randn(3, 6, 2, requires_grad=True), cu, False, 9, impl))
 
 
@@ -127,8 +127,7 @@ def test_errors_name_the_argument():
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_debug_mode_finds_what_only_the_device_knows(impl, monkeypatch):
-    monkeypatch.setenv("LAVIT_DEBUG", "1")
+def test_what_tensors_hold_is_checked(impl):
     rows, padded = torch.zeros(3), torch.zeros(2, 2)
     pad(Ragged(rows, offsets([1, 2]), 2), impl=impl)
     with pytest.raises(ValueError, match="cu_seqlens: expected offsets within 3 rows, got 4"):
@@ -143,15 +142,28 @@ def test_debug_mode_finds_what_only_the_device_knows(impl, monkeypatch):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_offsets_that_do_not_fit_touch_nothing_outside(device, side):
-    """The compiled kernels are asked without the checks of the debug mode: they must stay in bounds."""
+    """The compiled kernels are asked without the checks: they must stay in bounds."""
     skip_unless_usable("pad", "cpp", device)
     rows, padded = torch.ones(4, 3, device=device), torch.ones(2, 5, 3, device=device)
     for cu in ([0, 3, 6], [0, 3, 900], [-4, 2, 1], [5, 3, 2], [0, -7, 2**31 - 1], [2**31 - 1, -(2**31), 2**31 - 1]):
         cu = torch.tensor(cu, dtype=torch.int32, device=device)
-        got, _, _ = pad(Ragged(rows, cu, 5), side=side, impl="cpp")
+        with unchecked():
+            got, _, _ = pad(Ragged(rows, cu, 5), side=side, impl="cpp")
+            back = unpad(padded, cu, side=side, total=8, impl="cpp")
         assert bool(((got == 0) | (got == 1)).all())
-        back = unpad(padded, cu, side=side, total=8, impl="cpp")
         assert bool(((back == 0) | (back == 1)).all())
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_rows_before_the_first_offset_are_zero_whatever_the_number_of_threads(impl, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    wide = torch.tensor([1.0, 2, 3])[None, :, None].expand(1, 3, 8192)  # of which every row is a thread's work
+    with unchecked():
+        got = unpad(wide, torch.tensor([1, 3], dtype=torch.int32), total=4, impl=impl)
+    torch.set_num_threads(before)
+    assert got.unique(dim=1).flatten().tolist() == [0, 1, 2, 0]
 
 
 @pytest.mark.gpu

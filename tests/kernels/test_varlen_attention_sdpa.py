@@ -16,7 +16,7 @@ def offsets(lengths):
 
 def run(impl, q, k, v, grad, cu_q, cu_k, causal, weight=None):
     inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-    out = varlen_attention(*inputs, cu_q, cu_k, 61, 97, causal=causal, key_weight=weight, impl=impl)
+    out = varlen_attention(*inputs, cu_q, cu_k, 97, 97, causal=causal, key_weight=weight, impl=impl)
     return out.detach(), *torch.autograd.grad(out, inputs, grad)
 
 

@@ -22,6 +22,14 @@ def skip_unless_usable(operation: str, impl: str, device: torch.device) -> None:
 
 
 @contextmanager
+def unchecked() -> Iterator[None]:
+    """What tensors hold is not looked at within the block, as on a GPU without LAVIT_DEBUG=1."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lavit.kernels.checks.readable", lambda x: False)
+        yield
+
+
+@contextmanager
 def gpu_waits(mode: str) -> Iterator[None]:
     """What the host's waiting for the GPU is within the block: an "error" or what torch should "warn" of."""
     torch.cuda.set_sync_debug_mode(mode)

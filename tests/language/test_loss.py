@@ -138,7 +138,7 @@ def test_autocast_multiplies_in_its_dtype_and_returns_gradients_in_their_own(imp
     assert all(g.dtype == torch.float32 for g in gradients(out.mean, hidden, weight))
 
 
-def test_wrong_arguments_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_arguments_are_named() -> None:
     hidden, weight, labels = inputs(5, 8, 13, torch.float32, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"weight: expected shape \(13, 8\) to match hidden, got \(13, 7\)"):
         linear_cross_entropy(hidden, weight[:, 1:], labels)
@@ -148,7 +148,6 @@ def test_wrong_arguments_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         linear_cross_entropy(hidden, weight, labels.int())
     with pytest.raises(ValueError, match="linear_cross_entropy has the implementations torch, liger, chunked"):
         linear_cross_entropy(hidden, weight, labels, impl="fused")
-    monkeypatch.setenv("LAVIT_DEBUG", "1")
     labels[1] = 13
-    with pytest.raises(ValueError, match=r"labels: expected ids in \[0, 13\), got 13"):
+    with pytest.raises(ValueError, match="labels: expected 0 to 12 or -100, got 13 at index 1"):
         linear_cross_entropy(hidden, weight, labels)

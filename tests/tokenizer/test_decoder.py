@@ -83,11 +83,12 @@ def assert_refused(values: Tensor, cu: list[int], bound: int, message: str) -> N
         golden_decoder("lowres", torch.float64)(Ragged(values, torch.tensor(cu, dtype=torch.int32), bound))
 
 
-def test_more_codes_than_positions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_codes_than_positions_are_refused() -> None:
     codes = torch.zeros(37, 32, dtype=torch.float64)
     assert_refused(codes, [0, 37], 37, "codes: expected at most 36 codes per image .*, got up to 37")
-    monkeypatch.setenv("LAVIT_DEBUG", "1")
-    assert_refused(codes, [0, 37], 36, "codes: expected at most 36 codes per image, got 37 in one")
+    assert_refused(codes, [0, 37], 36, "codes.cu_seqlens: expected at most 36 rows a sequence, got 37 in sequence 0")
+    assert_refused(codes, [0, 38], 36, "codes.cu_seqlens: expected at most 36 rows a sequence, got 38 in sequence 0")
+    assert_refused(codes, [0, 30, 20], 36, "codes.cu_seqlens: expected non-decreasing offsets, they fall after entry 1")
 
 
 def test_wrong_code_width_is_refused() -> None:
