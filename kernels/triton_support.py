@@ -78,7 +78,8 @@ def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a block may have; in the interpreter, where it does not matter, an H100's."""
     if device.type != "cuda":
         return SHARED_OF_H100
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack what follows
+    return properties.shared_memory_per_block_optin
 
 
 _refused: dict[Hashable, int] = {}  # how many of a launch's choices a device had no room for

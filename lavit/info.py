@@ -48,15 +48,15 @@ def devices() -> list[dict[str, str]]:
     """Name, type and detail of the CPU, and of every CUDA device that torch sees."""
     import torch
 
-    from lavit.kernels.triton_support import SHARED_OF_A100
+    from lavit.kernels.triton_support import SHARED_OF_A100, shared_memory
 
     detail = f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
     found = [{"name": "cpu", "type": "cpu", "detail": detail}]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         detail = f"{p.name}, compute {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB"
-        if p.shared_memory_per_block_optin < SHARED_OF_A100:
-            detail += f"; {p.shared_memory_per_block_optin >> 10} KiB of shared memory a block: smaller tiles"
+        if (shared := shared_memory(torch.device("cuda", i))) < SHARED_OF_A100:
+            detail += f"; {shared >> 10} KiB of shared memory a block: smaller tiles"
         found.append({"name": f"cuda:{i}", "type": "cuda", "detail": detail})
     return found
 
