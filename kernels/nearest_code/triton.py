@@ -68,9 +68,10 @@ RESCORE_ROWS, RESCORE_WARPS, SCAN_CODES = 2, 2, 32
 REGISTERS = 255  # a thread may have: unasked, ptxas spills some for the sake of occupancy
 
 
-def _rescore_columns(block_d: int, dtype: torch.dtype) -> int:
+def _rescore_columns(dim: int, dtype: torch.dtype) -> int:
     """How many columns a step of the rescoring takes, so that its blocks of codes stay in registers."""
-    return min(block_d, 32 if dtype == torch.float64 else 64)
+    most = 64 if dim <= MIDDLE else 32
+    return min(max(16, triton.next_power_of_2(dim)), most // 2 if dtype == torch.float64 else most)
 
 
 def choose_config(device: torch.device, dim: int) -> Config:
@@ -131,7 +132,7 @@ def plan(x: Tensor, num_codes: int, config: Config | None = None, splits: int | 
         dim=dim,
         width=triton.cdiv(dim, block_d) * block_d,
         block_d=block_d,
-        rescore_d=_rescore_columns(block_d, x.dtype),
+        rescore_d=_rescore_columns(dim, x.dtype),
         tile=tile,
         tiles=tiles,
         id_bits=id_bits,
@@ -306,7 +307,7 @@ def _variants_of(name: str, dim: int, dtype: torch.dtype, metric: str) -> list[V
         fixed |= ready | constants_of_rows
         second = types | types_of_rows | {"second_ptr": "*i32" if fast else "*fp32"}
         found.append(variant(screen_kernel, f"{label} fast" if fast else label, second, fixed, **options))
-    exact = constants | absent | {"BLOCK_D": _rescore_columns(block_d, dtype), "ROWS": RESCORE_ROWS, "SCAN": SCAN_CODES}
+    exact = constants | absent | {"BLOCK_D": _rescore_columns(dim, dtype), "ROWS": RESCORE_ROWS, "SCAN": SCAN_CODES}
     for kernel in (pick_kernel, rescore_kernel):
         found.append(variant(kernel, label, types, exact, num_warps=RESCORE_WARPS, maxnreg=REGISTERS))
     return found

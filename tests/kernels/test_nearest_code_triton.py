@@ -4,7 +4,7 @@ implementation obeys are in test_nearest_code.py."""
 import pytest
 import torch
 import torch.nn.functional as F
-from nearest import assert_nearest, compared, distances, vectors
+from nearest import assert_nearest, assert_right_at_any_magnitude, compared, distances, vectors
 from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import nearest_code, triton_support
@@ -206,6 +206,29 @@ def test_fast_is_within_half_precision_of_the_best(launcher, device):
     worst = 2 * (2 * 2**-11 + 2**-22 + 32 * 2**-22 + 2**-18)
     assert bool(((chosen - d.amin(dim=1)) / 2 <= worst).all())
     torch.testing.assert_close(score.cpu().double(), 1 - chosen / 2, rtol=0, atol=35 * 2**-23)
+
+
+def test_fast_ties_go_to_the_lowest_id(launcher, device):
+    """Equal codes have equal half-precision scores: in one block, in one lane of other tiles, in another share."""
+    codebook = vectors(700, 16)
+    codebook[[131, 260, 388, 644]] = codebook[3].clone()
+    codebook[[10, 522]] = codebook[9].clone()
+    for splits in (1, 2):
+        ids, _ = launcher.nearest_code(
+            codebook[[3, 9]].to(device), codebook.to(device), "cosine", True, "fast", launcher.CONFIGS["64x128"], splits
+        )
+        assert ids.tolist() == [3, 9]
+
+
+def test_wide_codes_are_scaled_by_their_largest_entry_wherever_it_is(launcher, device):
+    """A step takes 64 columns of 200: each code has entries near 1e30 in one of the steps and near 1e-30 elsewhere."""
+    codebook = vectors(40, 200, 1) * 1e-30
+    for code in range(40):
+        at = 64 * (code % 4)
+        codebook[code, at : min(at + 3, 200)] = vectors(1, 3, code)[0] * 1e30
+    x = vectors(5, 200, 2)
+    ids, _ = launcher.nearest_code(x.to(device), codebook.to(device), "cosine", True, "exact")
+    assert_right_at_any_magnitude(ids.cpu(), x, codebook, "cosine", True)
 
 
 def test_shares_fill_the_device_and_never_leave_the_codebook(launcher):
