@@ -67,16 +67,16 @@ def allowed(q, k, v, g, keep, kind, eps):
     batch, n, heads, dim = q.shape
     scale, u = dim**-0.5, 2**-24
     qh, kh, vh, gh = (x.transpose(1, 2) for x in (q, k, v, g))
-    a, e, p, den, argmax, _ = reference.weights(qh, kh, keep, kind, eps, scale)
+    a, weight, p, den, argmax, _ = reference.weights(qh, kh, keep, kind, eps, scale)
     qh, kh, vh, gh = (x.abs() for x in (qh, kh, vh, gh))
     logit = float((qh @ kh.transpose(-1, -2)).max()) * scale * (dim + 4) * u
     relative = 6 * logit + 4 * (n + dim + 8) * u
     out = a @ vh
     da = gh @ vh.transpose(-1, -2) + (gh * out).sum(-1, keepdim=True)
-    ds = e * p / den * da
+    ds = weight * p * da
     to_maximum = eps / den * ((gh * out).sum(-1, keepdim=True) + gh @ vh.mean(dim=2, keepdim=True).transpose(-1, -2))
     ds = ds.scatter_add(-1, argmax, to_maximum) * scale
-    dkeep = (e / den * da).tril(-1) if kind == "causal" else e / den * da
+    dkeep = (weight * da).tril(-1) if kind == "causal" else weight * da
     bounds = (out, ds @ kh, ds.transpose(-1, -2) @ qh, a.transpose(-1, -2) @ gh)
     return *(relative * x.transpose(1, 2) for x in bounds), relative * dkeep.sum(dim=(1, 2))
 
