@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, wraps
 from importlib import import_module
@@ -35,7 +36,8 @@ def always(device_type: str) -> str | None:
 class Implementation:
     """One way to compute an operation.
 
-    unusable: maps a device type ("cpu", "cuda") to the reason why it cannot run there, or None if it can.
+    unusable: maps a device type ("cpu", "cuda") to the reason why it cannot run there, or None if it can. It is asked
+        once for every GPU, with that one as torch's current device: a machine may have several kinds.
     why: what speaks for it, in a few words, for `lavit info`.
     """
 
@@ -62,8 +64,7 @@ class Operation:
     folder: str = ""  # under lavit.kernels; by default the operation's name
 
     def choose(self, impl: str, device: torch.device | str) -> str:
-        device_type = device if isinstance(device, str) else device.type
-        return _choose(self.name, impl, device_type, os.environ.get("LAVIT_KERNELS", "")).name
+        return _choose(self.name, impl, *_place(device), os.environ.get("LAVIT_KERNELS", "")).name
 
     def module(self, impl: str, x: Tensor) -> Any:
         """The module of the implementation chosen for the device of ``x``, or, where it has a ``can_take`` that refuses
@@ -74,6 +75,14 @@ class Operation:
             return module
         others = self.preference.get(x.device.type, tuple(self.implementations))
         return _module(self.folder or self.name, next(other for other in others if other != name))
+
+
+def _place(device: torch.device | str) -> tuple[str, int | None]:
+    """Type and index; without an index, and with a GPU, the current one's."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        return "cuda", torch.cuda.current_device()
+    return device.type, device.index
 
 
 @cache
@@ -109,8 +118,15 @@ def requested_by_environment(operation: str, variable: str) -> str | None:
 
 
 @cache
-def _choose(operation: str, impl: str, device_type: str, variable: str) -> Choice:
-    op = OPERATIONS[operation]
+def _choose(operation: str, impl: str, device_type: str, index: int | None, variable: str) -> Choice:
+    with torch.cuda.device(index) if device_type == "cuda" and index is not None else nullcontext():
+        choice = _decide(OPERATIONS[operation], impl, device_type, variable)
+    log.info("%s on %s: %s (%s)", operation, device_type, choice.name, choice.reason)
+    return choice
+
+
+def _decide(op: Operation, impl: str, device_type: str, variable: str) -> Choice:
+    operation = op.name
     asked, by = (impl, "impl=") if impl != AUTO else (requested_by_environment(operation, variable), "LAVIT_KERNELS")
     if asked is not None:
         if asked not in op.implementations:
@@ -119,11 +135,8 @@ def _choose(operation: str, impl: str, device_type: str, variable: str) -> Choic
         reason = op.implementations[asked].unusable(device_type)
         if reason is not None:
             raise RuntimeError(f"{by}: {operation} cannot run {asked!r} on {device_type}: {reason}")
-        choice = Choice(operation, device_type, asked, f"asked for by {by}")
-    else:
-        choice = _automatic(op, device_type)
-    log.info("%s on %s: %s (%s)", operation, device_type, choice.name, choice.reason)
-    return choice
+        return Choice(operation, device_type, asked, f"asked for by {by}")
+    return _automatic(op, device_type)
 
 
 def _automatic(op: Operation, device_type: str) -> Choice:
@@ -137,10 +150,10 @@ def _automatic(op: Operation, device_type: str) -> Choice:
     raise RuntimeError(f"{op.name}: no implementation for {device_type} ({'; '.join(passed_over)})")
 
 
-def table(device_type: str) -> list[Choice]:
-    """The choice of every operation on a device type, for `lavit info` and the reports."""
+def table(device: torch.device | str) -> list[Choice]:
+    """The choice of every operation on a device, for `lavit info` and the reports."""
     variable = os.environ.get("LAVIT_KERNELS", "")
-    return [_choose(name, AUTO, device_type, variable) for name in sorted(OPERATIONS)]
+    return [_choose(name, AUTO, *_place(device), variable) for name in sorted(OPERATIONS)]
 
 
 def without_autocast(body: Callable[..., Any]) -> Callable[..., Any]:

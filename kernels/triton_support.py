@@ -6,7 +6,9 @@ Importing this does not import triton, which decides at its own import between c
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,11 +17,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+log = logging.getLogger("lavit.kernels")
+
 OLDEST = (8, 0)
+SHARED_OF_H100 = 227 * 1024
+SHARED_OF_A100 = 163 * 1024  # what the tables' tiles are made for; compute capability 8.6, 8.9 and 12 have 99 KiB
 FUSE = {"enable_fp_fusion": True}  # for a launch: triton 3.10 no longer contracts to fused multiply-adds unasked
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
 
 Row = TypeVar("Row")
+Choice = TypeVar("Choice")
+Result = TypeVar("Result")
 
 
 def interpreted() -> bool:
@@ -28,21 +36,19 @@ def interpreted() -> bool:
 
 
 def triton_unusable(device_type: str) -> str | None:
-    """Why Triton kernels cannot run on a device type, or None if they can."""
+    """Why Triton kernels cannot run on a device type, or None if they can: of several GPUs, on the current one."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device_type == "cpu":
         return None if interpreted() else "Triton kernels need a GPU (TRITON_INTERPRET=1 interprets them, for tests)"
     if device_type != "cuda":
         return f"no Triton kernels for {device_type}"
-    return _capability_problem()
+    return _capability_problem(torch.cuda.current_device()) if torch.cuda.is_available() else "no CUDA device"
 
 
 @cache
-def _capability_problem() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    capability = torch.cuda.get_device_capability()
+def _capability_problem(index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
     if capability < OLDEST:
         needed, has = (".".join(map(str, c)) for c in (OLDEST, capability))
         return f"made for compute capability {needed} and newer, this GPU has {has}"
@@ -65,6 +71,41 @@ def architecture_of(device: torch.device) -> int:
     """90 for compute capability 9.0; in the interpreter, where it does not matter, an H100's."""
     major, minor = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
     return 10 * major + minor
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block may have; in the interpreter, where it does not matter, an H100's."""
+    if device.type != "cuda":
+        return SHARED_OF_H100
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack what follows
+    return properties.shared_memory_per_block_optin
+
+
+_refused: dict[Hashable, int] = {}  # how many of a launch's choices a device had no room for
+
+
+def launch_first_that_fits(
+    launch: Callable[[Choice], Result], choices: Sequence[Choice], what: Hashable, device: torch.device
+) -> Result:
+    """``launch(choice)`` with the first of ``choices``, the fastest first, that the device has room for.
+
+    Triton compares what a compilation needs of shared memory, registers and threads with what the device has, before it
+    launches anything. ``what`` is all that the compilations depend on besides the choice: operation, dtypes, widths; a
+    refusal is remembered for it and the device, and logged. Raises Triton's OutOfResources where nothing fits.
+    """
+    from triton.runtime.errors import OutOfResources
+
+    key = (what, device)
+    for place in range(_refused.get(key, 0), len(choices)):
+        try:
+            return launch(choices[place])
+        except OutOfResources as problem:
+            if place + 1 == len(choices):
+                raise
+            _refused[key] = place + 1
+            log.info("%s on %s: no room for %s (%s)", what, device, choices[place], problem)
+    raise ValueError("choices: expected at least one, got none")
 
 
 def newest(table: dict[int, Row], architecture: int) -> Row:

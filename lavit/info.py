@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 
 REQUIRED = (
@@ -48,11 +48,15 @@ def devices() -> list[dict[str, str]]:
     """Name, type and detail of the CPU, and of every CUDA device that torch sees."""
     import torch
 
+    from lavit.kernels.triton_support import SHARED_OF_A100, shared_memory
+
     detail = f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
     found = [{"name": "cpu", "type": "cpu", "detail": detail}]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         detail = f"{p.name}, compute {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB"
+        if (shared := shared_memory(torch.device("cuda", i))) < SHARED_OF_A100:
+            detail += f"; {shared >> 10} KiB of shared memory a block: smaller tiles"
         found.append({"name": f"cuda:{i}", "type": "cuda", "detail": detail})
     return found
 
@@ -66,13 +70,24 @@ def no_cuda_because() -> str | None:
     return "this torch is built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device or driver"
 
 
+def operations(devices: list[str]) -> list[dict[str, str]]:
+    """What runs on each device; of several GPUs on the first, and on those where something else does, by name."""
+    import lavit.kernels  # noqa: F401  (registers the operations)
+    from lavit.kernels import dispatch
+
+    listed: dict[str, list[dispatch.Choice]] = {}
+    for device in devices:
+        choices, kind = dispatch.table(device), device.partition(":")[0]
+        if choices not in listed.values():
+            listed[device if kind in listed else kind] = choices
+    return [asdict(replace(c, device_type=name)) for name, choices in listed.items() for c in choices]
+
+
 def collect() -> dict:
     """Everything that is printed, as plain data."""
     import torch
 
-    import lavit.kernels  # noqa: F401  (registers the operations)
     from lavit import __version__
-    from lavit.kernels import dispatch
     from lavit.kernels.extension import extension
 
     here = devices()
@@ -87,7 +102,7 @@ def collect() -> dict:
         "devices": here,
         "no_cuda": no_cuda_because(),
         "extension": asdict(extension()),
-        "operations": [asdict(c) for t in dict.fromkeys(d["type"] for d in here) for c in dispatch.table(t)],
+        "operations": operations([d["name"] for d in here]),
         "optional": {name: {"version": installed(name), "brings": brings} for name, brings in OPTIONAL.items()},
         "settings": {name: {"value": os.environ.get(name), "means": means} for name, means in SETTINGS.items()},
     }
