@@ -8,12 +8,15 @@ import torch
 import triton
 from torch import Tensor
 
+from lavit.kernels.attention_launches import aligned, packed, smaller
 from lavit.kernels.triton_support import (
+    FUSE,
     Tile,
     Tiles,
     Variant,
     architecture_of,
     column_parts,
+    launch_first_that_fits,
     newest,
     of_width,
     on_device_of,
@@ -56,11 +59,21 @@ def rows_of_heads(x: Tensor) -> Tensor:
     """x (T, H, D) with a row's heads side by side and rows at multiples of 8 elements: as q, k and v of one product
     are; else a copy."""
     row, head, column = x.stride()
-    return x if column == 1 and head == x.shape[2] and row % 8 == 0 else x.contiguous()
+    return x if column == 1 and head == x.shape[2] and row % 8 == 0 and aligned(x) else packed(x)
+
+
+def weights(key_weight: Tensor | None) -> Tensor | None:
+    """In float32, as the kernels compute with them."""
+    return None if key_weight is None else packed(key_weight.float())
 
 
 def strides(*xs: Tensor) -> list[int]:
     return [x.stride(0) // 8 for x in xs]
+
+
+def _what(kernel: str, q: Tensor, causal: bool, weight: Tensor | None) -> tuple[Any, ...]:
+    """All that a kernel's compilations depend on, besides the tile."""
+    return "varlen_attention", kernel, q.dtype, q.shape[-1], causal, weight is not None
 
 
 def varlen_attention(
@@ -80,16 +93,19 @@ def varlen_attention(
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
     if out.numel() == 0:
         return out, lse
-    tile = choose_tiles(q).forward
     q, k, v = (rows_of_heads(x) for x in (q, k, v))
-    images, blocks = cu_q.shape[0] - 1, max(1, triton.cdiv(max_q, tile.block_m))
-    with on_device_of(q):
+    weight, cu_q, cu_k, images = weights(key_weight), packed(cu_q), packed(cu_k), cu_q.shape[0] - 1
+
+    def launch(tile: Tile) -> None:
+        blocks = max(1, triton.cdiv(max_q, tile.block_m))
         forward_kernel[((images + 1) * blocks * heads,)](
-            q, k, v, None if key_weight is None else key_weight.contiguous(),
-            cu_q.contiguous(), cu_k.contiguous(), out, lse,
+            q, k, v, weight, cu_q, cu_k, out, lse,
             heads, blocks, images, total_q, *strides(q, k, v), scale,
-            dim, *column_parts(dim), causal, tile.block_m, tile.block_n, **tile.options,
+            dim, *column_parts(dim), causal, tile.block_m, tile.block_n, **tile.options, **FUSE,
         )  # fmt: skip
+
+    with on_device_of(q):
+        launch_first_that_fits(launch, smaller(choose_tiles(q).forward), _what("forward", q, causal, weight), q.device)
     return out, lse
 
 
@@ -114,27 +130,31 @@ def varlen_attention_backward(
     delta = torch.empty_like(lse)
     dw = lse.new_empty((0,) if key_weight is None else (heads, total_k))
     grad, q, k, v = (rows_of_heads(x) for x in (grad, q, k, v))
-    cu_q, cu_k = cu_q.contiguous(), cu_k.contiguous()
-    weight = None if key_weight is None else key_weight.contiguous()
-    tiles = choose_tiles(q)
+    weight, cu_q, cu_k = weights(key_weight), packed(cu_q), packed(cu_k)
     shape = (dim, *column_parts(dim), causal)
+
+    def queries(tile: Tile) -> None:
+        blocks = max(1, triton.cdiv(max_q, tile.block_m))
+        backward_queries_kernel[((images + 1) * blocks * heads,)](
+            grad, q, k, v, weight, out, lse, cu_q, cu_k, delta, dq,
+            heads, blocks, images, total_q, *strides(grad, q, k, v), scale,
+            *shape, tile.block_m, tile.block_n, **tile.options, **FUSE,
+        )  # fmt: skip
+
+    def keys(tile: Tile) -> None:
+        blocks = max(1, triton.cdiv(max_k, tile.block_n))
+        backward_keys_kernel[((images + 1) * blocks * heads,)](
+            grad, q, k, v, weight, lse, delta, cu_q, cu_k, dk, dv, None if weight is None else dw,
+            heads, blocks, images, total_k, *strides(grad, q, k, v), scale,
+            *shape, tile.block_m, tile.block_n, **tile.options, **FUSE,
+        )  # fmt: skip
+
+    tiles = choose_tiles(q)
     with on_device_of(q):
         if dq.numel():
-            tile = tiles.queries
-            blocks = max(1, triton.cdiv(max_q, tile.block_m))
-            backward_queries_kernel[((images + 1) * blocks * heads,)](
-                grad, q, k, v, weight, out, lse, cu_q, cu_k, delta, dq,
-                heads, blocks, images, total_q, *strides(grad, q, k, v), scale,
-                *shape, tile.block_m, tile.block_n, **tile.options,
-            )  # fmt: skip
+            launch_first_that_fits(queries, smaller(tiles.queries), _what("queries", q, causal, weight), q.device)
         if dk.numel():
-            tile = tiles.keys
-            blocks = max(1, triton.cdiv(max_k, tile.block_n))
-            backward_keys_kernel[((images + 1) * blocks * heads,)](
-                grad, q, k, v, weight, lse, delta, cu_q, cu_k, dk, dv, None if weight is None else dw,
-                heads, blocks, images, total_k, *strides(grad, q, k, v), scale,
-                *shape, tile.block_m, tile.block_n, **tile.options,
-            )  # fmt: skip
+            launch_first_that_fits(keys, smaller(tiles.keys), _what("keys", q, causal, weight), q.device)
     return dq, dk, dv, dw if key_weight is None else dw.sum(dim=0).to(key_weight.dtype)
 
 
