@@ -50,7 +50,7 @@ TABLE = {
     },
 }
 # float32 is multiplied without tensor cores, whose inputs would lose 13 of its bits.
-FLOAT32_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
+FLOAT32_WIDE = Tiles(Tile(16, 16, 8, 2), Tile(16, 16, 8, 2), Tile(16, 16, 8, 1))
 FLOAT32 = {
     80: {128: Tiles(Tile(32, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
     90: {128: Tiles(Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
@@ -167,9 +167,10 @@ KERNELS = {"forward": forward_kernel, "queries": query_gradient_kernel, "keys": 
 
 
 def variants() -> list[Variant]:
-    """Every kernel at LaVIT's width: bfloat16, of either kind, and float32; and bfloat16 at a width of either class."""
+    """Every kernel with every tile of the tables: at LaVIT's width, of either kind, and at the ends of the others."""
     cases = [(88, torch.bfloat16, "causal"), (88, torch.bfloat16, "cross"), (88, torch.float32, "causal")]
-    cases += [(64, torch.bfloat16, "causal"), (128, torch.bfloat16, "causal")]
+    cases += [(64, torch.bfloat16, "causal"), (128, torch.bfloat16, "causal"), (256, torch.bfloat16, "causal")]
+    cases += [(256, torch.float32, "causal")]
     return [one for case in cases for served in (80, 90, 100) for one in _variants_of(*case, served)]
 
 

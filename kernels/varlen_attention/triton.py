@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,10 +38,27 @@ FLOAT_MIDDLE = Tiles(Tile(32, 16, 8, 2), Tile(32, 16, 4, 2), Tile(16, 16, 4, 2))
 FLOAT_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 2), Tile(16, 16, 8, 1))
 # By architecture (the newest not above the device's), by bytes of an element, and by the columns of both parts.
 # A tile decides in which order an image's keys are summed, so it must not depend on what else is in the batch.
+SINGLE = {64: FLOAT_NARROW, 96: FLOAT_LAVIT, 128: FLOAT_MIDDLE, 256: FLOAT_WIDE}
+ROOMY = {2: {64: HALF_NARROW, 128: HALF_MIDDLE, 256: HALF_WIDE}, 4: SINGLE}
 TABLE: dict[int, dict[int, dict[int, Tiles]]] = {
-    80: {
-        2: {64: HALF_NARROW, 128: HALF_MIDDLE, 256: HALF_WIDE},
-        4: {64: FLOAT_NARROW, 96: FLOAT_LAVIT, 128: FLOAT_MIDDLE, 256: FLOAT_WIDE},
+    80: ROOMY,
+    # 8.6, 8.9 and 12 have 99 KiB of shared memory, where HALF_WIDE's queries want 101.
+    86: {
+        2: {
+            64: HALF_NARROW,
+            128: replace(HALF_MIDDLE, keys=Tile(32, 32, 8, 2)),
+            256: replace(HALF_WIDE, queries=Tile(32, 32, 8, 2)),
+        },
+        4: SINGLE,
+    },
+    90: ROOMY,
+    120: {
+        2: {
+            64: HALF_NARROW,
+            128: replace(HALF_MIDDLE, keys=Tile(16, 64, 4, 2)),
+            256: replace(HALF_WIDE, queries=Tile(32, 16, 8, 2)),
+        },
+        4: SINGLE,
     },
 }
 LARGEST = 256
@@ -158,6 +176,7 @@ def varlen_attention_backward(
     return dq, dk, dv, dw if key_weight is None else dw.sum(dim=0).to(key_weight.dtype)
 
 
+KERNELS = {"forward": forward_kernel, "queries": backward_queries_kernel, "keys": backward_keys_kernel}
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -165,17 +184,16 @@ def variants() -> list[Variant]:
     """Every kernel with every tile of TABLE: LaVIT's width as the merger calls it, the ends of the others plainly."""
     cases = [(88, "bf16", True, True), (88, "bf16", False, False), (88, "fp32", True, True)]
     cases += [(dim, kind, False, True) for dim in (64, 128, 256) for kind in ("bf16", "fp32")]
-    found = []
-    for row in TABLE.values():
-        served = tuple(a for a in (80, 90, 100) if newest(TABLE, a) is row)
+    found: dict[tuple[Any, ...], Variant] = {}
+    for served in (80, 86, 89, 90, 100, 120):
+        row = newest(TABLE, served)
         for dim, kind, causal, weighted in cases:
             tiles = of_width(row[TYPES[kind].itemsize], dim)
-            found += [
-                _variant(forward_kernel, tiles.forward, dim, kind, causal, weighted, served),
-                _variant(backward_queries_kernel, tiles.queries, dim, kind, causal, weighted, served),
-                _variant(backward_keys_kernel, tiles.keys, dim, kind, causal, weighted, served),
-            ]
-    return found
+            for name, kernel in KERNELS.items():
+                case = kernel, getattr(tiles, name), dim, kind, causal, weighted
+                before = found[case].architectures if case in found else ()
+                found[case] = _variant(*case, (*before, served))
+    return list(found.values())
 
 
 def _variant(

@@ -2,7 +2,8 @@
 
 ``fenced(module, monkeypatch)`` fences every kernel that a launcher's module launches: each tensor is copied to a buffer
 full of NaN, margins and the gaps between its elements included; every load and store of the kernel is compared, address
-by address, with the elements that there are; after the launch all else must be as it was.
+by address, with the elements that there are; none may be stored twice, or loaded after it was stored, since programs run
+in any order; after the launch all else must be as it was.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Buffer:
         self.inside.as_strided(x.shape, x.stride(), first).fill_(True)
         self.view = self.bytes.view(x.dtype).as_strided(x.shape, x.stride(), first)
         self.view.copy_(x)
-        self.elements = self.inside.numpy()
+        self.elements, self.stored = self.inside.numpy(), np.zeros(self.inside.shape, dtype=bool)
         self.start = self.bytes.data_ptr()
         self.end = self.start + self.bytes.numel()
         assert self.view.data_ptr() % 16 == 0
@@ -65,8 +66,12 @@ class Memory:
             if buffer.start <= at[0] < buffer.end:
                 place = at - buffer.start
                 near = (place >= 0) & (place < buffer.end - buffer.start) & (place % buffer.size == 0)
-                inside = near.all() and buffer.elements[place // buffer.size].all()
-                assert inside, f"{self._kernel}: {what} outside of {name}"
+                place //= buffer.size
+                assert near.all() and buffer.elements[place].all(), f"{self._kernel}: {what} outside of {name}"
+                assert not buffer.stored[place].any(), f"{self._kernel}: {what} in {name} of what is stored already"
+                if what == "store":
+                    buffer.stored[place] = True
+                    assert len(np.unique(place)) == len(place), f"{self._kernel}: two values for a place in {name}"
                 return
         raise AssertionError(f"{self._kernel}: {what} in no argument's memory")
 
