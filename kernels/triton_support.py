@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import torch
@@ -40,10 +42,20 @@ def triton_unusable(device_type: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device_type == "cpu":
-        return None if interpreted() else "Triton kernels need a GPU (TRITON_INTERPRET=1 interprets them, for tests)"
+        if not interpreted():
+            return "Triton kernels need a GPU (TRITON_INTERPRET=1 interprets them, for tests)"
+        return _interpreter_problem(version("triton"), version("numpy"))
     if device_type != "cuda":
         return f"no Triton kernels for {device_type}"
     return _capability_problem(torch.cuda.current_device()) if torch.cuda.is_available() else "no CUDA device"
+
+
+@cache
+def _interpreter_problem(of_triton: str, of_numpy: str) -> str | None:
+    triton, numpy = (tuple(int(n) for n in re.findall(r"\d+", v)[:3]) for v in (of_triton, of_numpy))
+    if triton < (3, 7, 1) and numpy >= (2, 4):
+        return f"Triton {of_triton}'s interpreter fails with numpy {of_numpy}: take one below 2.4, or Triton 3.7.1"
+    return None
 
 
 @cache

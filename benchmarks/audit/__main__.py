@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.audit import cuda
-from benchmarks.audit.row import ARCHITECTURES, Row, table
+from benchmarks.audit.row import ARCHITECTURES, SMALLER, Row, table
 
 KERNELS = cuda.ROOT / "kernels"
 
@@ -26,7 +26,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--only", metavar="OP", action="append", help="Triton kernels of this operation alone; may be repeated")
     add("--module", metavar="M", action="append", default=[], help="also audit this importable module's variants()")
-    add("--arch", type=int, action="append", choices=ARCHITECTURES, help="this architecture alone; may be repeated")
+    add("--arch", type=int, action="append", choices=ARCHITECTURES + SMALLER, help="this one alone; may be repeated")
     add("--skip-cuda", action="store_true", help="leave the CUDA kernels of csrc/ out")
     add("--jobs", type=int, default=2, metavar="N", help="compilations at a time [2]")
     add("--json", type=Path, metavar="F", help="write the table to this file too")

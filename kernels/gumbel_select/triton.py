@@ -50,7 +50,9 @@ def _most_probable(margin, inside, wanted):
 # A patch: 8 bytes of scores in, keep, prob and order out (12), two logarithms and an exponential in float64 (about 150
 # operations) and 40 integer multiplications of Philox. At B = N = 4096 that is 0.34 GB, 0.1 ms of an H100's memory, and
 # as much of its float64 units; at B = 64, N = 256 the launch is all there is.
-@triton.jit(do_not_specialize=["min_keep"])
+# Nothing is compiled for a particular number of patches or stride: rows start anywhere, and a thread takes a pair at a
+# time, neighbours side by side.
+@triton.jit(do_not_specialize=["num_patches", "min_keep"])
 def _select(
     scores, noise, seeds, keep, prob, order, counts, num_patches, min_keep, tau: tl.float64, BLOCK_N: tl.constexpr
 ):
@@ -106,7 +108,7 @@ def _offsets(counts, cu_kept, cu_dropped, batch, num_patches, BLOCK: tl.constexp
 
 
 # A patch: two gradients and prob in, two gradients out, 20 bytes for 6 operations: 0.1 ms at B = N = 4096 on an H100.
-@triton.jit
+@triton.jit(do_not_specialize=["num_patches", "keep_image", "keep_patch", "prob_image", "prob_patch"])
 def _gradient(
     grad_keep, grad_prob, prob, grad_scores, num_patches, keep_image, keep_patch, prob_image, prob_patch,
     tau: tl.float64, BLOCK_N: tl.constexpr,
@@ -208,14 +210,11 @@ def _variant_of_select(dtype: str, block: int, mode: str) -> Variant:
     types = {"scores": f"*{dtype}", "noise": f"*{dtype}", "seeds": "*i64", "order": "*i32", "counts": "*i32"}
     types |= {"keep": f"*{precision}", "prob": f"*{precision}", "tau": "fp64"}
     constants = {"BLOCK_N": block, **{name: None for name in ("noise", "seeds") if name != mode}}
-    others = {"divisible": ("num_patches",), "num_warps": WARPS[block], "maxnreg": registers(block)}
+    others = {"num_warps": WARPS[block], "maxnreg": registers(block)}
     return variant(_select, f"{dtype} {mode} {block}", types, constants, **others)
 
 
 def _variant_of_gradient(dtype: str, block: int) -> Variant:
     types = dict.fromkeys(("grad_keep", "grad_prob", "prob"), "*fp64" if dtype == "fp64" else "*fp32")
     types |= {"grad_scores": f"*{dtype}", "tau": "fp64"}
-    constants = {"keep_patch": 1, "prob_patch": 1, "BLOCK_N": block}
-    divisible = ("num_patches", "keep_image", "prob_image")
-    label = f"gradient {dtype} {block}"
-    return variant(_gradient, label, types, constants, divisible=divisible, num_warps=WARPS[block])
+    return variant(_gradient, f"gradient {dtype} {block}", types, {"BLOCK_N": block}, num_warps=WARPS[block])

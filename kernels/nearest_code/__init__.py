@@ -49,7 +49,7 @@ def nearest_code(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """arg min_j |l2(x) - l2(c_j)| (LaVIT eq. 3), or with the stored codes as they are.
 
-    x: (n, D), codebook: (K, D), K >= 1, floating; computed in float32, or float64 when x is float64.
+    x: (n, D), codebook: (K, D), K >= 1, floating; computed in float32 at least, in float64 when x is float64.
     metric: "cosine", the paper's: both normalised. "euclidean", arg min |x|^2 + |c|^2 - 2 x.c with the stored codebook:
         the release's with ``normalize_x=True``, SEED's with False.
     precision: "exact", the id of the float64 computation wherever its gap exceeds float32 rounding; "fast" allows an
@@ -58,7 +58,9 @@ def nearest_code(
     return_score: also the cosine similarity or the squared distance, (n,) float32 (NaN where the id is -1).
 
     Returns ids (n,) int64; ties go to the lowest id; a row with NaN or Inf gets -1, a code with NaN or Inf is never
-    chosen. No gradient. Raises ValueError or TypeError on a wrong shape, dtype, device, metric or precision.
+    chosen. Finite rows and codes may have any magnitude (in float64 and with the stored codes, one whose squares
+    float64 holds). A zero row has no direction: by cosine all codes tie, euclidean it gets the shortest.
+    No gradient. Raises ValueError or TypeError on a wrong shape, dtype, device, metric or precision.
     """
     check_float("x", x, "(n, D)")
     check_float("codebook", codebook, "(K, D)")

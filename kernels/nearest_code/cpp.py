@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lavit.kernels.extension import cpp_unusable
-from lavit.kernels.nearest_code.reference import finish, prepare
+from lavit.kernels.nearest_code.ranges import search_in_range
 
 VECTOR_BYTES = 0  # of the vectors to compute with: 16, 32 or 64; 0 for the widest that the machine has
 
@@ -23,8 +23,8 @@ def unusable(device_type: str) -> str | None:
 
 def nearest_code(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, precision: str) -> tuple[Tensor, Tensor]:
     """ids (n,) and score (n,), as in reference.py."""
-    usable = x.isfinite().all(dim=1)
-    x, c, b = prepare(x, codebook, metric, normalize_x)
-    x = x.contiguous()
-    ids, best = torch.ops.lavit_cpp.nearest_code(x, c.contiguous(), b.contiguous(), VECTOR_BYTES)
-    return finish(x, best, ids, usable, metric)
+
+    def search(x: Tensor, c: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.lavit_cpp.nearest_code(x, c, b, VECTOR_BYTES)
+
+    return search_in_range(search, x, codebook, metric, normalize_x)

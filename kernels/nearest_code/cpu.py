@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lavit.kernels.nearest_code.reference import finish, prepare
+from lavit.kernels.nearest_code.ranges import search_in_range
 
 ROWS, CODES, GROUP = 512, 2048, 64
 # Products of fewer rows take other routines with other roundings; padding up to here keeps a row's score independent
@@ -21,8 +21,11 @@ FEWEST_ROWS = 16
 
 def nearest_code(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, precision: str) -> tuple[Tensor, Tensor]:
     """ids (n,) and score (n,), as in reference.py."""
-    usable = x.isfinite().all(dim=1)
-    x, c, b = prepare(x, codebook, metric, normalize_x)
+    return search_in_range(search, x, codebook, metric, normalize_x)
+
+
+def search(x: Tensor, c: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """ids (n,) and best (n,): arg max_j x.c_j + b_j and the maximum; 0 and -inf where every b is -inf."""
     rows_asked = x.shape[0]
     missing = -c.shape[0] % GROUP
     c = torch.cat([F.pad(c, (0, 0, 0, missing)), F.pad(b, (0, missing), value=-torch.inf)[:, None]], dim=1)
@@ -40,7 +43,7 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, pr
             better = value > tile_best
             tile_best.copy_(torch.where(better, value, tile_best))
             tile_ids.copy_(torch.where(better, at + first, tile_ids))
-    return finish(x, best[:rows_asked], ids[:rows_asked], usable, metric)
+    return ids[:rows_asked], best[:rows_asked]
 
 
 def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:

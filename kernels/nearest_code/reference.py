@@ -1,29 +1,44 @@
-"""Nearest code, in plain PyTorch: the whole n x K matrix of scores and its arg max."""
+"""Nearest code, in plain PyTorch: the whole n x K matrix of scores and its arg max, in float64.
+
+For finite rows and codes of every magnitude, with l2(v) = v / |v| however short or long v is, and l2(0) = 0:
+    cosine: arg max_j l2(x).l2(c_j). All codes are equally near to a zero row: it gets the lowest id of a finite code.
+    euclidean: arg min_j |x' - c_j|, x' = l2(x) with ``normalize_x``, else x. A zero row gets the shortest code.
+Ties go to the lowest id. A row with NaN or Inf gets -1, and a code with NaN or Inf is never the nearest.
+"""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lavit.kernels.types import compute_dtype
 
 
-def prepare(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """x', c' and b such that the nearest code is arg max_j x'.c'_j + b_j, in float32 (float64 for float64).
+def l2(x: Tensor) -> Tensor:
+    """Rows of length 1, whatever their length was; zero rows stay zero. A power of two brings them near 1 first, which
+    rounds nothing: no square over- or underflows."""
+    if x.shape[1] == 0:
+        return x
+    most = 126 if x.dtype == torch.float32 else 1022
+    largest = x.abs().amax(dim=1, keepdim=True)
+    exponent = torch.frexp(largest).exponent.clamp(-most, most)
+    x = x * torch.ldexp(torch.ones_like(largest), -exponent)
+    return x / torch.where(largest == 0, 1.0, torch.linalg.vector_norm(x, dim=1, keepdim=True))
 
-    cosine: x' = x/|x|, c' = c/|c|, b = 0. euclidean: x' = x or x/|x|, c' = c, b = -|c|^2/2, since
+
+def prepare(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """x', c' and b, in the dtype of x and the codebook, such that the nearest code is arg max_j x'.c'_j + b_j.
+
+    cosine: x' = l2(x), c' = l2(c), b = 0. euclidean: x' = x or l2(x), c' = c, b = -|c|^2/2, since
     |x - c|^2 = |x|^2 - 2 (x.c - |c|^2/2) and |x|^2 is the same for every code; leaving it out keeps its rounding out.
     A code with NaN or Inf gets c' = 0, b = -inf: it is never the nearest.
     """
-    dtype = compute_dtype(x)
-    x, c = x.to(dtype), codebook.to(dtype)
     if metric == "cosine" or normalize_x:
-        x = F.normalize(x, dim=1)
-    finite = c.isfinite().all(dim=1, keepdim=True)
-    c = torch.where(finite, c, 0.0)
+        x = l2(x)
+    finite = codebook.isfinite().all(dim=1, keepdim=True)
+    c = torch.where(finite, codebook, 0.0)
     if metric == "cosine":
-        c, b = F.normalize(c, dim=1), torch.zeros_like(c[:, 0])
+        c, b = l2(c), torch.zeros_like(c[:, 0])
     else:
         b = -0.5 * c.square().sum(dim=1)
     return x, c, torch.where(finite[:, 0], b, -torch.inf)
@@ -39,6 +54,8 @@ def finish(x: Tensor, best: Tensor, ids: Tensor, usable: Tensor, metric: str) ->
 def nearest_code(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, precision: str) -> tuple[Tensor, Tensor]:
     """ids (n,) and score (n,): cosine similarity, or squared euclidean distance. Ties go to the lowest id."""
     usable = x.isfinite().all(dim=1)
-    x, c, b = prepare(x, codebook, metric, normalize_x)
+    # Codes of another precision than x are compared as x is: as in the other implementations.
+    codebook = codebook.to(compute_dtype(x))
+    x, c, b = prepare(x.double(), codebook.double(), metric, normalize_x)
     best, ids = (x @ c.T + b).max(dim=1)
     return finish(x, best, ids, usable, metric)

@@ -10,10 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from lavit.kernels.nearest_code.triton_kernels import (
-    largest_kernel,
+    ends_kernel,
     pick_kernel,
     prepare_kernel,
     rescore_kernel,
+    rows_kernel,
     screen_kernel,
 )
 from lavit.kernels.triton_support import (
@@ -21,6 +22,7 @@ from lavit.kernels.triton_support import (
     POINTERS,
     Variant,
     architecture_of,
+    launch_first_that_fits,
     multiprocessors,
     newest,
     on_device_of,
@@ -47,12 +49,18 @@ CONFIGS = {
     "64x128": Config(64, 128, 4, 4, 4),
     "256x128": Config(256, 128, 4, 8, 4),
     "128x128 lanes 8": Config(128, 128, 8, 4, 3),
+    "64x128 short": Config(64, 128, 4, 4, 3),
+    "64x64 short": Config(64, 64, 4, 4, 2),
 }
-# Tile by architecture (the newest not above the device's) and by width class.
+# Tile by architecture (the newest not above the device's) and by width class. 8.6, 8.9 and 12 have 99 KiB of shared
+# memory a block, and the tensor cores of 12 take their operands as those of 8 do.
 TABLE = {
     80: {"narrow": "128x128 lanes 8", "middle": "128x64", "wide": "128x64"},
+    86: {"narrow": "128x128 lanes 8", "middle": "128x64", "wide": "64x128 short"},
     90: {"narrow": "128x128", "middle": "128x64", "wide": "128x128"},
+    120: {"narrow": "128x128 lanes 8", "middle": "128x64", "wide": "64x128 short"},
 }
+SMALLER = ("64x128 short", "64x64 short")  # where a device has no room for the table's
 NARROW, MIDDLE, CHUNK = 32, 128, 64  # the greatest D of a class; the columns a step of the widest one takes
 MAX_SPLITS = 8
 PREPARE_ELEMENTS, MAX_PROGRAMS = 4096, 1024
@@ -60,15 +68,21 @@ RESCORE_ROWS, RESCORE_WARPS, SCAN_CODES = 2, 2, 32
 REGISTERS = 255  # a thread may have: unasked, ptxas spills some for the sake of occupancy
 
 
-def _rescore_columns(block_d: int, dtype: torch.dtype) -> int:
+def _rescore_columns(dim: int, dtype: torch.dtype) -> int:
     """How many columns a step of the rescoring takes, so that its blocks of codes stay in registers."""
-    return min(block_d, 32 if dtype == torch.float64 else 64)
+    most = 64 if dim <= MIDDLE else 32
+    return min(max(16, triton.next_power_of_2(dim)), most // 2 if dtype == torch.float64 else most)
 
 
 def choose_config(device: torch.device, dim: int) -> Config:
     """The tile for a device and a width."""
     width = "narrow" if dim <= NARROW else "middle" if dim <= MIDDLE else "wide"
     return CONFIGS[newest(TABLE, architecture_of(device))[width]]
+
+
+def needs_rows(dim: int, dtype: torch.dtype) -> bool:
+    """Whether a kernel of its own makes the rows' float16 copies: the screening of such rows would spill."""
+    return dim > MIDDLE or dtype == torch.float64
 
 
 def choose_splits(row_tiles: int, code_tiles: int, slots: int, at_least: int) -> int:
@@ -118,7 +132,7 @@ def plan(x: Tensor, num_codes: int, config: Config | None = None, splits: int | 
         dim=dim,
         width=triton.cdiv(dim, block_d) * block_d,
         block_d=block_d,
-        rescore_d=_rescore_columns(block_d, x.dtype),
+        rescore_d=_rescore_columns(dim, x.dtype),
         tile=tile,
         tiles=tiles,
         id_bits=id_bits,
@@ -140,6 +154,8 @@ class Screened:
     keys: Tensor
     third: Tensor
     window: Tensor | None
+    range: Tensor | None  # what the rescoring asks of the codebook: ranges of scales, and the first code that is finite
+    first: Tensor
 
 
 def screen(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, fast: bool, p: Plan) -> Screened:
@@ -150,24 +166,38 @@ def screen(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, fast: bo
 
     cosine, tile, padded, blocks = metric == "cosine", p.tile, p.tiles * p.tile.block_n, p.splits * p.tile.lanes
     half, stats = new(padded, p.width, dtype=torch.float16), new(3, MAX_PROGRAMS)
-    bias, largest = (None, None) if cosine else (new(padded), new(p.programs))
+    first = new(MAX_PROGRAMS, dtype=torch.int32)
+    bias = ends = scales = None
+    if not cosine:
+        bias = new(padded)
+        ends, scales = (new(2, size, dtype=compute_dtype(x)) for size in (MAX_PROGRAMS, 1))
+    rows, weight = x, None
     keys = new(1 if fast else 3, p.n, blocks)
     third = new(p.n, blocks, dtype=torch.int32) if fast else keys[2]
     window = None if fast else new(p.n)
     if not cosine:
-        largest_kernel[(p.programs,)](codebook, largest, p.num_codes, p.share, p.dim, p.block_d, p.prepare_rows, **FUSE)
+        ends_kernel[(p.programs,)](
+            codebook, ends, p.num_codes, p.share, p.dim, p.block_d, p.prepare_rows, MAX_PROGRAMS, p.acc, **FUSE
+        )
     prepare_kernel[(p.programs,)](
-        codebook, half, bias, largest, stats, p.num_codes, padded, p.share,
-        p.dim, p.width, p.block_d, cosine, p.prepare_rows, MAX_PROGRAMS, **FUSE,
+        codebook, half, bias, ends, scales, stats, first, p.num_codes, padded, p.share,
+        p.dim, p.width, p.block_d, cosine, p.prepare_rows, MAX_PROGRAMS, p.acc, **FUSE,
     )  # fmt: skip
+    flags = (cosine or normalize_x, not cosine)
+    if ready := needs_rows(p.dim, x.dtype):
+        rows, weight = new(p.n, p.width, dtype=torch.float16), None if cosine else new(p.n)
+        rows_kernel[(triton.cdiv(p.n, p.prepare_rows),)](
+            x, rows, weight, scales, stats, window, p.n, p.programs,
+            p.dim, p.width, p.block_d, *flags, fast, p.id_bits, p.acc, p.prepare_rows, MAX_PROGRAMS, **FUSE,
+        )  # fmt: skip
     screen_kernel[(triton.cdiv(p.n, tile.block_m), p.splits)](
-        x, half, bias, stats, keys[0], third if fast else keys[1], None if fast else third, window,
+        rows, weight, half, bias, scales, stats, keys[0], third if fast else keys[1], None if fast else third, window,
         p.n, p.tiles, p.per_split, p.programs,
-        p.dim, p.width, p.block_d, cosine or normalize_x, not cosine, fast, p.id_bits, p.acc,
+        p.dim, p.width, p.block_d, *flags, ready, fast, p.id_bits, tl.float32 if ready else p.acc,
         tile.block_m, tile.block_n, tile.lanes, MAX_PROGRAMS,
         num_warps=tile.num_warps, num_stages=tile.num_stages, maxnreg=REGISTERS, **FUSE,
     )  # fmt: skip
-    return Screened(keys if fast else keys[:2], third, window)
+    return Screened(keys if fast else keys[:2], third, window, scales, first)
 
 
 def nearest_code(
@@ -179,51 +209,66 @@ def nearest_code(
     config: Config | None = None,
     splits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """ids (n,) and score (n,), as in reference.py. Launches three or four kernels; nothing waits for the device.
+    """ids (n,) and score (n,), as in reference.py. Launches three to five kernels; nothing waits for the device.
 
     ``config`` and ``splits`` replace the table's tile and the heuristic's number of shares, for measurements.
     """
-    n = x.shape[0]
-    ids = torch.empty(n, dtype=torch.int64, device=x.device)
-    score = torch.empty(n, dtype=torch.float32, device=x.device)
-    if n == 0:
-        return ids, score
+    if x.shape[0] == 0:
+        return x.new_empty(0, dtype=torch.int64), x.new_empty(0, dtype=torch.float32)
     if x.dtype != codebook.dtype and torch.float64 in (x.dtype, codebook.dtype):
         codebook = codebook.to(compute_dtype(x))
     x, codebook = x.contiguous(), codebook.contiguous()
-    p, fast = plan(x, codebook.shape[0], config, splits), precision == "fast"
-    grid = (triton.cdiv(n, RESCORE_ROWS),)
+
+    def search(tile: Config) -> tuple[Tensor, Tensor]:
+        p = plan(x, codebook.shape[0], tile, splits)
+        with on_device_of(x):
+            return _search(x, codebook, metric, normalize_x, precision == "fast", p)
+
+    tiles = [choose_config(x.device, x.shape[1]), *(CONFIGS[name] for name in SMALLER)] if config is None else [config]
+    what = ("nearest_code", x.shape[1], x.dtype, codebook.dtype, metric, normalize_x, precision)
+    return launch_first_that_fits(search, tiles, what, x.device)
+
+
+def _search(
+    x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, fast: bool, p: Plan
+) -> tuple[Tensor, Tensor]:
+    ids = torch.empty(p.n, dtype=torch.int64, device=x.device)
+    score = torch.empty(p.n, dtype=torch.float32, device=x.device)
+    grid = (triton.cdiv(p.n, RESCORE_ROWS),)
     flags = (metric == "cosine", metric == "cosine" or normalize_x)
-    with on_device_of(x):
-        found = screen(x, codebook, metric, normalize_x, fast, p)
-        if fast:
-            pick_kernel[grid](
-                x, codebook, found.keys, found.third, ids, score, n, p.num_codes, p.splits,
-                p.dim, p.rescore_d, *flags, p.acc, p.tile.block_n, p.tile.lanes, MAX_SPLITS, RESCORE_ROWS,
-                num_warps=RESCORE_WARPS, maxnreg=REGISTERS, **FUSE,
-            )  # fmt: skip
-        else:
-            rescore_kernel[grid](
-                x, codebook, found.keys, found.third, found.window, ids, score,
-                n, p.num_codes, p.per_split, p.splits, p.dim, p.rescore_d, *flags, p.id_bits, p.acc,
-                p.tile.block_n, p.tile.lanes, MAX_SPLITS, RESCORE_ROWS, SCAN_CODES,
-                num_warps=RESCORE_WARPS, maxnreg=REGISTERS, **FUSE,
-            )  # fmt: skip
+    found = screen(x, codebook, metric, normalize_x, fast, p)
+    if fast:
+        pick_kernel[grid](
+            x, codebook, found.range, found.keys, found.third, ids, score, p.n, p.num_codes, p.splits,
+            p.dim, p.rescore_d, *flags, p.acc, p.tile.block_n, p.tile.lanes, MAX_SPLITS, RESCORE_ROWS,
+            num_warps=RESCORE_WARPS, maxnreg=REGISTERS, **FUSE,
+        )  # fmt: skip
+    else:
+        rescore_kernel[grid](
+            x, codebook, found.range, found.first, found.keys, found.third, found.window, ids, score,
+            p.n, p.num_codes, p.per_split, p.splits, p.programs, p.dim, p.rescore_d, *flags, p.id_bits, p.acc,
+            p.tile.block_n, p.tile.lanes, MAX_SPLITS, RESCORE_ROWS, SCAN_CODES, MAX_PROGRAMS,
+            num_warps=RESCORE_WARPS, maxnreg=REGISTERS, **FUSE,
+        )  # fmt: skip
     return ids, score
 
 
 def variants() -> list[Variant]:
     """Every kernel with every tile of CONFIGS at LaVIT's width, and each width class with its tiles from TABLE."""
     newer, everywhere = (90, 100), (80, 90, 100)
+    small = (86, 120)
     cases: list[tuple[tuple[int, ...], str, int, torch.dtype, str]] = [
         *((everywhere, name, 32, torch.float32, "cosine") for name in CONFIGS),
         (everywhere, "128x128", 32, torch.bfloat16, "cosine"),
         (everywhere, "128x128", 32, torch.float32, "plain"),
         (newer, "128x128", 32, torch.float64, "euclidean"),
-        ((80,), "128x128 lanes 8", 32, torch.float64, "euclidean"),
-        (everywhere, "128x64", 128, torch.float32, "euclidean"),
-        (newer, "128x128", 1024, torch.bfloat16, "cosine"),
-        ((80,), "128x64", 1024, torch.bfloat16, "cosine"),
+        ((80, *small), "128x128 lanes 8", 32, torch.float64, "euclidean"),
+        ((*everywhere, *small), "128x64", 128, torch.float32, "euclidean"),
+        (everywhere, "128x64", 128, torch.float64, "euclidean"),
+        *((newer, "128x128", 1024, dtype, "euclidean") for dtype in (torch.bfloat16, torch.float32, torch.float64)),
+        *(((80,), "128x64", 1024, dtype, "euclidean") for dtype in (torch.bfloat16, torch.float32, torch.float64)),
+        *((small, "64x128 short", 1024, dtype, "euclidean") for dtype in (torch.float32, torch.float64)),
+        (small, "64x64 short", 1024, torch.float32, "euclidean"),
     ]
     found: list[Variant] = []
     for architectures, name, dim, dtype, metric in cases:
@@ -238,20 +283,31 @@ def _variants_of(name: str, dim: int, dtype: torch.dtype, metric: str) -> list[V
     tile, block_d, cosine = CONFIGS[name], dim if dim <= MIDDLE else CHUNK, metric == "cosine"
     label = f"{name} D={dim} {str(dtype).removeprefix('torch.')} {metric}"
     types = {"x_ptr": POINTERS[dtype], "c_ptr": POINTERS[dtype], "half_ptr": "*fp16", "ids_ptr": "*i64"}
-    types |= {"tile_ptr": "*i32"}
+    types |= {"tile_ptr": "*i32", "first_ptr": "*i32"}
     constants = {"D": dim, "WIDTH": dim, "BLOCK_D": block_d, "ROWS": max(16, PREPARE_ELEMENTS // block_d)}
     constants |= {"COSINE": cosine, "NORMALIZE": metric != "plain", "HAS_BIAS": not cosine, "ID_BITS": 8}
     constants |= {"ACC": tl.float64 if dtype == torch.float64 else tl.float32, "PROGRAMS": MAX_PROGRAMS}
     constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "LANES": tile.lanes, "MAX_SPLITS": MAX_SPLITS}
-    absent = {"largest_ptr": None, "bias_ptr": None} if cosine else {}
-    found = [] if cosine else [variant(largest_kernel, label, types, constants)]
+    types |= dict.fromkeys(("ends_ptr", "range_ptr"), "*fp64" if dtype == torch.float64 else "*fp32")
+    absent = dict.fromkeys(("ends_ptr", "range_ptr", "bias_ptr", "weight_ptr")) if cosine else {}
+    found = [] if cosine else [variant(ends_kernel, label, types, constants)]
     found.append(variant(prepare_kernel, label, types, constants | absent))
+    ready = {"READY": needs_rows(dim, dtype)}
+    if ready["READY"]:
+        types |= {"weight_ptr": "*fp32"}
+        for fast in (True, False):
+            fixed = constants | absent | {"FAST": fast} | ({"window_ptr": None} if fast else {})
+            found.append(variant(rows_kernel, f"{label} fast" if fast else label, types, fixed))
+        types_of_rows, constants_of_rows = {"x_ptr": "*fp16"}, {"ACC": tl.float32}
+    else:
+        types_of_rows, constants_of_rows = {}, {"weight_ptr": None}
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "maxnreg": REGISTERS, "tensor_cores": True}
     for fast in (True, False):
         fixed = constants | absent | {"FAST": fast} | ({"third_ptr": None, "window_ptr": None} if fast else {})
-        second = types | {"second_ptr": "*i32" if fast else "*fp32"}
+        fixed |= ready | constants_of_rows
+        second = types | types_of_rows | {"second_ptr": "*i32" if fast else "*fp32"}
         found.append(variant(screen_kernel, f"{label} fast" if fast else label, second, fixed, **options))
-    exact = constants | {"BLOCK_D": _rescore_columns(block_d, dtype), "ROWS": RESCORE_ROWS, "SCAN": SCAN_CODES}
+    exact = constants | absent | {"BLOCK_D": _rescore_columns(dim, dtype), "ROWS": RESCORE_ROWS, "SCAN": SCAN_CODES}
     for kernel in (pick_kernel, rescore_kernel):
         found.append(variant(kernel, label, types, exact, num_warps=RESCORE_WARPS, maxnreg=REGISTERS))
     return found

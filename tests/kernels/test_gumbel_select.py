@@ -275,6 +275,37 @@ def test_triton_takes_any_strides_and_more_patches_than_its_largest_block(device
         assert torch.equal(got.keep.cpu(), expected.keep) and torch.equal(got.order.cpu(), expected.order)
 
 
+@pytest.mark.parametrize("batch", [15, 16, 17, 32, 49])
+def test_offsets_carry_from_one_block_of_images_to_the_next(device, monkeypatch, poisoned, batch):
+    """Blocks of 16 images stand for those of 1024; every image keeps another number of patches."""
+    skip_unless_usable("gumbel_select", "triton", device)
+    from lavit.kernels.gumbel_select import triton as form
+
+    monkeypatch.setattr(form, "SCAN", 16)
+    scores = torch.where(torch.arange(7) < torch.arange(batch)[:, None] * 3 % 8, 1.0, -1.0)
+    scores = torch.stack((scores, torch.zeros_like(scores)), dim=2)
+    expected = gumbel_select(scores, deterministic=True, impl="reference")
+    got = gumbel_select(scores.to(device), deterministic=True, impl="triton")
+    assert torch.equal(got.cu_kept.cpu(), expected.cu_kept) and torch.equal(got.cu_dropped.cpu(), expected.cu_dropped)
+
+
+def test_the_most_probable_at_equality_are_the_first_and_both_zeros_are_equal(device):
+    """The helper alone: a caller without noise keeps zeros of either sign before it asks for the most probable."""
+    skip_unless_usable("gumbel_select", "triton", device)
+    from most_probable import most_probable
+
+    nan, inf = float("nan"), float("inf")
+    margins = [-0.0, 0.0, -1e-310, 2.0, -inf, nan, 2.0, 0.0, -0.0, -3.0, inf, -1e-320, 1e-320, -2.0, nan, -inf]
+    margin = torch.tensor(margins, dtype=torch.float64)
+    value = [-inf if m != m else m for m in margins]  # NaN ranks as -inf, and is never chosen
+    for inside in (16, 11):
+        order = sorted(range(inside), key=lambda i: (-value[i], i))
+        for wanted in range(1, inside + 1):
+            chosen = most_probable(margin.to(device), inside, wanted).cpu()
+            expected = sorted(i for i in order[:wanted] if margins[i] == margins[i])
+            assert chosen.nonzero().flatten().tolist() == expected, (inside, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("batch", "patches"), [(0, 5), (3, 0), (2, 1), (3, 31), (1, 1031)])
 def test_gradient_of_triton_is_that_of_the_reference_to_the_bit(device, poisoned, batch, patches, dtype):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nearest import assert_nearest, distances, vectors
+from nearest import assert_nearest, assert_right_at_any_magnitude, distances, vectors
 from safetensors.torch import load_file
 from usable import skip_unless_usable
 
@@ -14,7 +14,10 @@ from lavit.kernels.nearest_code.library import nearest_code_op
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMPLS = ["reference", "cpu", "cpp", "triton"]
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy.*"),
+]
 
 
 @pytest.fixture(params=[*IMPLS, pytest.param("triton on cuda", marks=pytest.mark.gpu)])
@@ -113,6 +116,82 @@ def test_rows_and_codes_that_are_not_finite(search, metric):
     assert not bool(((ids == 0) | (ids == 5) | (ids == -1)).any())
     codebook[:] = float("nan")
     assert search(x, codebook, metric=metric).tolist() == [-1] * 6
+
+
+METRICS = [("cosine", True), ("euclidean", True), ("euclidean", False)]
+# Of float32 from its denormals to its largest; 3e37 leaves room for the draws.
+MAGNITUDES = [1e-43, 1e-36, 1e-31, 1e-19, 1e-6, 1.0, 1e6, 1e19, 1e30, 3e37]
+
+
+@pytest.mark.parametrize(("metric", "normalize_x"), METRICS)
+@pytest.mark.parametrize("codes", ["alike", *MAGNITUDES])
+def test_rows_and_codes_of_any_magnitude_get_float64s_code(search, codes, metric, normalize_x):
+    """Rows of every magnitude in one call, against codes of every magnitude together, and of one."""
+    size = torch.tensor(MAGNITUDES)
+    x = (vectors(20, 6) * size.repeat_interleave(2)[:, None]).clamp(-3e38, 3e38)
+    codebook = vectors(70, 6, 1) * (size.repeat(7)[:, None] if codes == "alike" else codes)
+    codebook = codebook.clamp(-3e38, 3e38)
+    ids, score = search(x, codebook, metric=metric, normalize_x=normalize_x, return_score=True)
+    assert_right_at_any_magnitude(ids, x, codebook, metric, normalize_x)
+    d = distances(x, codebook, metric, normalize_x).gather(1, ids[:, None])[:, 0]
+    expected = 1 - d / 2 if metric == "cosine" else d
+    terms = 1 if metric == "cosine" else d + x.double().norm(dim=1) ** 2 * (not normalize_x) + normalize_x
+    terms = terms + codebook[ids].double().norm(dim=1) ** 2 * (metric != "cosine")
+    near = (score.double() - expected).abs() <= 4 * 9 * 2**-23 * terms + 2.0**-126
+    assert bool((near | (score.isposinf() & (terms > 3e37))).all())
+
+
+@pytest.mark.parametrize(("metric", "normalize_x"), METRICS)
+@pytest.mark.parametrize("magnitude", [1e-320, 1e-290, 1e-160, 1e160, 1e290])
+def test_float64_rows_beyond_the_range_of_their_squares_get_their_code(search, magnitude, metric, normalize_x):
+    x, codebook = vectors(9, 6, dtype=torch.float64), vectors(70, 6, 1, torch.float64)
+    ids = search(x * magnitude, codebook, metric=metric, normalize_x=normalize_x)
+    assert_right_at_any_magnitude(ids, x * magnitude, codebook, metric, normalize_x)
+    if metric == "cosine":
+        ids = search(x, codebook * magnitude, metric=metric)
+        assert_right_at_any_magnitude(ids, x, codebook * magnitude, metric, normalize_x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("num_codes", [1, 70, 2100])
+def test_a_row_of_zeros_gets_the_first_code_by_cosine_and_the_shortest_by_distance(search, num_codes, dtype):
+    x, codebook = torch.zeros(3, 8, dtype=dtype), vectors(num_codes, 8, dtype=dtype)
+    x[1, 3] = -0.0
+    ids, score = search(x, codebook, return_score=True)
+    assert ids.tolist() == [0] * 3 and score.tolist() == [0.0] * 3
+    shortest = int(codebook.double().norm(dim=1).argmin())
+    for normalize_x in (True, False):
+        ids, score = search(x, codebook, metric="euclidean", normalize_x=normalize_x, return_score=True)
+        assert ids.tolist() == [shortest] * 3
+        square = codebook[shortest].double().square().sum().float()
+        torch.testing.assert_close(score, square.expand(3), rtol=11 * 2**-23, atol=0)
+    if num_codes > 2:
+        codebook[:2] = float("nan")
+        assert search(x, codebook).tolist() == [2] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_codes", [1, 70, 2100])
+def test_a_codebook_of_zeros_gives_its_first_code(search, num_codes, dtype):
+    x, codebook = vectors(4, 8, dtype=dtype), torch.zeros(num_codes, 8, dtype=dtype)
+    x[2] = 0
+    codebook[num_codes // 2, 3] = -0.0
+    for metric, normalize_x in METRICS:
+        ids, score = search(x, codebook, metric=metric, normalize_x=normalize_x, return_score=True)
+        assert ids.tolist() == [0] * 4
+        length = torch.tensor([1.0, 1, 0, 1]) if normalize_x else x.double().square().sum(dim=1).float()
+        expected = torch.zeros(4) if metric == "cosine" else length
+        torch.testing.assert_close(score, expected, rtol=11 * 2**-23, atol=0)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_zero_codes_among_others_are_met_at_no_distance(search, metric):
+    """A zero code has cosine 0 with everything: it is nearest where all others point away."""
+    codebook = vectors(9, 4).abs()
+    codebook[5] = 0
+    x = torch.stack([-torch.ones(4), torch.ones(4), torch.zeros(4)])
+    ids = search(x, codebook, metric=metric, normalize_x=False)
+    assert ids[0] == 5 and ids[1] != 5 and ids[2] == (0 if metric == "cosine" else 5)
 
 
 def test_a_row_does_not_depend_on_how_many_are_searched_with_it():

@@ -4,16 +4,18 @@ implementation obeys are in test_nearest_code.py."""
 import pytest
 import torch
 import torch.nn.functional as F
-from nearest import assert_nearest, distances, vectors
+from nearest import assert_nearest, assert_right_at_any_magnitude, compared, distances, vectors
 from usable import gpu_waits, skip_unless_usable
 
-from lavit.kernels import nearest_code
+from lavit.kernels import nearest_code, triton_support
 
+TILES = ["128x128", "128x64", "64x128", "256x128", "128x128 lanes 8", "64x128 short", "64x64 short"]
 METRICS = [("cosine", True), ("euclidean", True), ("euclidean", False)]
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),
     # The interpreter warns of NaN, which is how codes that do not exist are marked.
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy.*"),
 ]
 
 
@@ -64,6 +66,7 @@ CLOSE = {
     "uneven lengths": lambda n, d: vectors(n, d, 5) * torch.logspace(-4, 3, n)[:, None],
     "tiny": lambda n, d: vectors(n, d, 5) * 1e-20,
     "few large entries": lambda n, d: vectors(n, d, 5) * torch.logspace(-6, 0, d),
+    "whole numbers": lambda n, d: (vectors(n, d, 5) * 150).clamp(-500, 500).round(),
 }
 
 
@@ -71,13 +74,14 @@ CLOSE = {
 @pytest.mark.parametrize(("metric", "normalize_x"), METRICS)
 @pytest.mark.parametrize("dim", [5, 32])
 def test_the_bound_holds_for_every_block(launcher, device, codes, metric, normalize_x, dim):
-    """Each key differs from the float64 maximum of the block that it names by at most half the window."""
+    """Each key differs from the float64 maximum of the block that it names by at most half the window. Of whole numbers
+    that float16 holds, sums included, the packing of the tile's number is all the difference."""
     x, codebook = vectors(19, dim, 7).to(device), CLOSE[codes](300, dim).to(device)
+    if codes == "whole numbers":
+        x = CLOSE[codes](19, dim).flip(1).to(device)
     p = launcher.plan(x, 300, launcher.CONFIGS["64x128"], splits=2)
     found = launcher.screen(x, codebook, metric, normalize_x, False, p)
-    x64, c64 = x.double(), codebook.double()
-    x64 = F.normalize(x64, dim=1) if metric == "cosine" or normalize_x else x64
-    c64 = F.normalize(c64, dim=1) if metric == "cosine" else c64
+    x64, c64 = compared(x, codebook, metric, normalize_x)
     scores = x64 @ c64.T - (0 if metric == "cosine" else c64.square().sum(dim=1) / 2)
     scores = F.pad(scores, (0, p.tiles * 128 - 300), value=-torch.inf)
     # (n, tile, pair, lane, 2) -> (n, tile, lane)
@@ -130,12 +134,14 @@ def test_equal_codes_everywhere_give_the_first(device, launcher, metric):
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-@pytest.mark.parametrize("name", ["128x128", "128x64", "64x128", "256x128", "128x128 lanes 8"])
-def test_every_tile_names_every_code(launcher, device, name, precision):
-    """Every place in a tile, every lane, tile and share decodes to its code: each is the answer once."""
+@pytest.mark.parametrize(("dim", "dtype"), [(13, torch.float32), (13, torch.float64), (131, torch.float32)])
+@pytest.mark.parametrize("name", TILES)
+def test_every_tile_names_every_code(launcher, device, name, precision, dim, dtype):
+    """Every place in a tile, every lane, tile and share decodes to its code: each is the answer once. Rows, codes and
+    columns all end within a tile; float64 and wide rows have their float16 copies made by a kernel of its own."""
     tile = launcher.CONFIGS[name]
     num_codes = 2 * tile.block_n + tile.block_n // 2 - 1
-    codebook = F.normalize(vectors(num_codes, 16), dim=1).to(device)
+    codebook = F.normalize(vectors(num_codes, dim, dtype=dtype), dim=1).to(device)
     order = torch.randperm(num_codes, generator=torch.Generator().manual_seed(1))
     for splits in (1, 2):
         ids, _ = launcher.nearest_code(codebook[order], codebook, "cosine", True, precision, tile, splits)
@@ -143,9 +149,29 @@ def test_every_tile_names_every_code(launcher, device, name, precision):
 
 
 def test_all_tiles_of_the_table_are_tested(launcher):
-    tested = {"128x128", "128x64", "64x128", "256x128", "128x128 lanes 8"}
-    assert set(launcher.CONFIGS) == tested
-    assert {name for row in launcher.TABLE.values() for name in row.values()} <= tested
+    assert set(launcher.CONFIGS) == set(TILES)
+    assert {name for row in launcher.TABLE.values() for name in row.values()} | set(launcher.SMALLER) <= set(TILES)
+
+
+@pytest.mark.parametrize("rooms", [0, 1, 2])
+def test_where_the_tables_tile_does_not_fit_a_smaller_one_gives_the_same_ids(launcher, device, monkeypatch, rooms):
+    """A device that has room for only the last of the tiles, as Triton says it when a compilation is too large."""
+    errors = pytest.importorskip("triton.runtime.errors")
+    x, codebook = vectors(9, 150).to(device), vectors(300, 150, 1).to(device)
+    expected = nearest_code(x, codebook, impl="triton")
+    tiles = [launcher.choose_config(x.device, 150), *(launcher.CONFIGS[name] for name in launcher.SMALLER)]
+    screen, tried = launcher.screen, []
+
+    def screen_with_less_room(*arguments):
+        tried.append(arguments[-1].tile)
+        if len(tried) <= rooms:
+            raise errors.OutOfResources(200_000, 101_376, "shared memory")
+        return screen(*arguments)
+
+    monkeypatch.setattr(triton_support, "_refused", {})
+    monkeypatch.setattr(launcher, "screen", screen_with_less_room)
+    assert torch.equal(nearest_code(x, codebook, impl="triton"), expected)
+    assert tried == tiles[: rooms + 1]
 
 
 def test_more_tiles_than_eight_bits_can_number(launcher, device):
@@ -180,6 +206,29 @@ def test_fast_is_within_half_precision_of_the_best(launcher, device):
     worst = 2 * (2 * 2**-11 + 2**-22 + 32 * 2**-22 + 2**-18)
     assert bool(((chosen - d.amin(dim=1)) / 2 <= worst).all())
     torch.testing.assert_close(score.cpu().double(), 1 - chosen / 2, rtol=0, atol=35 * 2**-23)
+
+
+def test_fast_ties_go_to_the_lowest_id(launcher, device):
+    """Equal codes have equal half-precision scores: in one block, in one lane of other tiles, in another share."""
+    codebook = vectors(700, 16)
+    codebook[[131, 260, 388, 644]] = codebook[3].clone()
+    codebook[[10, 522]] = codebook[9].clone()
+    for splits in (1, 2):
+        ids, _ = launcher.nearest_code(
+            codebook[[3, 9]].to(device), codebook.to(device), "cosine", True, "fast", launcher.CONFIGS["64x128"], splits
+        )
+        assert ids.tolist() == [3, 9]
+
+
+def test_wide_codes_are_scaled_by_their_largest_entry_wherever_it_is(launcher, device):
+    """A step takes 64 columns of 200: each code has entries near 1e30 in one of the steps and near 1e-30 elsewhere."""
+    codebook = vectors(40, 200, 1) * 1e-30
+    for code in range(40):
+        at = 64 * (code % 4)
+        codebook[code, at : min(at + 3, 200)] = vectors(1, 3, code)[0] * 1e30
+    x = vectors(5, 200, 2)
+    ids, _ = launcher.nearest_code(x.to(device), codebook.to(device), "cosine", True, "exact")
+    assert_right_at_any_magnitude(ids.cpu(), x, codebook, "cosine", True)
 
 
 def test_shares_fill_the_device_and_never_leave_the_codebook(launcher):

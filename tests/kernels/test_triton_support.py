@@ -114,3 +114,12 @@ def test_other_errors_of_a_launch_are_not_taken_for_a_lack_of_room(refusals):
 
     with pytest.raises(RuntimeError, match="something else"):
         launch_first_that_fits(launch, [2, 1], "op", CPU)
+
+
+@pytest.mark.parametrize(
+    ("of_triton", "of_numpy", "works"),
+    [("3.6.0", "2.4.0", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.4.6", True), ("3.10.0+git1", "2.10.0", True)],
+)
+def test_an_interpreter_that_fails_with_this_numpy_says_so(of_triton, of_numpy, works):
+    reason = triton_support._interpreter_problem(of_triton, of_numpy)
+    assert reason is None if works else f"{of_triton}'s interpreter fails with numpy {of_numpy}" in reason
