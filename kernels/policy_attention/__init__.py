@@ -9,7 +9,7 @@ from lavit.kernels.checks import check_float, check_one_of, check_same_device, c
 from lavit.kernels.policy_attention.library import policy_attention_op
 from lavit.kernels.types import compute_dtype
 
-__all__ = ["policy_attention"]
+__all__ = ["policy_attention", "warm_up"]
 
 
 def policy_attention(
@@ -51,3 +51,23 @@ def policy_attention(
     compute = compute_dtype(q)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     return policy_attention_op(q, k, v, keep.to(compute), kind, float(eps), scale, impl)[0]
+
+
+def warm_up(
+    dim: int,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cuda",
+    *,
+    kind: str = "causal",
+    eps: float = 1e-6,
+    impl: str = "auto",
+) -> None:
+    """Compile what calls of this kind run, forward and backward, so that none does later, as while a CUDA graph is
+    recorded. Numbers of images, tokens and heads, strides, the scale and the size of an eps above 0 do not matter.
+
+    dim: D. dtype: of q.
+    """
+    q, k, v = (torch.zeros(1, 1, 1, dim, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    with torch.enable_grad():
+        out = policy_attention(q, k, v, torch.ones(1, 1, device=device), kind=kind, eps=eps, impl=impl)
+    torch.autograd.grad(out, (q, k, v), torch.ones_like(out))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 
+from lavit.kernels.attention_launches import aligned, packed, smaller
 from lavit.kernels.policy_attention.triton_kernels import forward_kernel, key_gradient_kernel, query_gradient_kernel
 from lavit.kernels.triton_support import (
     FUSE,
@@ -15,6 +18,7 @@ from lavit.kernels.triton_support import (
     Variant,
     architecture_of,
     column_parts,
+    launch_first_that_fits,
     newest,
     of_width,
     on_device_of,
@@ -46,7 +50,7 @@ TABLE = {
     },
 }
 # float32 is multiplied without tensor cores, whose inputs would lose 13 of its bits.
-FLOAT32_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
+FLOAT32_WIDE = Tiles(Tile(16, 16, 8, 2), Tile(16, 16, 8, 2), Tile(16, 16, 8, 1))
 FLOAT32 = {
     80: {128: Tiles(Tile(32, 16, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
     90: {128: Tiles(Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), Tile(32, 32, 8, 1)), 256: FLOAT32_WIDE},
@@ -62,9 +66,10 @@ def choose_tiles(q: Tensor) -> Tiles:
 
 
 def can_take(q: Tensor) -> bool:
-    """Whether the kernels are made for such inputs: no float64, and widths whose vectors are 16 bytes and more."""
-    dim = q.shape[-1]
-    return q.dtype != torch.float64 and NARROWEST <= dim <= WIDEST and dim % UNIT == 0
+    """Whether the kernels are made for such inputs: no float64, widths whose vectors are 16 bytes and more, and images
+    of less than 2^31 elements, within which they count in 32 bits."""
+    _, n, heads, dim = q.shape
+    return q.dtype != torch.float64 and NARROWEST <= dim <= WIDEST and dim % UNIT == 0 and n * heads * dim < 2**31
 
 
 def strided(x: Tensor) -> Tensor:
@@ -74,11 +79,16 @@ def strided(x: Tensor) -> Tensor:
     """
     *strides, inner = x.stride()
     fits = inner == 1 and all(s % UNIT == 0 for s in strides) and x.shape[1] * x.stride(1) < 2**31
-    return x if fits else x.contiguous()
+    return x if fits and aligned(x) else packed(x)
 
 
 def _units(*tensors: Tensor) -> list[int]:
     return [s // UNIT for x in tensors for s in x.stride()[:3]]
+
+
+def _what(kernel: str, q: Tensor, kind: str, eps: float) -> tuple[Any, ...]:
+    """All that a kernel's compilations depend on, besides the tile."""
+    return "policy_attention", kernel, q.dtype, q.shape[-1], kind, eps > 0
 
 
 def policy_attention(
@@ -92,14 +102,17 @@ def policy_attention(
     if q.numel() == 0:
         return out, lse, leak, keep.new_zeros((batch, heads, dim))
     mean = keep.new_empty((batch, heads, dim))
-    tile = choose_tiles(q).forward
-    q, k, v = strided(q), strided(k), strided(v)
-    with on_device_of(q):
+    q, k, v, keep = strided(q), strided(k), strided(v), packed(keep)
+
+    def launch(tile: Tile) -> None:
         forward_kernel[(triton.cdiv(n, tile.block_m) * heads * batch,)](
-            q, k, v, keep.contiguous(), out, lse, leak, mean,
+            q, k, v, keep, out, lse, leak, mean,
             n, heads, *_units(q, k, v), scale, eps,
             dim, *column_parts(dim), kind == "causal", eps > 0, tile.block_m, tile.block_n, **tile.options, **FUSE,
         )  # fmt: skip
+
+    with on_device_of(q):
+        launch_first_that_fits(launch, smaller(choose_tiles(q).forward), _what("forward", q, kind, eps), q.device)
     return out, lse, leak, mean
 
 
@@ -124,24 +137,29 @@ def policy_attention_backward(
         return dq, dk, dv, torch.zeros_like(keep)
     delta, slope, dkeep = (torch.empty_like(lse) for _ in range(3))
     top = torch.empty_like(lse, dtype=torch.int32)
-    tiles = choose_tiles(q)
-    of_queries, of_keys = tiles.queries, tiles.keys
-    blocks = triton.cdiv(n, of_queries.block_m)
-    leaked = keep.new_empty((batch, heads, blocks, dim)) if eps > 0 else mean
-    grad, q, k, v, keep = strided(grad), strided(q), strided(k), strided(v), keep.contiguous()
+    grad, q, k, v, keep = strided(grad), strided(q), strided(k), strided(v), packed(keep)
     sizes = (n, heads, *_units(grad, q, k, v), scale)
     shape = (dim, *column_parts(dim), kind == "causal", eps > 0)
-    with on_device_of(q):
+
+    def queries(tile: Tile) -> Tensor:
+        blocks = triton.cdiv(n, tile.block_m)
+        leaked = keep.new_empty((batch, heads, blocks, dim)) if eps > 0 else mean
         query_gradient_kernel[(blocks * heads * batch,)](
             grad, q, k, v, keep, out, lse, leak, mean, dq, delta, slope, top, leaked,
-            *sizes, *shape, of_queries.block_m, of_queries.block_n, **of_queries.options, **FUSE,
+            *sizes, *shape, tile.block_m, tile.block_n, **tile.options, **FUSE,
         )  # fmt: skip
-        if eps > 0:
-            leaked = leaked.sum(dim=2)
-        key_gradient_kernel[(triton.cdiv(n, of_keys.block_n) * heads * batch,)](
+        return leaked.sum(dim=2) if eps > 0 else leaked
+
+    def keys(tile: Tile) -> None:
+        key_gradient_kernel[(triton.cdiv(n, tile.block_n) * heads * batch,)](
             grad, q, k, v, keep, lse, delta, slope, top, leaked, dk, dv, dkeep,
-            *sizes, *shape, of_keys.block_m, of_keys.block_n, **of_keys.options, **FUSE,
+            *sizes, *shape, tile.block_m, tile.block_n, **tile.options, **FUSE,
         )  # fmt: skip
+
+    tiles = choose_tiles(q)
+    with on_device_of(q):
+        leaked = launch_first_that_fits(queries, smaller(tiles.queries), _what("queries", q, kind, eps), q.device)
+        launch_first_that_fits(keys, smaller(tiles.keys), _what("keys", q, kind, eps), q.device)
     return dq, dk, dv, dkeep.sum(dim=1)
 
 
@@ -149,9 +167,10 @@ KERNELS = {"forward": forward_kernel, "queries": query_gradient_kernel, "keys": 
 
 
 def variants() -> list[Variant]:
-    """Every kernel at LaVIT's width: bfloat16, of either kind, and float32; and bfloat16 at a width of either class."""
+    """Every kernel with every tile of the tables: at LaVIT's width, of either kind, and at the ends of the others."""
     cases = [(88, torch.bfloat16, "causal"), (88, torch.bfloat16, "cross"), (88, torch.float32, "causal")]
-    cases += [(64, torch.bfloat16, "causal"), (128, torch.bfloat16, "causal")]
+    cases += [(64, torch.bfloat16, "causal"), (128, torch.bfloat16, "causal"), (256, torch.bfloat16, "causal")]
+    cases += [(256, torch.float32, "causal")]
     return [one for case in cases for served in (80, 90, 100) for one in _variants_of(*case, served)]
 
 

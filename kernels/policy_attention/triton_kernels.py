@@ -21,8 +21,7 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-# Without eps a masked column's exp(s - lse), which only its mask's gradient sees, may be beyond float32: it stops here.
-HIGHEST = tl.constexpr(64.0)
+HIGHEST = tl.constexpr(64.0)  # LARGEST_EXPONENT of reference.py, in powers of two
 UNIT = tl.constexpr(8)
 # Whatever they are, one compilation serves.
 SIZES = ["n", "heads", *(f"{x}_{axis}" for x in "gqkv" for axis in ("image", "row", "head"))]
@@ -78,6 +77,12 @@ def _policy(keep_ptr, keys, n, CAUSAL: tl.constexpr):
     if CAUSAL:
         return tl.load(keep_ptr + keys, mask=keys < n, other=0.0)
     return 1.0 - tl.load(keep_ptr + keys, mask=keys < n, other=1.0)
+
+
+@triton.jit
+def _bounded(s, p):
+    """Exponents without eps: of masked columns up to HIGHEST. NaN stays NaN."""
+    return tl.where(p == 0, tl.minimum(s, HIGHEST, propagate_nan=tl.PropagateNan.ALL), s)
 
 
 @triton.jit
@@ -138,7 +143,8 @@ def forward_kernel(
             v0 = _rows_of(v_ptr, keys, v_row, n, 0, D0, D, True)
             v1 = _rows_of(v_ptr, keys, v_row, n, D0, D1, D, True)
             if EPS:
-                highest = tl.maximum(highest, tl.max(s, axis=1))
+                # Both drop NaN: min takes infinity for it, so that max does not.
+                highest = tl.maximum(highest, tl.max(tl.minimum(s, float("inf")), axis=1))
                 mean0 += tl.sum(v0.to(tl.float32), axis=0)
                 if D1 > 0:
                     mean1 += tl.sum(v1.to(tl.float32), axis=0)
@@ -162,17 +168,18 @@ def forward_kernel(
     out_ptr += image * n * heads * D + head * D
     mean0 = mean0 / n
     if EPS:
+        highest = tl.where(highest < float("inf"), highest, float("nan"))
         shrink = tl.exp2(peak - highest)
         den = total * shrink + eps
         leak = eps / den
         lse = (highest + tl.log2(den)) * LN2
         acc0 = acc0 * (shrink / den)[:, None] + leak[:, None] * mean0[None, :]
     else:
-        seen = total > 0
-        shrink = tl.where(seen, 1.0, 0.0)
-        den = tl.where(seen, total, 1.0)
+        empty = total <= 0  # NaN is not
+        shrink = tl.where(empty, 0.0, 1.0)
+        den = tl.where(empty, 1.0, total)
         leak = tl.zeros((BLOCK_M,), tl.float32)
-        lse = tl.where(seen, (peak + tl.log2(den)) * LN2, float("inf"))
+        lse = tl.where(empty, float("inf"), (peak + tl.log2(den)) * LN2)
         acc0 = acc0 * (shrink / den)[:, None]
     tl.store(lse_ptr + stats + rows, lse, mask=rows < n)
     tl.store(leak_ptr + stats + rows, leak, mask=rows < n)
@@ -265,20 +272,22 @@ def query_gradient_kernel(
                     p = tl.where(keys[None, :] < rows[:, None], p, (keys[None, :] == rows[:, None]).to(tl.float32))
                 s -= lse[:, None]
                 if not EPS:
-                    s = tl.minimum(s, HIGHEST)
-                ds = (tl.exp2(s) * p * (da - delta[:, None])).to(k0.dtype)
+                    s = _bounded(s, p)
+                # Scaled before it is rounded: float16 ends at 65504.
+                ds = (tl.exp2(s) * p * ((da - delta[:, None]) * scale)).to(k0.dtype)
                 acc0 = tl.dot(ds, k0, acc=acc0, input_precision="ieee")
                 if D1 > 0:
                     acc1 = tl.dot(ds, k1, acc=acc1, input_precision="ieee")
 
     if EPS:
         tl.store(top_ptr + stats + rows, top, mask=rows < n)
+        slope *= scale
         acc0 -= slope[:, None] * _rows_of(k_ptr, top, k_row, n, 0, D0, D, False).to(tl.float32)
-    _store_rows(dq_ptr + packed, rows, heads * D, n, acc0 * scale, 0, D0, D)
+    _store_rows(dq_ptr + packed, rows, heads * D, n, acc0, 0, D0, D)
     if D1 > 0:
         if EPS:
             acc1 -= slope[:, None] * _rows_of(k_ptr, top, k_row, n, D0, D1, D, False).to(tl.float32)
-        _store_rows(dq_ptr + packed, rows, heads * D, n, acc1 * scale, D0, D1, D)
+        _store_rows(dq_ptr + packed, rows, heads * D, n, acc1, D0, D1, D)
 
 
 # The same shape: k, v, q, g in and dk, dv out, 0.27 GB, 83 us; twice the forward's products.
@@ -329,18 +338,19 @@ def key_gradient_kernel(
                 lse = tl.load(lse_ptr + stats + rows, mask=rows < n, other=float("inf")) * LOG2E
                 delta = tl.load(delta_ptr + stats + rows, mask=rows < n, other=0.0)
                 s = _times_transposed(k0, k1, q0, q1, D1) * (scale * LOG2E) - lse[None, :]
-                if not EPS:
-                    s = tl.minimum(s, HIGHEST)
-                e = tl.exp2(s)
                 p = policy
                 if STEP == 1:
                     p = tl.where(keys[:, None] < rows[None, :], p, (keys[:, None] == rows[None, :]).to(tl.float32))
+                if not EPS:
+                    s = _bounded(s, p)
+                e = tl.exp2(s)
                 w = (e * p).to(g0.dtype)
                 dv0 = tl.dot(w, g0, acc=dv0, input_precision="ieee")
                 if D1 > 0:
                     dv1 = tl.dot(w, g1, acc=dv1, input_precision="ieee")
-                dp = e * (_times_transposed(v0, v1, g0, g1, D1) - delta[None, :])
-                ds = dp * p
+                d = _times_transposed(v0, v1, g0, g1, D1) - delta[None, :]
+                ds = e * p * d
+                dp = e * d
                 if STEP == 1:
                     dp = tl.where(keys[:, None] < rows[None, :], dp, 0.0)
                 dkeep += tl.sum(dp, axis=1)
@@ -348,7 +358,7 @@ def key_gradient_kernel(
                 slope = tl.load(slope_ptr + stats + rows, mask=rows < n, other=0.0)
                 top = tl.load(top_ptr + stats + rows, mask=rows < n, other=-1)
                 ds -= tl.where(keys[:, None] == top[None, :], slope[None, :], 0.0)
-            ds = ds.to(q0.dtype)
+            ds = (ds * scale).to(q0.dtype)
             dk0 = tl.dot(ds, q0, acc=dk0, input_precision="ieee")
             if D1 > 0:
                 dk1 = tl.dot(ds, q1, acc=dk1, input_precision="ieee")
@@ -358,10 +368,10 @@ def key_gradient_kernel(
     leaked_ptr += (image * heads + head) * D
     if EPS:
         dv0 += _vector_of(leaked_ptr, 0, D0, D)[None, :]
-    _store_rows(dk_ptr + packed, keys, heads * D, n, dk0 * scale, 0, D0, D)
+    _store_rows(dk_ptr + packed, keys, heads * D, n, dk0, 0, D0, D)
     _store_rows(dv_ptr + packed, keys, heads * D, n, dv0, 0, D0, D)
     if D1 > 0:
         if EPS:
             dv1 += _vector_of(leaked_ptr, D0, D1, D)[None, :]
-        _store_rows(dk_ptr + packed, keys, heads * D, n, dk1 * scale, D0, D1, D)
+        _store_rows(dk_ptr + packed, keys, heads * D, n, dk1, D0, D1, D)
         _store_rows(dv_ptr + packed, keys, heads * D, n, dv1, D0, D1, D)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lavit.kernels.checks import (
@@ -14,7 +15,7 @@ from lavit.kernels.checks import (
 )
 from lavit.kernels.varlen_attention.library import varlen_attention_op
 
-__all__ = ["varlen_attention"]
+__all__ = ["varlen_attention", "warm_up"]
 
 
 def varlen_attention(
@@ -64,3 +65,24 @@ def varlen_attention(
         raise ValueError(f"k: expected as many rows as q ({q.shape[0]}) with causal=True, got {k.shape[0]}")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     return varlen_attention_op(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl)[0]
+
+
+def warm_up(
+    dim: int,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cuda",
+    *,
+    causal: bool = False,
+    weighted: bool = False,
+    impl: str = "auto",
+) -> None:
+    """Compile what calls of this kind run, forward and backward, so that none does later, as while a CUDA graph is
+    recorded. Numbers of images, rows and heads, strides and the scale do not matter.
+
+    dim: D. dtype: of q. weighted: whether they have a key_weight.
+    """
+    q, k, v = (torch.zeros(1, 1, dim, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    cu, weight = torch.arange(2, dtype=torch.int32, device=device), torch.ones(1, device=device)
+    with torch.enable_grad():
+        out = varlen_attention(q, k, v, cu, cu, 1, 1, causal=causal, key_weight=weight if weighted else None, impl=impl)
+    torch.autograd.grad(out, (q, k, v), torch.ones_like(out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import log
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from lavit.kernels.types import compute_dtype
 
 Image = tuple[slice, slice]
 
-LARGEST_EXPONENT = 80.0
+# Of what a removed key would weigh: with a logit far above the others' that is beyond float32, and the gradient of the
+# key's weight, a sum of both signs, would be NaN.
+LARGEST_EXPONENT = 64 * log(2)
 
 
 def images(cu_q: Tensor, cu_k: Tensor) -> Iterator[Image]:
@@ -26,10 +29,12 @@ def logits(q: Tensor, k: Tensor, log_weight: Tensor | None, causal: bool, scale:
     s = scale * torch.einsum("ihd,jhd->hij", q, k)
     if log_weight is not None:
         s = s + log_weight
-    if causal:
-        future = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).triu(1)
-        s = s.masked_fill(future, -torch.inf)
-    return s
+    return without_future(s) if causal else s
+
+
+def without_future(s: Tensor) -> Tensor:
+    """(..., Lq, Lk) with -inf where the key's rank exceeds the query's, whatever was there."""
+    return s.masked_fill(torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).triu(1), -torch.inf)
 
 
 def varlen_attention(
@@ -77,20 +82,22 @@ def varlen_attention_backward(
 
     p_ij = w_j u_ij, u_ij = exp(s_ij - lse_i);   dv_j = sum_i p_ij g_i
     d_ij = g_i . v_j - g_i . out_i;              ds_ij = p_ij d_ij;   dw_j = sum over heads and i of u_ij d_ij
-    u does not contain w: the gradient of a key of weight 0 is right too (up to e^80, beyond which float32 ends).
+    u does not contain w: the gradient of a key of weight 0 is right too, up to a u of 2^64. p, which is at most 1, is
+    computed without u, so that nothing of a removed key but its weight has a gradient, whatever its logit.
     """
     dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     w = None if key_weight is None else key_weight.to(lse.dtype)
     dw = lse.new_zeros(0 if w is None else w.shape)
     for i, j in images(cu_q, cu_k):
         qi, kj, vj, g, oi = (x.to(lse.dtype) for x in (q[i], k[j], v[j], grad[i], out[i]))
-        u = (logits(qi, kj, None, causal, scale) - lse[i].T[..., None]).clamp(max=LARGEST_EXPONENT).exp()
-        p = u if w is None else u * w[j]
+        exponent = logits(qi, kj, None, False, scale) - lse[i].T[..., None]
+        exponent = without_future(exponent) if causal else exponent
+        p = (exponent if w is None else exponent + w[j].log()).clamp(max=0).exp()
         d = torch.einsum("ihd,jhd->hij", g, vj) - torch.einsum("ihd,ihd->hi", g, oi)[..., None]
         ds = p * d * scale
         dq[i] = torch.einsum("hij,jhd->ihd", ds, kj).to(q.dtype)
         dk[j] = torch.einsum("hij,ihd->jhd", ds, qi).to(k.dtype)
         dv[j] = torch.einsum("hij,ihd->jhd", p, g).to(v.dtype)
         if w is not None:
-            dw[j] = (u * d).sum(dim=(0, 1))
+            dw[j] = (exponent.clamp(max=LARGEST_EXPONENT).exp() * d).sum(dim=(0, 1))
     return dq, dk, dv, dw if key_weight is None else dw.to(key_weight.dtype)

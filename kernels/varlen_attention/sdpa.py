@@ -205,11 +205,13 @@ def varlen_attention_backward(
     if padded or key_weight is not None:
         delta = with_spare_row((grad.to(compute) * out.to(compute)).sum(dim=-1), compute, wanted=padded)
         lse_all = with_spare_row(lse, compute, torch.inf, wanted=padded)
-    weight = None if key_weight is None else with_spare_row(key_weight, compute)
+    log_weight = None
+    if key_weight is not None:
+        log_weight = with_spare_row(key_weight, compute).log_().clamp_(min=HIDDEN)
     dq, dk, dv = (lse.new_zeros((n + 1, *q.shape[1:])) for n in (total_q, total_k, total_k))
-    dw = lse.new_zeros(0 if weight is None else weight.shape)
+    dw = lse.new_zeros(0 if log_weight is None else log_weight.shape)
     for at_q, at_k, rows_k in parts:
-        if weight is None and isinstance(at_q, slice):
+        if log_weight is None and isinstance(at_q, slice):
             g, qb, kb, vb, o = g_all[at_q], q_all[at_q], k_all[at_k], v_all[at_k], out[at_q].to(compute)
             dq[at_q], dk[at_k], dv[at_k] = fused_backward(g, qb, kb, vb, o, lse[at_q], causal, scale)
             continue
@@ -217,15 +219,16 @@ def varlen_attention_backward(
         s = torch.bmm(qb, kb.transpose(1, 2))
         hide(s.view(-1, heads, *s.shape[1:]), rows_k, total_k, causal)
         s.sub_(gather(lse_all, at_q)[..., None])
-        u = exp_(s, None if weight is None else LARGEST_EXPONENT)
-        d = torch.bmm(g, gather(v_all, at_k).transpose(1, 2)).sub_(gather(delta, at_q)[..., None]).mul_(u)
-        if weight is not None:
-            by_image = d.view(-1, heads, *d.shape[1:])
-            dw[rows_k] = by_image.sum(dim=(1, 2)).view(weight[rows_k].shape)
-            w = weight[rows_k].view(by_image.shape[0], 1, 1, -1)
-            by_image.mul_(w)
-            u.view(by_image.shape).mul_(w)
-        scatter(dv, at_k, torch.bmm(u.transpose(1, 2), g))
+        d = torch.bmm(g, gather(v_all, at_k).transpose(1, 2)).sub_(gather(delta, at_q)[..., None])
+        p = s
+        if log_weight is not None:
+            p = s.view(-1, heads, *s.shape[1:]) + log_weight[rows_k].view(s.shape[0] // heads, 1, 1, -1)
+            p = p.view(s.shape)
+            u = exp_(s, LARGEST_EXPONENT).mul_(d).view(-1, heads, *s.shape[1:])
+            dw[rows_k] = u.sum(dim=(1, 2)).view(log_weight[rows_k].shape)
+        p = exp_(p, 0.0)
+        d.mul_(p)
+        scatter(dv, at_k, torch.bmm(p.transpose(1, 2), g))
         scatter(dq, at_q, torch.bmm(d, kb).mul_(scale))
         scatter(dk, at_k, torch.bmm(d.transpose(1, 2), qb))
     dq, dk, dv = (g[:n].to(x.dtype) for g, x, n in ((dq, q, total_q), (dk, k, total_k), (dv, v, total_k)))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from lavit.kernels.attention_launches import aligned, packed, smaller
 from lavit.kernels.triton_support import (
+    FUSE,
     Tile,
     Tiles,
     Variant,
     architecture_of,
     column_parts,
+    launch_first_that_fits,
     newest,
     of_width,
     on_device_of,
@@ -34,10 +38,27 @@ FLOAT_MIDDLE = Tiles(Tile(32, 16, 8, 2), Tile(32, 16, 4, 2), Tile(16, 16, 4, 2))
 FLOAT_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 2), Tile(16, 16, 8, 1))
 # By architecture (the newest not above the device's), by bytes of an element, and by the columns of both parts.
 # A tile decides in which order an image's keys are summed, so it must not depend on what else is in the batch.
+SINGLE = {64: FLOAT_NARROW, 96: FLOAT_LAVIT, 128: FLOAT_MIDDLE, 256: FLOAT_WIDE}
+ROOMY = {2: {64: HALF_NARROW, 128: HALF_MIDDLE, 256: HALF_WIDE}, 4: SINGLE}
 TABLE: dict[int, dict[int, dict[int, Tiles]]] = {
-    80: {
-        2: {64: HALF_NARROW, 128: HALF_MIDDLE, 256: HALF_WIDE},
-        4: {64: FLOAT_NARROW, 96: FLOAT_LAVIT, 128: FLOAT_MIDDLE, 256: FLOAT_WIDE},
+    80: ROOMY,
+    # 8.6, 8.9 and 12 have 99 KiB of shared memory, where HALF_WIDE's queries want 101.
+    86: {
+        2: {
+            64: HALF_NARROW,
+            128: replace(HALF_MIDDLE, keys=Tile(32, 32, 8, 2)),
+            256: replace(HALF_WIDE, queries=Tile(32, 32, 8, 2)),
+        },
+        4: SINGLE,
+    },
+    90: ROOMY,
+    120: {
+        2: {
+            64: HALF_NARROW,
+            128: replace(HALF_MIDDLE, keys=Tile(16, 64, 4, 2)),
+            256: replace(HALF_WIDE, queries=Tile(32, 16, 8, 2)),
+        },
+        4: SINGLE,
     },
 }
 LARGEST = 256
@@ -56,11 +77,21 @@ def rows_of_heads(x: Tensor) -> Tensor:
     """x (T, H, D) with a row's heads side by side and rows at multiples of 8 elements: as q, k and v of one product
     are; else a copy."""
     row, head, column = x.stride()
-    return x if column == 1 and head == x.shape[2] and row % 8 == 0 else x.contiguous()
+    return x if column == 1 and head == x.shape[2] and row % 8 == 0 and aligned(x) else packed(x)
+
+
+def weights(key_weight: Tensor | None) -> Tensor | None:
+    """In float32, as the kernels compute with them."""
+    return None if key_weight is None else packed(key_weight.float())
 
 
 def strides(*xs: Tensor) -> list[int]:
     return [x.stride(0) // 8 for x in xs]
+
+
+def _what(kernel: str, q: Tensor, causal: bool, weight: Tensor | None) -> tuple[Any, ...]:
+    """All that a kernel's compilations depend on, besides the tile."""
+    return "varlen_attention", kernel, q.dtype, q.shape[-1], causal, weight is not None
 
 
 def varlen_attention(
@@ -80,16 +111,19 @@ def varlen_attention(
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
     if out.numel() == 0:
         return out, lse
-    tile = choose_tiles(q).forward
     q, k, v = (rows_of_heads(x) for x in (q, k, v))
-    images, blocks = cu_q.shape[0] - 1, max(1, triton.cdiv(max_q, tile.block_m))
-    with on_device_of(q):
+    weight, cu_q, cu_k, images = weights(key_weight), packed(cu_q), packed(cu_k), cu_q.shape[0] - 1
+
+    def launch(tile: Tile) -> None:
+        blocks = max(1, triton.cdiv(max_q, tile.block_m))
         forward_kernel[((images + 1) * blocks * heads,)](
-            q, k, v, None if key_weight is None else key_weight.contiguous(),
-            cu_q.contiguous(), cu_k.contiguous(), out, lse,
+            q, k, v, weight, cu_q, cu_k, out, lse,
             heads, blocks, images, total_q, *strides(q, k, v), scale,
-            dim, *column_parts(dim), causal, tile.block_m, tile.block_n, **tile.options,
+            dim, *column_parts(dim), causal, tile.block_m, tile.block_n, **tile.options, **FUSE,
         )  # fmt: skip
+
+    with on_device_of(q):
+        launch_first_that_fits(launch, smaller(choose_tiles(q).forward), _what("forward", q, causal, weight), q.device)
     return out, lse
 
 
@@ -114,30 +148,35 @@ def varlen_attention_backward(
     delta = torch.empty_like(lse)
     dw = lse.new_empty((0,) if key_weight is None else (heads, total_k))
     grad, q, k, v = (rows_of_heads(x) for x in (grad, q, k, v))
-    cu_q, cu_k = cu_q.contiguous(), cu_k.contiguous()
-    weight = None if key_weight is None else key_weight.contiguous()
-    tiles = choose_tiles(q)
+    weight, cu_q, cu_k = weights(key_weight), packed(cu_q), packed(cu_k)
     shape = (dim, *column_parts(dim), causal)
+
+    def queries(tile: Tile) -> None:
+        blocks = max(1, triton.cdiv(max_q, tile.block_m))
+        backward_queries_kernel[((images + 1) * blocks * heads,)](
+            grad, q, k, v, weight, out, lse, cu_q, cu_k, delta, dq,
+            heads, blocks, images, total_q, *strides(grad, q, k, v), scale,
+            *shape, tile.block_m, tile.block_n, **tile.options, **FUSE,
+        )  # fmt: skip
+
+    def keys(tile: Tile) -> None:
+        blocks = max(1, triton.cdiv(max_k, tile.block_n))
+        backward_keys_kernel[((images + 1) * blocks * heads,)](
+            grad, q, k, v, weight, lse, delta, cu_q, cu_k, dk, dv, None if weight is None else dw,
+            heads, blocks, images, total_k, *strides(grad, q, k, v), scale,
+            *shape, tile.block_m, tile.block_n, **tile.options, **FUSE,
+        )  # fmt: skip
+
+    tiles = choose_tiles(q)
     with on_device_of(q):
         if dq.numel():
-            tile = tiles.queries
-            blocks = max(1, triton.cdiv(max_q, tile.block_m))
-            backward_queries_kernel[((images + 1) * blocks * heads,)](
-                grad, q, k, v, weight, out, lse, cu_q, cu_k, delta, dq,
-                heads, blocks, images, total_q, *strides(grad, q, k, v), scale,
-                *shape, tile.block_m, tile.block_n, **tile.options,
-            )  # fmt: skip
+            launch_first_that_fits(queries, smaller(tiles.queries), _what("queries", q, causal, weight), q.device)
         if dk.numel():
-            tile = tiles.keys
-            blocks = max(1, triton.cdiv(max_k, tile.block_n))
-            backward_keys_kernel[((images + 1) * blocks * heads,)](
-                grad, q, k, v, weight, lse, delta, cu_q, cu_k, dk, dv, None if weight is None else dw,
-                heads, blocks, images, total_k, *strides(grad, q, k, v), scale,
-                *shape, tile.block_m, tile.block_n, **tile.options,
-            )  # fmt: skip
+            launch_first_that_fits(keys, smaller(tiles.keys), _what("keys", q, causal, weight), q.device)
     return dq, dk, dv, dw if key_weight is None else dw.sum(dim=0).to(key_weight.dtype)
 
 
+KERNELS = {"forward": forward_kernel, "queries": backward_queries_kernel, "keys": backward_keys_kernel}
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -145,17 +184,16 @@ def variants() -> list[Variant]:
     """Every kernel with every tile of TABLE: LaVIT's width as the merger calls it, the ends of the others plainly."""
     cases = [(88, "bf16", True, True), (88, "bf16", False, False), (88, "fp32", True, True)]
     cases += [(dim, kind, False, True) for dim in (64, 128, 256) for kind in ("bf16", "fp32")]
-    found = []
-    for row in TABLE.values():
-        served = tuple(a for a in (80, 90, 100) if newest(TABLE, a) is row)
+    found: dict[tuple[Any, ...], Variant] = {}
+    for served in (80, 86, 89, 90, 100, 120):
+        row = newest(TABLE, served)
         for dim, kind, causal, weighted in cases:
             tiles = of_width(row[TYPES[kind].itemsize], dim)
-            found += [
-                _variant(forward_kernel, tiles.forward, dim, kind, causal, weighted, served),
-                _variant(backward_queries_kernel, tiles.queries, dim, kind, causal, weighted, served),
-                _variant(backward_keys_kernel, tiles.keys, dim, kind, causal, weighted, served),
-            ]
-    return found
+            for name, kernel in KERNELS.items():
+                case = kernel, getattr(tiles, name), dim, kind, causal, weighted
+                before = found[case].architectures if case in found else ()
+                found[case] = _variant(*case, (*before, served))
+    return list(found.values())
 
 
 def _variant(

@@ -16,7 +16,7 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-LARGEST_EXPONENT = tl.constexpr(80.0 * 1.4426950408889634)  # as in reference.py, in powers of two
+LARGEST_EXPONENT = tl.constexpr(64.0)  # as in reference.py, in powers of two
 
 FORWARD_INTEGERS = ["heads", "blocks", "images", "total_q", "q_row", "k_row", "v_row"]
 BACKWARD_INTEGERS = [*FORWARD_INTEGERS, "total_k", "g_row"]
@@ -74,8 +74,15 @@ def _add_dot(a, b, c):
 
 @triton.jit
 def _log2_weight(w):
-    positive = w > 0
-    return tl.where(positive, tl.log2(tl.where(positive, w, 1.0)), float("-inf"))
+    """-inf for 0; NaN, as the definition's, for what is no weight."""
+    removed = w == 0
+    return tl.where(removed, float("-inf"), tl.log2(tl.where(removed, 1.0, w)))
+
+
+@triton.jit
+def _exp2_up_to(largest, x):
+    """2^min(x, largest). NaN stays NaN, where tl.minimum alone would take the other."""
+    return tl.exp2(tl.minimum(x, largest, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
@@ -165,7 +172,7 @@ def forward_kernel(
         acc0 = _add_dot(p, _load(v_block, v_row, there, 0, D0, D), acc0 * shrink[:, None])
         if D1 > 0:
             acc1 = _add_dot(p, _load(v_block, v_row, there, D0, D1, D), acc1 * shrink[:, None])
-    alive = total > 0
+    alive = total != 0  # NaN, too
     divisor = tl.where(alive, total, 1.0)
     out = _at(out, first_q, out_row)
     _store(out, out_row, inside, acc0 / divisor[:, None], 0, D0, D)
@@ -230,21 +237,23 @@ def backward_queries_kernel(
             k1 = _load(k_block, k_row, there, D0, D1, D)
             s = _add_dot(q1, tl.trans(k1), s)
             d = _add_dot(g1, tl.trans(_load(v_block, v_row, there, D0, D1, D)), d)
-        exponent = tl.minimum(s * (scale * LOG2_E) - log2_total[:, None], LARGEST_EXPONENT)
+        exponent = s * (scale * LOG2_E) - log2_total[:, None]
+        if weight is not None:
+            w = tl.load(weight + first_k + start + key, mask=there, other=0.0).to(tl.float32)
+            exponent += _log2_weight(w)[None, :]
         seen = there[None, :]
         if CAUSAL:
             seen = seen & (key[None, :] - row[:, None] <= begin - start)
-        ds = tl.where(seen, tl.exp2(exponent) * (d - along[:, None]), 0.0)
-        if weight is not None:
-            ds *= tl.load(weight + first_k + start + key, mask=there, other=0.0).to(tl.float32)[None, :]
+        # Scaled before it is rounded: float16 ends at 65504.
+        ds = tl.where(seen, _exp2_up_to(0.0, exponent) * ((d - along[:, None]) * scale), 0.0)
         ds = ds.to(k.dtype.element_ty)
         acc0 = _add_dot(ds, k0, acc0)
         if D1 > 0:
             acc1 = _add_dot(ds, k1, acc1)
     dq = _at(dq, first_q, out_row)
-    _store(dq, out_row, inside, acc0 * scale, 0, D0, D)
+    _store(dq, out_row, inside, acc0, 0, D0, D)
     if D1 > 0:
-        _store(dq, out_row, inside, acc1 * scale, D0, D1, D)
+        _store(dq, out_row, inside, acc1, D0, D1, D)
 
 
 # q, k, v and the gradient in, dk and dv out: 28 us of an H100's memory if causal, 46 us across; 4 products.
@@ -295,7 +304,7 @@ def backward_keys_kernel(
         dk1 = tl.zeros((BLOCK_N, D1), tl.float32)
         dv1 = tl.zeros((BLOCK_N, D1), tl.float32)
     if weight is not None:
-        w = tl.load(weight + first_k + key, mask=there, other=0.0).to(tl.float32)
+        log2_weight = _log2_weight(tl.load(weight + first_k + key, mask=there, other=0.0).to(tl.float32))[:, None]
         dw_sum = tl.zeros((BLOCK_N,), tl.float32)
     row = tl.arange(0, BLOCK_M)
     first_seen = 0
@@ -312,34 +321,32 @@ def backward_keys_kernel(
         if D1 > 0:
             q1 = _load(q_block, q_row, inside, D0, D1, D)
             s = _add_dot(k1, tl.trans(q1), s)
-        exponent = tl.minimum(s * (scale * LOG2_E) - log2_total[None, :], LARGEST_EXPONENT)
-        u = tl.exp2(exponent)
+        exponent = s * (scale * LOG2_E) - log2_total[None, :]
         if CAUSAL:
-            u = tl.where(key[:, None] - row[None, :] <= start - begin, u, 0.0)
-        p = u
+            exponent = tl.where(key[:, None] - row[None, :] <= start - begin, exponent, float("-inf"))
         if weight is not None:
-            p = u * w[:, None]
-        p = p.to(grad.dtype.element_ty)
+            p = _exp2_up_to(0.0, exponent + log2_weight)
+        else:
+            p = _exp2_up_to(0.0, exponent)
         g0 = _load(g_block, g_row, inside, 0, D0, D)
-        dv0 = _add_dot(p, g0, dv0)
+        dv0 = _add_dot(p.to(grad.dtype.element_ty), g0, dv0)
         d = _dot(v0, tl.trans(g0))
         if D1 > 0:
             g1 = _load(g_block, g_row, inside, D0, D1, D)
-            dv1 = _add_dot(p, g1, dv1)
+            dv1 = _add_dot(p.to(grad.dtype.element_ty), g1, dv1)
             d = _add_dot(v1, tl.trans(g1), d)
-        ds = u * (d - along[None, :])
+        d -= along[None, :]
         if weight is not None:
-            dw_sum += tl.sum(ds, axis=1)
-            ds *= w[:, None]
-        ds = ds.to(q.dtype.element_ty)
+            dw_sum += tl.sum(_exp2_up_to(LARGEST_EXPONENT, exponent) * d, axis=1)
+        ds = (p * (d * scale)).to(q.dtype.element_ty)
         dk0 = _add_dot(ds, q0, dk0)
         if D1 > 0:
             dk1 = _add_dot(ds, q1, dk1)
     dk, dv = _at(dk, first_k, out_row), _at(dv, first_k, out_row)
     _store(dv, out_row, there, dv0, 0, D0, D)
-    _store(dk, out_row, there, dk0 * scale, 0, D0, D)
+    _store(dk, out_row, there, dk0, 0, D0, D)
     if D1 > 0:
         _store(dv, out_row, there, dv1, D0, D1, D)
-        _store(dk, out_row, there, dk1 * scale, D0, D1, D)
+        _store(dk, out_row, there, dk1, D0, D1, D)
     if weight is not None:
         tl.store(dw + first_k + key, dw_sum, mask=there)
