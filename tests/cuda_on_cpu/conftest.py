@@ -1,0 +1,42 @@
+"""The two builds of csrc/cuda for the CPU, and how the tests ask them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import emulator
+import pytest
+import torch
+from emulator import Call, Refused
+from torch import Tensor
+
+KINDS = os.environ.get("LAVIT_CUDA_ON_CPU_KINDS", "races,sanitized").split(",")
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    if emulator.compiler() is None:
+        pytest.skip("the CUDA kernels run on the CPU only where g++ is")
+    return request.param
+
+
+@pytest.fixture
+def ask(kind: str) -> Callable[[Sequence[Call]], list]:
+    """Runs calls with the threads in every order; the results, which must be the same, bit for bit."""
+    program = emulator.build(kind)
+
+    def run(calls: Sequence[Call]) -> list:
+        orders = emulator.ORDERS if kind == "races" else emulator.ORDERS[-1:]
+        first, *others = [emulator.run(program, calls, order, seed=7) for order in orders]
+        for other in others:
+            assert all(map(alike, first, other)), "the order of the threads shows in the results"
+        return first
+
+    return run
+
+
+def alike(a: list | Refused, b: list | Refused) -> bool:
+    if isinstance(a, Refused) or isinstance(b, Refused):
+        return str(a) == str(b)
+    return all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in zip(a, b, strict=True))
