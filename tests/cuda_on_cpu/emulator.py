@@ -1,9 +1,12 @@
 """Builds csrc/cuda with g++ over the stand-ins of this folder, and runs its operators on CPU tensors.
 
-``build(kind)`` compiles the sources as they are, but for ``kernel<<<...>>>(...)``, which is no C++ and becomes a call of
-``launch`` (shim/cuda_runtime.h). Two kinds: "races" records every access of every thread (runtime/record.cpp),
-"sanitized" is the same program under AddressSanitizer; both have UndefinedBehaviorSanitizer. Programs are kept in a
-temporary folder by the hash of what they are made of.
+``build(kind)`` compiles the sources as they are, but for ``kernel<<<...>>>(...)``, which is no C++ and becomes a call
+of ``launch`` (shim/cuda_runtime.h). Two kinds: "races" records every access of every thread (runtime/record.cpp),
+"sanitized" is the same program under AddressSanitizer; both have UndefinedBehaviorSanitizer. What is compiled is kept
+in a temporary folder by the hash of what it is made of.
+
+MAX_JOBS: as for setup.py. LAVIT_CUDA_ON_CPU_CSRC: another folder of sources. LAVIT_CUDA_ON_CPU_KINDS: of builds,
+"races,sanitized" by default.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,27 +24,28 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
 CSRC = Path(os.environ.get("LAVIT_CUDA_ON_CPU_CSRC", HERE.parents[1] / "csrc"))
+KINDS = os.environ.get("LAVIT_CUDA_ON_CPU_KINDS", "races,sanitized").split(",")
 ORDERS = ("forward", "backward", "shuffled")
 
 COMMON = ["-std=c++17", "-O1", "-g1", "-w", "-fPIE", "-fno-sanitize-recover=all"]
-UNDEFINED = "undefined"
 RUNTIME = {"races": [], "sanitized": ["-fsanitize=address"]}
 KERNELS = {
     "races": ["-fsanitize=thread,undefined"],
     "sanitized": ["-fsanitize=address,undefined", "-fsanitize-sections=cuda_shared"],
 }
 LINK = {"races": ["-fsanitize=undefined"], "sanitized": ["-fsanitize=address,undefined"]}
-LAUNCH = re.compile(r"(\b[\w:]+(?:<[\w:, ]+>)?)\s*<<<(.*?)>>>\(", re.DOTALL)
+LAUNCH = re.compile(r"(\b[\w:]+(?:<[\w:, ]+>)?)(\s*)<<<(.*?)>>>\(", re.DOTALL)
 
-# The element sizes of the stand-in's ScalarType; bool, int32 and int64 are those that the operators look at.
-ELEMENTS = {torch.bool: 1, torch.int32: 3, torch.int64: 4}
-BY_SIZE = {1: 0, 2: 2, 4: 3, 8: 4, 16: 5}
-DTYPES = {0: torch.uint8, 1: torch.bool, 2: torch.int16, 3: torch.int32, 4: torch.int64, 5: torch.complex128}
+# The stand-in's ScalarType (shim/torch_stand_in.h), and as what its tensors come back.
+ELEMENTS = {torch.bool: 1, torch.int32: 3, torch.int64: 5}
+BY_SIZE = {1: 0, 2: 2, 4: 4, 8: 6, 16: 7}
+DTYPES = [torch.uint8, torch.bool, torch.int16, torch.int32, torch.int32, torch.int64, torch.int64, torch.complex128]
 
 
 class Fault(AssertionError):
@@ -51,19 +56,32 @@ class Refused(ValueError):
     """The operator's own check of its arguments."""
 
 
-def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX") or "g++")
+def unusable(kind: str) -> str | None:
+    """Why a build cannot be made here, or None if it can."""
+    cxx = shutil.which("g++")
+    if cxx is None or sys.platform != "linux" or b"Free Software Foundation" not in version(cxx):
+        return "they are built with GNU g++ on Linux"
+    for library in ("libubsan.so", "libasan.so")[: 1 + (kind == "sanitized")]:
+        asked = subprocess.run([cxx, f"-print-file-name={library}"], capture_output=True, text=True, check=True)
+        if not Path(asked.stdout.strip()).is_absolute():
+            return f"g++ has no {library}"
+    return None
+
+
+def skip_without_compiler(kind: str) -> None:
+    reason = unusable(kind)
+    if reason is not None:
+        pytest.skip(f"the CUDA kernels do not run on the CPU: {reason}")
 
 
 def as_cpp(text: str) -> str:
-    return LAUNCH.sub(lambda m: f'::cuda_on_cpu::launch{{{m[2]}}}.run("{m[1]}", {m[1]}, ', text)
+    return LAUNCH.sub(lambda m: f'::cuda_on_cpu::launch{{{m[3]}}}.run("{m[1]}", {m[1]}, {m[2]}', text)
 
 
 @cache
 def build(kind: str, csrc: Path = CSRC, extra: tuple[Path, ...] = ()) -> Path:
     """The program for a folder of sources, with further .cu files if any."""
-    cxx = compiler()
-    assert cxx is not None
+    cxx = str(shutil.which("g++"))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for source in sorted([*csrc.glob("*.h"), *csrc.glob("cuda/*")]):
@@ -78,16 +96,25 @@ def build(kind: str, csrc: Path = CSRC, extra: tuple[Path, ...] = ()) -> Path:
         jobs = {}
         for source in sorted([*work.glob("csrc/cuda/*.cu"), *work.glob("runtime/*.cpp")]):
             flags = KERNELS[kind] if source.suffix == ".cu" else RUNTIME[kind]
-            inputs = [*work.glob("shim/**/*"), *([*work.glob("csrc/**/*")] if source.suffix == ".cu" else [source])]
+            inputs = [*sorted(work.glob("shim/**/*.h")), *included(source)]
             jobs[source] = ([cxx, *COMMON, *flags, "-Ishim", "-x", "c++"], inputs)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             objects = list(pool.map(lambda source: compiled(source, *jobs[source], work), jobs))
         return kept(program, [cxx, "-pie", *LINK[kind], *map(str, objects)], objects, work)
 
 
+def included(source: Path) -> list[Path]:
+    """A source and what it includes of its own folders."""
+    found = [source.resolve()]
+    for path in found:
+        names = re.findall(r'#include "(.*?)"', path.read_text())
+        paths = ((path.parent / name).resolve() for name in names)
+        found += [p for p in dict.fromkeys(paths) if p.is_file() and p not in found]
+    return found
+
+
 def compiled(source: Path, command: list[str], inputs: list[Path], work: Path) -> Path:
-    headers = [path for path in inputs if path.is_file() and path.suffix != ".cu"]
-    return kept(source, [*command, "-c", str(source.relative_to(work))], [source, *headers], work)
+    return kept(source, [*command, "-c", str(source.relative_to(work))], inputs, work)
 
 
 def kept(name: Path, command: list[str], inputs: Sequence[Path], work: Path) -> Path:
@@ -199,7 +226,7 @@ def explained(message: str, program: Path) -> str:
     command = ["addr2line", "-e", str(program), *(hex(int(a, 16) - 1) for a in found)]
     lines = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")
     for address, line in zip(found, lines, strict=False):
-        message = message.replace(f"[{address}]", f"[{line.split('/./')[-1]}]")
+        message = message.replace(f"[{address}]", f"[{line.split('/csrc/')[-1].split(' ')[0]}]")
     return message
 
 
@@ -230,8 +257,8 @@ def run(program: Path, calls: Sequence[Call], order: str, seed: int = 0) -> list
             element, _, *shape = map(int, line.split()[1:])
             dtype = DTYPES[element]
             n = torch.Size(shape).numel() * dtype.itemsize
-            raw = torch.frombuffer(bytearray(done.stdout[at : at + n]), dtype=dtype) if n else torch.empty(0, dtype=dtype)
-            results.append(raw.reshape(shape))
+            raw = bytearray(done.stdout[at : at + n])
+            results.append((torch.frombuffer(raw, dtype=dtype) if n else torch.empty(0, dtype=dtype)).reshape(shape))
             at += n
         out.append(results)
     assert at == len(done.stdout)

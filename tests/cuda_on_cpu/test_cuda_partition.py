@@ -9,7 +9,7 @@ from lavit.kernels.partition import reference
 # Around a warp, a block and sixteen bytes; empty images and batches.
 SHAPES = [(0, 5), (1, 1), (3, 0), (1, 31), (2, 32), (2, 33), (5, 15), (7, 17), (3, 255), (3, 256), (3, 257), (4, 515)]
 # On both sides of the sizes from which the last block adds the counts up.
-LARGE = [(1, 131_072), (1, 131_073), (2, 70_001), (130, 300), (513, 257)]
+LARGE = [(2, 70_001), (513, 257), (130, 300), (1, 131_072), (1, 131_073)]
 
 
 def same(got, keep):

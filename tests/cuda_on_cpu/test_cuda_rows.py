@@ -10,14 +10,13 @@ from lavit.kernels.partition.reference import offsets, partition
 
 LENGTHS = [0, 1, 31, 32, 33, 255, 256, 257]
 FEW = [3, 0, 1, 7]
-NO_NUMBERS = {torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4}
-DTYPES = sorted(
-    {d for d in vars(torch).values() if isinstance(d, torch.dtype) and d not in NO_NUMBERS and "bits" not in str(d)}
-    - {d for d in vars(torch).values() if isinstance(d, torch.dtype) and "int" in str(d) and str(d)[-2:] not in
-       ("t8", "16", "32", "64")}
-    - {getattr(torch, "float4_e2m1fn_x2", None)},
-    key=str,
-)  # fmt: skip
+DTYPES = [
+    getattr(torch, name)
+    for name in (
+        "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float8_e4m3fn float8_e5m2 float8_e4m3fnuz "
+        "float8_e5m2fnuz float8_e8m0fnu float16 bfloat16 float32 float64 complex32 complex64 complex128"
+    ).split()
+]
 
 
 def values(shape, dtype):
@@ -88,7 +87,7 @@ def test_every_dtype_moves_as_bytes(ask):
 
 
 # Of all row sizes mod 16, of rows shorter than a lane's vector and longer than 8 of them a lane; sizes in bytes.
-@pytest.mark.parametrize("row", [1, 2, 3, 4, 7, 8, 12, 16, 24, 31, 33, 48, 88, 176, 257, 512, 513, 4096, 4104, 4112, 9001])
+@pytest.mark.parametrize("row", [1, 2, 3, 4, 7, 8, 12, 16, 24, 31, 33, 48, 88, 176, 257, 512, 513, 4104, 4112, 9001])
 def test_rows_from_one_byte_to_several_stretches(ask, row):
     check(ask, packing(FEW, (row,), torch.uint8, fill=200) + padding(FEW, (row,), torch.uint8, left=True, fill=200))
 
@@ -97,7 +96,9 @@ def test_rows_from_one_byte_to_several_stretches(ask, row):
 def test_rows_that_begin_anywhere_are_read_in_vectors_that_fit(ask, shift):
     dtype = {1: torch.uint8, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[shift]
     check(ask, packing(FEW, (48,), dtype, shift=shift) + padding(FEW, (48,), dtype, shift=shift))
-    check(ask, packing(FEW, (3,), torch.complex64, shift=8, fill=2.5))
+    # Elements that take several vectors: their bytes are not all alike.
+    for wide in (torch.float64, torch.complex128):
+        check(ask, packing(FEW, (3,), wide, shift=shift, fill=2.5) + padding(FEW, (3,), wide, shift=shift))
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0], [1], [1, 1, 0]])

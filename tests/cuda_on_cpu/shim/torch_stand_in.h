@@ -33,10 +33,10 @@ template <typename... Parts>
 }  // namespace cuda_on_cpu
 
 namespace torch::headeronly {
-// As wide as the elements are; the kernels know no other difference.
-enum class ScalarType : int { Byte, Bool, Short, Int, Long, Wide };
+// The three that the operators look at, and for all others one of every size.
+enum class ScalarType : int { One, Bool, Two, Int, Four, Long, Eight, Sixteen };
 inline size_t size_of(ScalarType type) {
-  constexpr size_t sizes[] = {1, 1, 2, 4, 8, 16};
+  constexpr size_t sizes[] = {1, 1, 2, 4, 4, 8, 8, 16};
   return sizes[static_cast<int>(type)];
 }
 }  // namespace torch::headeronly
@@ -70,7 +70,7 @@ class Tensor {
 
  private:
   std::vector<int64_t> sizes_;
-  ScalarType type_ = ScalarType::Byte;
+  ScalarType type_ = ScalarType::One;
   int device_ = -1;
   std::shared_ptr<char> memory_;
   char* data_ = nullptr;  // of an empty tensor: null, as torch has it
