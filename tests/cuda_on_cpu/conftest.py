@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import emulator
 import pytest
 import torch
 from emulator import Call, Refused
 from torch import Tensor
+
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
 @pytest.fixture(params=emulator.KINDS)
@@ -23,6 +26,8 @@ def ask(kind: str) -> Callable[[Sequence[Call]], list]:
     program = emulator.build(kind)
 
     def run(calls: Sequence[Call]) -> list:
+        if any(call.reads for call in calls) and OVERCOMMIT.is_file() and OVERCOMMIT.read_text().strip() == "2":
+            pytest.skip("tensors larger than memory: the system reserves all memory that is mapped")
         orders = emulator.ORDERS if kind == "races" else emulator.ORDERS[-1:]
         first, *others = [emulator.run(program, calls, order, seed=7) for order in orders]
         for other in others:

@@ -48,6 +48,10 @@ BY_SIZE = {1: 0, 2: 2, 4: 4, 8: 6, 16: 7}
 DTYPES = [torch.uint8, torch.bool, torch.int16, torch.int32, torch.int32, torch.int64, torch.int64, torch.complex128]
 
 
+class BuildError(RuntimeError):
+    """The compiler's message."""
+
+
 class Fault(AssertionError):
     """A kernel did what it must not; the message says which thread of which kernel did what, and where."""
 
@@ -132,7 +136,7 @@ def kept(name: Path, command: list[str], inputs: Sequence[Path], work: Path) -> 
         made = store / f"{target.name}.{os.getpid()}"
         done = subprocess.run([*command, "-o", str(made)], cwd=work, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+            raise BuildError(f"{' '.join(command)}\n{done.stderr}")
         made.replace(target)
     return target
 
