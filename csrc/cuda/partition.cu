@@ -86,11 +86,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     cu_kept[b + 1] = count;
     __threadfence();  // the count is visible before the ticket says so
     last = atomicAdd(finished, 1u) == static_cast<unsigned>(batch - 1);
+    __threadfence();  // the other blocks' counts are visible to this thread, and past the barrier to its block
   }
   __syncthreads();
   if (!last) return;
 
-  __threadfence();
   int32_t carry = 0;
   for (int64_t start = 0; start < batch; start += kThreads) {
     const int64_t i = start + threadIdx.x;

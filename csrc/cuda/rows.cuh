@@ -35,7 +35,8 @@ __global__ void __launch_bounds__(kThreads)
   const Move move = map(row, lane == 0 && blockIdx.y == 0);
   if (move.to < 0) return;
 
-  const auto* source = reinterpret_cast<const Vector*>(from) + move.from * vectors;
+  const bool copied = move.from >= 0;
+  const auto* source = reinterpret_cast<const Vector*>(from) + (copied ? move.from * vectors : 0);
   auto* target = reinterpret_cast<Vector*>(to) + move.to * vectors;
   const auto* pattern = reinterpret_cast<const Vector*>(fill.bytes);
   constexpr int kPatterns = 16 / sizeof(Vector);
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int k = 0; k < kVectorsPerLane; ++k) {
       const int64_t v = start + k * lanes + lane;
-      if (v < vectors) held[k] = move.from >= 0 ? source[v] : pattern[v % kPatterns];
+      if (v < vectors) held[k] = copied ? source[v] : pattern[v % kPatterns];
     }
 #pragma unroll
     for (int k = 0; k < kVectorsPerLane; ++k) {
