@@ -33,8 +33,7 @@ def policy_attention(
     eps: the release's 1e-6; 0 gives the paper's softmax over the columns with P_ij > 0, and zeros where there is none.
     scale: of the logits; default D^-1/2.
 
-    Returns (B, N, H, D) in q's dtype. Raises ValueError or TypeError on a wrong shape, dtype, device or kind, and on
-    the CPU (elsewhere under LAVIT_DEBUG=1) for a mask that is not finite.
+    Returns (B, N, H, D) in q's dtype. Raises ValueError or TypeError on a wrong shape, dtype, device or kind.
     """
     check_float("q", q, "(B, N, H, D)")
     for name, x in (("k", k), ("v", v)):

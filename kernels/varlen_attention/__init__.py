@@ -38,13 +38,13 @@ def varlen_attention(
     cu_q, cu_k: (B + 1,) int32 offsets of the images' rows; they may end before Tq or Tk (rows beyond are unused).
     max_q, max_k: upper bounds of the images' numbers of rows, known to the host.
     causal: query of rank r sees the keys of rank <= r; cu_q and cu_k must be equal.
-    key_weight: (Tk,) floating, finite, >= 0. Weight 0 removes a key, and has a gradient nevertheless.
+    key_weight: (Tk,) floating, >= 0. Weight 0 removes a key, and has a gradient nevertheless.
     scale: of the logits; default D^-1/2.
 
     Returns (Tq, H, D) in q's dtype. An image without keys, or with weights 0 only, gives zeros and no gradient; unused
     rows give zeros. Raises ValueError or TypeError on a wrong shape, dtype or device, and on the CPU (elsewhere under
     LAVIT_DEBUG=1, without which they give wrong results) ValueError for offsets that do not begin at 0, that fall, end
-    beyond the rows, exceed ``max_q`` or ``max_k`` or, causal, differ, and for weights that are negative or not finite.
+    beyond the rows, exceed ``max_q`` or ``max_k`` or, causal, differ, and for weights that are negative.
     """
     check_float("q", q, "(Tq, H, D)")
     check_rank("k", k, "(Tk, H, D)")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavit.kernels.checks import verify_finite, verify_offsets, verify_same_offsets
+from lavit.kernels.checks import verify_not_negative, verify_offsets, verify_same_offsets
 from lavit.kernels.dispatch import Implementation, register, without_autocast
 from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
@@ -33,7 +33,7 @@ def _verify(q, k, cu_q, cu_k, key_weight, max_q, max_k, causal) -> None:
     if causal:
         verify_same_offsets("cu_k", cu_k, "cu_q with causal=True", cu_q)
     if key_weight is not None and end is not None:
-        verify_finite("key_weight", key_weight[:end], least=0)
+        verify_not_negative("key_weight", key_weight[:end])
 
 
 @torch.library.custom_op(
