@@ -35,7 +35,7 @@ HALF_WIDE = Tiles(Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), Tile(32, 32, 8, 2))
 FLOAT_NARROW = Tiles(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(16, 32, 8, 2))
 FLOAT_LAVIT = Tiles(Tile(32, 32, 4, 2), Tile(32, 16, 4, 2), Tile(16, 16, 4, 2))
 FLOAT_MIDDLE = Tiles(Tile(32, 16, 8, 2), Tile(32, 16, 4, 2), Tile(16, 16, 4, 2))
-FLOAT_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 2), Tile(16, 16, 8, 1))
+FLOAT_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 2), Tile(16, 16, 8, 2))
 # By architecture (the newest not above the device's), by bytes of an element, and by the columns of both parts.
 # A tile decides in which order an image's keys are summed, so it must not depend on what else is in the batch.
 SINGLE = {64: FLOAT_NARROW, 96: FLOAT_LAVIT, 128: FLOAT_MIDDLE, 256: FLOAT_WIDE}

@@ -2,8 +2,8 @@
 
 ``fenced(module, monkeypatch)`` fences every kernel that a launcher's module launches: each tensor is copied to a buffer
 full of NaN, margins and the gaps between its elements included; every load and store of the kernel is compared, address
-by address, with the elements that there are; none may be stored twice, or loaded after it was stored, since programs run
-in any order; after the launch all else must be as it was.
+by address, with the elements that there are; after the launch all else must be as it was. Programs run in any order: no
+element may be stored twice, or loaded after it was stored.
 """
 
 from __future__ import annotations

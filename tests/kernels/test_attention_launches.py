@@ -16,8 +16,10 @@ from policy_cases import case
 from policy_cases import run as run_policy
 from usable import skip_unless_usable
 
-from lavit.kernels import policy_attention, triton_support, varlen_attention
+from lavit.kernels import triton_support
+from lavit.kernels.policy_attention import warm_up as warm_up_policy
 from lavit.kernels.triton_support import Tile
+from lavit.kernels.varlen_attention import warm_up as warm_up_varlen
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -100,8 +102,8 @@ def test_warming_up_runs_all_kernels_of_a_kind_of_call(interpreted, monkeypatch,
 
     varlen, policy = fenced(of_varlen, monkeypatch), fenced(of_policy, monkeypatch)
     with torch.no_grad():
-        sys.modules[varlen_attention.__module__].warm_up(24, dtype, "cpu", causal=True, weighted=True, impl="triton")
-        sys.modules[policy_attention.__module__].warm_up(24, dtype, "cpu", kind="cross", eps=0.0, impl="triton")
+        warm_up_varlen(24, dtype, "cpu", causal=True, weighted=True, impl="triton")
+        warm_up_policy(24, dtype, "cpu", kind="cross", eps=0.0, impl="triton")
     assert len(varlen) == len(policy) == 3
     assert all(x["q"].dtype == dtype and x["D"] == 24 and x["CAUSAL"] and x["weight"] is not None for x in varlen)
     assert all(x["q_ptr"].dtype == dtype and x["D"] == 24 and not x["CAUSAL"] and not x["EPS"] for x in policy)
