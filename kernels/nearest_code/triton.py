@@ -82,7 +82,7 @@ def choose_config(device: torch.device, dim: int) -> Config:
 
 def needs_rows(dim: int, dtype: torch.dtype) -> bool:
     """Whether a kernel of its own makes the rows' float16 copies: the screening of such rows would spill."""
-    return dim > MIDDLE or dtype == torch.float64
+    return dim > 64 or dtype == torch.float64
 
 
 def choose_splits(row_tiles: int, code_tiles: int, slots: int, at_least: int) -> int:

@@ -208,6 +208,17 @@ def test_fast_is_within_half_precision_of_the_best(launcher, device):
     torch.testing.assert_close(score.cpu().double(), 1 - chosen / 2, rtol=0, atol=35 * 2**-23)
 
 
+def test_the_second_block_of_a_lane_is_searched_too(launcher, device):
+    """Each row has two codes that half precision cannot order, at the same place of two tiles, and no third."""
+    x, codebook = vectors(20, 32), vectors(300, 32, 1)
+    codebook[:20], codebook[128:148] = x + 1e-2 * vectors(20, 32, 2), x + 1e-2 * vectors(20, 32, 3)
+    tile = launcher.CONFIGS["64x128"]
+    ids, _ = launcher.nearest_code(x.to(device), codebook.to(device), "cosine", True, "exact", tile, 1)
+    near = distances(x, codebook, "cosine", True).topk(2, dim=1, largest=False)
+    clear = near.values[:, 1] - near.values[:, 0] > 35 * 2**-23  # of float32's rounding, not of float16's
+    assert bool(clear.sum() >= 5) and torch.equal(ids.cpu()[clear], near.indices[:, 0][clear])
+
+
 def test_fast_ties_go_to_the_lowest_id(launcher, device):
     """Equal codes have equal half-precision scores: in one block, in one lane of other tiles, in another share."""
     codebook = vectors(700, 16)
