@@ -111,8 +111,9 @@ def test_images_of_the_later_tiles_find_their_rows(ask):
     n = TILE + 40
     batch = Batch([FEATURES] * n, [2] * n, [n])
     check(ask, [(batch, total, p) for total in (batch.rows(), 10, 0) for p in (1, 3)])
-    texts_first = Batch([TEXT] * TILE + [FEATURES, CODES], [0] * TILE + [700, 9], [TILE + 2])
-    check(ask, [(texts_first, total, p) for total in (711, 5) for p in (1, 3)])
+    # The first block's rows end in the first tile, its image tokens come in the second.
+    texts_first = Batch([TEXT] * TILE + [FEATURES, CODES], [1] * TILE + [700, 9], [TILE + 2])
+    check(ask, [(texts_first, total, p) for total in (texts_first.rows(), 2300, 5) for p in (1, 3)])
 
 
 def test_rows_past_two_gigabytes(ask):

@@ -18,6 +18,7 @@ OFFSETS = [
 ]  # fmt: skip
 ORDERS = [
     [[0, 99, -5], [2, 1, 0]], [[0, 1, 2], [0, 0, 0]], [[3, 3, 3], [-1, -1, -1]], [[LEAST, MOST, 1], [MOST, 2, LEAST]],
+    [[0, 1, 2], [3, 3, 3]],
 ]  # fmt: skip
 POISON = 0xA5
 
