@@ -72,8 +72,11 @@ def test_every_command_exists(name):
             program, *words = words
         program = program.removeprefix(".venv/bin/")
         if program.startswith("python"):
-            assert words[0] == "-m" and importlib.util.find_spec(words[1]) is not None, words
-            words = words[2:]
+            if words[0] == "-m":
+                assert importlib.util.find_spec(words[1]) is not None, words
+            else:
+                assert (ROOT / words[0]).is_file(), words
+            words = words[2:] if words[0] == "-m" else words[1:]
         elif program == "lavit":
             level = COMMANDS
             for word in words:
