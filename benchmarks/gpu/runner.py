@@ -56,10 +56,13 @@ class Outcome:
 class Runner:
     """Runs commands in `root` until `deadline` (of time.monotonic); their words go to `log`, one after the other.
 
-    say: gets a line when a command begins and when it ends.
+    say: gets a line when a command begins and when it ends. To be made in the main thread: where this process was
+    started in the background, which has it ignore SIGINT, its children would ignore the request to end as well.
     """
 
     def __init__(self, root: Path, log: Path, deadline: float, say: Callable[[str], None] = print) -> None:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self.root, self.log, self.deadline, self.say = root, log, deadline, say
         self._lock = threading.Lock()
         log.write_text("")

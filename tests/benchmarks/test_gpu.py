@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,10 @@ from benchmarks.gpu.runner import Command, Runner
 
 
 @pytest.fixture
-def runner(tmp_path: Path) -> Runner:
-    return Runner(plans.ROOT, tmp_path / "log.txt", time.monotonic() + 200, say=lambda line: None)
+def runner(tmp_path: Path) -> Iterator[Runner]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a process that was started in the background
+    yield Runner(plans.ROOT, tmp_path / "log.txt", time.monotonic() + 200, say=lambda line: None)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_failing_crashing_hanging_tests_and_a_lost_context_leave_the_others_their_turn(runner, tmp_path):
