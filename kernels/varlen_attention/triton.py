@@ -118,7 +118,7 @@ def varlen_attention(
         blocks = max(1, triton.cdiv(max_q, tile.block_m))
         forward_kernel[((images + 1) * blocks * heads,)](
             q, k, v, weight, cu_q, cu_k, out, lse,
-            heads, blocks, images, total_q, *strides(q, k, v), scale,
+            heads, blocks, images, total_q, k.shape[0], *strides(q, k, v), scale,
             dim, *column_parts(dim), causal, tile.block_m, tile.block_n, **tile.options, **FUSE,
         )  # fmt: skip
 
@@ -155,7 +155,7 @@ def varlen_attention_backward(
         blocks = max(1, triton.cdiv(max_q, tile.block_m))
         backward_queries_kernel[((images + 1) * blocks * heads,)](
             grad, q, k, v, weight, out, lse, cu_q, cu_k, delta, dq,
-            heads, blocks, images, total_q, *strides(grad, q, k, v), scale,
+            heads, blocks, images, total_q, total_k, *strides(grad, q, k, v), scale,
             *shape, tile.block_m, tile.block_n, **tile.options, **FUSE,
         )  # fmt: skip
 
@@ -163,7 +163,7 @@ def varlen_attention_backward(
         blocks = max(1, triton.cdiv(max_k, tile.block_n))
         backward_keys_kernel[((images + 1) * blocks * heads,)](
             grad, q, k, v, weight, lse, delta, cu_q, cu_k, dk, dv, None if weight is None else dw,
-            heads, blocks, images, total_k, *strides(grad, q, k, v), scale,
+            heads, blocks, images, total_q, total_k, *strides(grad, q, k, v), scale,
             *shape, tile.block_m, tile.block_n, **tile.options, **FUSE,
         )  # fmt: skip
 

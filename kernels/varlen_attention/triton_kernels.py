@@ -18,8 +18,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 LARGEST_EXPONENT = tl.constexpr(64.0)  # as in reference.py, in powers of two
 
-FORWARD_INTEGERS = ["heads", "blocks", "images", "total_q", "q_row", "k_row", "v_row"]
-BACKWARD_INTEGERS = [*FORWARD_INTEGERS, "total_k", "g_row"]
+FORWARD_INTEGERS = ["heads", "blocks", "images", "total_q", "total_k", "q_row", "k_row", "v_row"]
+BACKWARD_INTEGERS = [*FORWARD_INTEGERS, "g_row"]
 
 
 @triton.jit
@@ -29,10 +29,16 @@ def _owned(heads, blocks):
 
 
 @triton.jit
-def _image(cu_ptr, image):
-    """First row and number of rows."""
-    first = tl.load(cu_ptr + image)
-    return first, tl.load(cu_ptr + image + 1) - first
+def _offset(cu_ptr, image, total):
+    """Within the rows that there are, whatever the offsets hold."""
+    return tl.minimum(tl.maximum(tl.load(cu_ptr + image), 0), total)
+
+
+@triton.jit
+def _image(cu_ptr, image, total):
+    """First row and number of rows, below 0 where offsets fall."""
+    first = _offset(cu_ptr, image, total)
+    return first, _offset(cu_ptr, image + 1, total) - first
 
 
 @triton.jit
@@ -111,7 +117,7 @@ def _fill(ptr, value, first, total, block, blocks, stride, ROWS: tl.constexpr):
 @triton.jit(do_not_specialize=FORWARD_INTEGERS)
 def forward_kernel(
     q, k, v, weight, cu_q, cu_k, out, lse,
-    heads, blocks, images, total_q, q_row, k_row, v_row, scale,
+    heads, blocks, images, total_q, total_k, q_row, k_row, v_row, scale,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -125,14 +131,14 @@ def forward_kernel(
     lse += head
     q_row, k_row, v_row, out_row = q_row * 8, k_row * 8, v_row * 8, heads * D
     if image == images:
-        end = tl.load(cu_q + images)
+        end = _offset(cu_q, images, total_q)
         _clear(out, end, total_q, block, blocks, out_row, D, D0, D1, BLOCK_M)
         _fill(lse, float("inf"), end, total_q, block, blocks, heads, BLOCK_M)
         return
-    first_q, n = _image(cu_q, image)
+    first_q, n = _image(cu_q, image, total_q)
     if block * BLOCK_M >= n:
         return
-    first_k, end_k = _image(cu_k, image)
+    first_k, end_k = _image(cu_k, image, total_k)
     row = tl.arange(0, BLOCK_M)
     begin = block * BLOCK_M
     inside = row < n - begin
@@ -187,7 +193,7 @@ def forward_kernel(
 @triton.jit(do_not_specialize=BACKWARD_INTEGERS)
 def backward_queries_kernel(
     grad, q, k, v, weight, out, lse, cu_q, cu_k, delta, dq,
-    heads, blocks, images, total_q, g_row, q_row, k_row, v_row, scale,
+    heads, blocks, images, total_q, total_k, g_row, q_row, k_row, v_row, scale,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -202,12 +208,12 @@ def backward_queries_kernel(
     dq += head * D
     g_row, q_row, k_row, v_row, out_row = g_row * 8, q_row * 8, k_row * 8, v_row * 8, heads * D
     if image == images:
-        _clear(dq, tl.load(cu_q + images), total_q, block, blocks, out_row, D, D0, D1, BLOCK_M)
+        _clear(dq, _offset(cu_q, images, total_q), total_q, block, blocks, out_row, D, D0, D1, BLOCK_M)
         return
-    first_q, n = _image(cu_q, image)
+    first_q, n = _image(cu_q, image, total_q)
     if block * BLOCK_M >= n:
         return
-    first_k, end_k = _image(cu_k, image)
+    first_k, end_k = _image(cu_k, image, total_k)
     row = tl.arange(0, BLOCK_M)
     begin = block * BLOCK_M
     inside = row < n - begin
@@ -260,7 +266,7 @@ def backward_queries_kernel(
 @triton.jit(do_not_specialize=BACKWARD_INTEGERS)
 def backward_keys_kernel(
     grad, q, k, v, weight, lse, delta, cu_q, cu_k, dk, dv, dw,
-    heads, blocks, images, total_k, g_row, q_row, k_row, v_row, scale,
+    heads, blocks, images, total_q, total_k, g_row, q_row, k_row, v_row, scale,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -279,16 +285,16 @@ def backward_keys_kernel(
     if weight is not None:
         dw += head.to(tl.int64) * total_k
     if image == images:
-        end = tl.load(cu_k + images)
+        end = _offset(cu_k, images, total_k)
         _clear(dk, end, total_k, block, blocks, out_row, D, D0, D1, BLOCK_N)
         _clear(dv, end, total_k, block, blocks, out_row, D, D0, D1, BLOCK_N)
         if weight is not None:
             _fill(dw, 0.0, end, total_k, block, blocks, 1, BLOCK_N)
         return
-    first_k, m = _image(cu_k, image)
+    first_k, m = _image(cu_k, image, total_k)
     if block * BLOCK_N >= m:
         return
-    first_q, n = _image(cu_q, image)
+    first_q, n = _image(cu_q, image, total_q)
     key = tl.arange(0, BLOCK_N)
     begin = block * BLOCK_N
     there = key < m - begin

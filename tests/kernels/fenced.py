@@ -44,8 +44,8 @@ class Buffer:
 class Memory:
     """What takes the place of the interpreter's own loads and stores while a kernel runs."""
 
-    def __init__(self, real: Any, kernel: str, buffers: dict[str, Buffer]) -> None:
-        self._real, self._kernel, self._buffers = real, kernel, buffers
+    def __init__(self, real: Any, kernel: str, buffers: dict[str, Buffer], once: bool) -> None:
+        self._real, self._kernel, self._buffers, self._once = real, kernel, buffers, once
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -68,7 +68,8 @@ class Memory:
                 near = (place >= 0) & (place < buffer.end - buffer.start) & (place % buffer.size == 0)
                 place //= buffer.size
                 assert near.all() and buffer.elements[place].all(), f"{self._kernel}: {what} outside of {name}"
-                assert not buffer.stored[place].any(), f"{self._kernel}: {what} in {name} of what is stored already"
+                again = self._once and buffer.stored[place].any()
+                assert not again, f"{self._kernel}: {what} in {name} of what is stored already"
                 if what == "store":
                     buffer.stored[place] = True
                     assert len(np.unique(place)) == len(place), f"{self._kernel}: two values for a place in {name}"
@@ -79,8 +80,10 @@ class Memory:
 class Fence:
     """Launches a kernel as it would be, in the interpreter, on fenced copies of its arguments."""
 
-    def __init__(self, kernel: Any, monkeypatch: pytest.MonkeyPatch, launched: list[dict[str, Any]]) -> None:
-        self.kernel, self.monkeypatch, self.launched = kernel, monkeypatch, launched
+    def __init__(
+        self, kernel: Any, monkeypatch: pytest.MonkeyPatch, launched: list[dict[str, Any]], once: bool
+    ) -> None:
+        self.kernel, self.monkeypatch, self.launched, self.once = kernel, monkeypatch, launched, once
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         def launch(*args: Any, **options: Any) -> None:
@@ -92,7 +95,8 @@ class Fence:
             given = [buffers[name].view if name in buffers else x for name, x in zip(names, args, strict=True)]
             kernel = self.kernel.fn.__name__
             with self.monkeypatch.context() as patch:
-                patch.setattr(interpreter, "_interpreter", Memory(interpreter._interpreter, kernel, buffers))
+                memory = Memory(interpreter._interpreter, kernel, buffers, self.once)
+                patch.setattr(interpreter, "_interpreter", memory)
                 self.kernel[grid](*given, **options)
             for name, x in tensors.items():
                 buffers[name].check(kernel, name)
@@ -102,11 +106,14 @@ class Fence:
         return launch
 
 
-def fenced(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Fence all kernels of a launcher's module. Returns the list of launches, arguments by name, to come."""
+def fenced(module: Any, monkeypatch: pytest.MonkeyPatch, once: bool = True) -> list[dict[str, Any]]:
+    """Fence all kernels of a launcher's module. Returns the list of launches, arguments by name, to come.
+
+    once: no element may be stored twice, or loaded after it was stored.
+    """
     launched: list[dict[str, Any]] = []
     for name, kernel in list(_kernels(module)):
-        monkeypatch.setattr(module, name, Fence(kernel, monkeypatch, launched))
+        monkeypatch.setattr(module, name, Fence(kernel, monkeypatch, launched, once))
     return launched
 
 

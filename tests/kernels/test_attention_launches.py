@@ -150,3 +150,21 @@ def test_a_fence_notices_every_load_and_store_outside(interpreted, monkeypatch):
         programs = (arguments["images"] + 1) * arguments["blocks"] * arguments["heads"]
         with pytest.raises(Exception, match="outside of|no argument's memory"):
             getattr(triton, name)[(programs,)](*arguments.values())
+
+
+HOSTILE = [[0, 9, 4, 20], [-5, 3, 8, 20], [0, 40, 50, 60], [7, 7, 2**31 - 1, -(2**31)], [20, 12, 3, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("queries", HOSTILE, ids=str)
+def test_hostile_offsets_touch_nothing_outside(interpreted, monkeypatch, poisoned, queries, causal):
+    """Below the operation, which refuses them on a CPU: what the kernels do on a GPU, where nobody looks."""
+    from lavit.kernels.varlen_attention import triton
+
+    fenced(triton, monkeypatch, once=False)  # images that overlap are written twice
+    q, k, v, g, w = inputs([20], [20], 40, torch.float32, "cpu", spare=0)
+    cu_q = torch.tensor(queries, dtype=torch.int32)
+    for cu_k in (cu_q, *(torch.tensor(keys, dtype=torch.int32) for keys in HOSTILE[::2])):
+        settings = cu_q, cu_k, None if causal else w, 20, 20, causal, 0.1
+        out, lse = triton.varlen_attention(q, k, v, *settings)
+        triton.varlen_attention_backward(g, q, k, v, out, lse, *settings)
