@@ -79,6 +79,19 @@ def test_the_bound_holds_for_every_block(launcher, device, codes, metric, normal
     x, codebook = vectors(19, dim, 7).to(device), CLOSE[codes](300, dim).to(device)
     if codes == "whole numbers":
         x = CLOSE[codes](19, dim).flip(1).to(device)
+    assert_bound_holds(launcher, x, codebook, metric, normalize_x)
+
+
+def test_the_bound_has_room_for_the_packing(launcher, device):
+    """Of entries of 11 bits, which float16 holds, all sums of two products are exact in float32 and use its last bits:
+    the tile's number in their place is the whole difference, far above what rounding may add."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randint(900, 1023, (19, 2), generator=generator) * 2.0 + 1
+    codebook = torch.randint(512, 650, (300, 2), generator=generator) * 2.0 + 1
+    assert_bound_holds(launcher, x.to(device), codebook.to(device), "euclidean", False)
+
+
+def assert_bound_holds(launcher, x, codebook, metric, normalize_x):
     p = launcher.plan(x, 300, launcher.CONFIGS["64x128"], splits=2)
     found = launcher.screen(x, codebook, metric, normalize_x, False, p)
     x64, c64 = compared(x, codebook, metric, normalize_x)
@@ -90,7 +103,7 @@ def test_the_bound_holds_for_every_block(launcher, device, codes, metric, normal
     power = lambda largest: torch.exp2(-torch.floor(torch.log2(largest)))  # noqa: E731
     g = 1.0 if metric == "cosine" else power(codebook.abs().max().double())
     r = torch.ones(19) if metric == "cosine" or normalize_x else power(x.abs().amax(dim=1).double())
-    scale, half_window = (g * r.to(device).double())[:, None], found.window.double()[:, None] / 2
+    scale, half_window = (g * r.to(x.device).double())[:, None], found.window.double()[:, None] / 2
     checked = 0
     for keys in found.keys:
         value, tile = unpacked(keys, p)
@@ -121,6 +134,27 @@ def test_codes_closer_than_half_precision_are_told_apart(launcher, device, codes
     x, codebook = (vectors(1, 32, 5) + 1e-2 * vectors(9, 32, 8)).to(device), CLOSE[codes](700, 32).to(device)
     ids, _ = launcher.nearest_code(x, codebook, metric, normalize_x, "exact", launcher.CONFIGS["64x128"], splits)
     assert_exact(ids, x, codebook, metric, normalize_x)
+
+
+def test_a_code_that_half_precision_puts_second_is_found(launcher, device):
+    """Every code has a twin in another tile, which scores 1e-5 less for what is nearest to it: ten times less than what
+    float16's rounding moves either, and a hundred times more than float32's."""
+    base = F.normalize(vectors(350, 32, 11), dim=1)
+    codebook = torch.cat((base, F.normalize(base + 8e-4 * vectors(350, 32, 12), dim=1)))
+    wanted = torch.cat((torch.arange(64), torch.arange(350, 414)))
+    ids, _ = launcher.nearest_code(
+        codebook[wanted].to(device), codebook.to(device), "cosine", True, "exact", launcher.CONFIGS["64x128"], 1
+    )
+    assert torch.equal(ids.cpu(), wanted)
+
+
+def test_lengths_of_codes_count_half_their_square(launcher, device):
+    """Of two codes on the row's line, one beyond the row and one short of it, the former is nearer by 1e-5 of |x|^2:
+    both are left by the screening, and any other weight of |c|^2 takes the shorter."""
+    x = vectors(64, 32, 14)
+    codebook = torch.cat((1.05 * x, 0.9498 * x)).to(device)
+    ids, _ = launcher.nearest_code(x.to(device), codebook, "euclidean", False, "exact", launcher.CONFIGS["64x128"], 1)
+    assert torch.equal(ids.cpu(), torch.arange(64))
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
