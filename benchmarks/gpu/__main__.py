@@ -152,12 +152,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("kind", choices=("tests", "speed"))
     parser.add_argument("folder", nargs="?", type=Path, help="of the results [benchmarks/results/gpu-KIND-DATE]")
     parser.add_argument("--dry", action="store_true", help="without a GPU: every step begins, is timed and read")
-    parser.add_argument("--seconds", type=float, default=plans.TOTAL, help=f"for all of it [{plans.TOTAL:.0f}]")
+    parser.add_argument("--seconds", type=float, help=f"for all of it [{plans.TOTAL:.0f}; dry: {plans.SLOWER} times]")
     options = parser.parse_args(argv)
     name = f"gpu-{options.kind}-{datetime.now():%Y%m%d-%H%M}"
     folder = (options.folder or plans.ROOT / "benchmarks" / "results" / name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    call = Call(options.kind, folder, options.dry, options.seconds)
+    seconds = options.seconds if options.seconds is not None else plans.TOTAL * (plans.SLOWER if options.dry else 1)
+    call = Call(options.kind, folder, options.dry, seconds)
     return (run_tests if options.kind == "tests" else run_speed)(call)
 
 

@@ -15,6 +15,8 @@ TOTAL = 350.0
 PYTHON = os.environ.get("PYTHON", sys.executable)
 # Not strict, and no options of the project's: pytest-timeout, whose setting and mark the tests have, may be missing.
 PYTEST = (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu.record", "-o", "addopts=-ra")
+SLOWER = 5
+"""Times that a dry run may take as long: a CPU has no such speed."""
 BUILT = "import sys; from lavit.kernels.extension import extension; sys.exit('cuda' not in extension().devices)"
 NOTHING = {5: "nothing to run"}  # pytest's status where it has collected no test
 
@@ -107,6 +109,7 @@ def benchmark_of(number: int, folder: Path, dry: bool) -> Command:
     name, limit, files = BENCHMARKS[number]
     words = (*PYTEST, *(f"benchmarks/{file}" for file in files), "--benchmark-only", "--benchmark-json")
     environment = {"LAVIT_RECORD": str(folder / f".{number}.jsonl"), **({"LAVIT_DRY": "1"} if dry else {})}
+    limit *= SLOWER if dry else 1
     return Command(name, (*words, str(report_of(number, folder))), limit, environment, statuses=NOTHING)
 
 
