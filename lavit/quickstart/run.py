@@ -68,8 +68,8 @@ def run_quickstart(
 ) -> QuickstartResult:
     """Do it all and write the report, the numbers and the models into ``config.output``, which is made if need be.
 
-    ``say`` gets a line of text now and then. The result depends on the seed, the device and the number of threads, and
-    on nothing else; the caller's random generators are left as they were.
+    ``say`` gets a line of text now and then. The result depends on the seed and the device, and with several threads on
+    the order of their sums, which is chance; the caller's random generators are left as they were.
     Raises ValueError, before anything is written, for a device that is not there and settings that do not fit.
     """
     device = pick_device(config.device)
