@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ SMALLEST = 16  # rows and columns of a tensor-core product
 ALIGNMENT = 16  # bytes; a pointer that is no multiple of it is a compilation of its own
 
 
+@cache
 def smaller(tile: Tile) -> list[Tile]:
     """The tile, then those to try where a device has no room for it: loads run ahead by a step less, then the longer
     side is halved, and so on."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from lavit.kernels.triton_support import SHARED_OF_A100, SHARED_OF_H100
+
 ARCHITECTURES = (80, 90, 100)
 SMALLER = (86, 89, 120)  # with less shared memory; audited where asked for
 
 # Shared memory that one block may have, in bytes (CUDA programming guide, technical specifications).
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, **dict.fromkeys(SMALLER, 99 * 1024)}
+SHARED_LIMIT = {80: SHARED_OF_A100, 90: SHARED_OF_H100, 100: SHARED_OF_H100, **dict.fromkeys(SMALLER, 99 * 1024)}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Call:
         self.kind, self.folder, self.dry = kind, folder, dry
         self.began = time.monotonic()
         self.runner = Runner(plans.ROOT, folder / "log.txt", self.began + total)
+        self.outcomes: list[Outcome] = []
         self.report: dict[str, Any] = {"kind": kind, "dry": dry, "versions": {}, "steps": [], "failures": []}
 
     def step(self, command: Command) -> Outcome:
@@ -42,24 +44,25 @@ class Call:
         return outcome
 
     def note(self, outcome: Outcome) -> None:
-        self.report["steps"].append(outcome.as_dict())
+        self.outcomes.append(outcome)
         self.write()
 
     def write(self) -> None:
+        self.report["steps"] = [asdict(outcome) for outcome in self.outcomes]
         self.report["seconds"] = round(time.monotonic() - self.began, 1)
         (self.folder / "results.json").write_text(json.dumps(self.report, indent=1) + "\n")
 
     def prepare(self) -> None:
-        for number, command in enumerate(plans.prepared(self.dry)):
-            outcome = self.step(command)
-            if number == 0 and outcome.end:
-                self.report["versions"] = json.loads(outcome.end.splitlines()[-1])
+        if end := self.step(plans.versions(self.dry)).end:
+            self.report["versions"] = json.loads(end.splitlines()[-1])
+        for command in plans.wheels(self.dry):
+            self.step(command)
         if self.kind == "tests" or self.dry or self.step(plans.is_built()).verdict != "passed":
             self.step(plans.build(self.dry))
 
     def end(self) -> int:
         self.write()
-        bad = [step["name"] for step in self.report["steps"] if Outcome(**step).failed]
+        bad = [outcome.name for outcome in self.outcomes if outcome.failed]
         print(f"{self.report['seconds']:.0f} s in all; {len(self.report['failures'])} failures", end="; ")
         print(f"not passed: {', '.join(bad) or 'nothing'}; everything is in {self.folder}")
         return 1 if bad or self.report["failures"] else 0
@@ -77,24 +80,22 @@ def run_tests(call: Call) -> int:
         return command, run_to_the_end(call.runner, command)
 
     for command, outcomes in call.runner.map(whole, commands, JOBS):
-        assert command.watched is not None
-        found, failures = tally(command.watched, outcomes)
+        found, failures = tally(command, outcomes)
         call.report["operations"][command.name] = found
         call.report["failures"] += failures
         call.note(outcomes[-1])
-    sanitizers = plans.sanitized(records / "sanitizer")
+    sanitizers = plans.sanitized(records)
     if not sanitizers:
         call.note(Outcome("compute-sanitizer", "left out: there is none here", 0.0))
     for command in sanitizers:
-        outcome = call.step(command)
-        call.report["failures"] += failures_of(Path(command.environment["LAVIT_RECORD"]), outcome)
+        call.report["failures"] += failures_of(command, call.step(command))
     shutil.rmtree(records)
     return call.end()
 
 
 def run_to_the_end(runner: Runner, command: Command) -> list[Outcome]:
     """Runs a file's tests, in a new process behind each test that a process did not survive."""
-    record = command.watched
+    record = command.record
     assert record is not None
     outcomes: list[Outcome] = []
     for _ in range(MOST_RESTARTS):
@@ -107,9 +108,10 @@ def run_to_the_end(runner: Runner, command: Command) -> list[Outcome]:
     return outcomes
 
 
-def tally(record: Path, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def tally(command: Command, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Numbers of outcomes, and every failure; a test that its process did not survive is one."""
-    told = [entry for entry in entries(record) if "test" in entry]
+    assert command.record is not None
+    told = [entry for entry in entries(command.record) if "test" in entry]
     found = Counter(entry["outcome"] for entry in told)
     reasons = Counter(entry.get("message", "") for entry in told if entry["outcome"] == "skipped")
     return {
@@ -120,9 +122,11 @@ def tally(record: Path, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], li
     }, [entry for entry in told if entry["outcome"] in ("failed", "interrupted")]
 
 
-def failures_of(record: Path, outcome: Outcome) -> list[dict[str, Any]]:
-    note_interrupted(record, outcome)
-    return tally(record, [outcome])[1]
+def failures_of(command: Command, outcome: Outcome) -> list[dict[str, Any]]:
+    """Of a command that is run once."""
+    assert command.record is not None
+    note_interrupted(command.record, outcome)
+    return tally(command, [outcome])[1]
 
 
 def run_speed(call: Call) -> int:
@@ -131,10 +135,9 @@ def run_speed(call: Call) -> int:
     written: list[str] = []
     for number in range(len(plans.BENCHMARKS)):
         command = plans.benchmark_of(number, call.folder, call.dry)
-        outcome = call.step(command)
-        record = Path(command.environment["LAVIT_RECORD"])
-        call.report["failures"] += failures_of(record, outcome)
-        record.unlink(missing_ok=True)
+        call.report["failures"] += failures_of(command, call.step(command))
+        assert command.record is not None
+        command.record.unlink(missing_ok=True)
         report = plans.report_of(number, call.folder)
         if report.exists() and report.stat().st_size:
             written.append(str(report))

@@ -39,14 +39,18 @@ SANITIZED = ("partition", "pack", "pad", "assemble_sequences")
 SANITIZED_TESTS = "gpu_equals or touch_nothing"
 
 
-def prepared(dry: bool) -> list[Command]:
-    """What both calls begin with."""
+def versions(dry: bool) -> Command:
+    """Its last line is JSON."""
     words = (PYTHON, "-m", "benchmarks.gpu.versions")
-    commands = [Command("device and versions", words, 60, statuses={1: "no GPU"} if dry else {})]
-    if wheels := wheels_to_install():
-        flags = ("--no-deps", "--no-index", "--no-cache-dir", *(("--dry-run",) if dry else ()))
-        commands.append(Command("wheels", (PYTHON, "-m", "pip", "install", *flags, *wheels), 60))
-    return commands
+    return Command("device and versions", words, 60, statuses={1: "no GPU"} if dry else {})
+
+
+def wheels(dry: bool) -> list[Command]:
+    """None where there is nothing to install."""
+    if not (files := wheels_to_install()):
+        return []
+    flags = ("--no-deps", "--no-index", "--no-cache-dir", *(("--dry-run",) if dry else ()))
+    return [Command("wheels", (PYTHON, "-m", "pip", "install", *flags, *files), 60)]
 
 
 def build(dry: bool) -> Command:
@@ -78,23 +82,23 @@ def tests_of(file: Path, record: Path, limit: float = 150) -> Command:
     name = str(file.relative_to(ROOT))
     words = (*PYTEST, "-m", "gpu", name)
     # Triton compiles within a test: half a minute may pass without a word.
-    return Command(name, words, limit, {"LAVIT_RECORD": str(record)}, watched=record, quiet=60, statuses=NOTHING)
+    return Command(name, words, limit, record=record, quiet=60, statuses=NOTHING)
 
 
-def sanitized(record: Path) -> list[Command]:
+def sanitized(records: Path) -> list[Command]:
     """Every access of the C++ extension's kernels to memory, each tensor in an allocation of its own; their races."""
     tool = shutil.which("compute-sanitizer", path=f"{os.environ.get('PATH', '')}:{cuda_home()}/bin")
     if tool is None:
         return []
     files = [f"tests/kernels/test_{name}.py" for name in SANITIZED]
-    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "LAVIT_RECORD": str(record)}
     return [
         Command(
             f"compute-sanitizer {check}",
             (tool, "--tool", check, "--error-exitcode", "9", "--kernel-regex", "kns=lavit")
             + (*PYTEST, "-m", "gpu", "-k", SANITIZED_TESTS, *files),
             60,
-            {**environment, "LAVIT_RECORD": f"{record}-{check}"},
+            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            records / f"{check}.jsonl",
         )
         for check in ("memcheck", "racecheck")
     ]
@@ -108,9 +112,9 @@ def benchmark_of(number: int, folder: Path, dry: bool) -> Command:
     """Writes `folder`/NN-name.json. A dry run measures on the CPU, each case once."""
     name, limit, files = BENCHMARKS[number]
     words = (*PYTEST, *(f"benchmarks/{file}" for file in files), "--benchmark-only", "--benchmark-json")
-    environment = {"LAVIT_RECORD": str(folder / f".{number}.jsonl"), **({"LAVIT_DRY": "1"} if dry else {})}
-    limit *= SLOWER if dry else 1
-    return Command(name, (*words, str(report_of(number, folder))), limit, environment, statuses=NOTHING)
+    words = (*words, str(report_of(number, folder)))
+    record, environment = folder / f".{number}.jsonl", {"LAVIT_DRY": "1"} if dry else {}
+    return Command(name, words, limit * (SLOWER if dry else 1), environment, record, statuses=NOTHING)
 
 
 def report_of(number: int, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu.runner import Outcome
+from benchmarks.gpu.runner import RECORD, Outcome
 
 LOST = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
 """What CUDA says when no later call of the process can succeed."""
@@ -25,7 +25,7 @@ MOST_VALUES = 12
 
 
 def _file() -> Path:
-    return Path(os.environ["LAVIT_RECORD"])
+    return Path(os.environ[RECORD])
 
 
 def started(file: Path) -> list[str]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Result = TypeVar("Result")
 
+RECORD = "LAVIT_RECORD"
+"""The environment's name for a command's record."""
 LEAST = 5.0
 """Seconds that must be left for a command to be begun."""
 GRACE = 8.0
@@ -23,15 +26,17 @@ GRACE = 8.0
 
 @dataclass(frozen=True)
 class Command:
-    """name: for people. limit: seconds. quiet: seconds without a change of `watched`, once it has changed, after which
-    the command counts as hanging. statuses: exit statuses that mean something else than failure, and what."""
+    """name: for people. limit: seconds. record: where `benchmarks.gpu.record` writes. quiet: seconds without a change
+    of the record, once it has changed, after which the command counts as hanging. statuses: exit statuses that mean
+    something else than failure, and what.
+    """
 
     name: str
     words: Sequence[str]
     limit: float
     environment: Mapping[str, str] = field(default_factory=dict)
-    watched: Path | None = None
-    quiet: float = 60.0
+    record: Path | None = None
+    quiet: float | None = None
     statuses: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -48,9 +53,6 @@ class Outcome:
     @property
     def failed(self) -> bool:
         return self.verdict in ("failed", "cut off", "hangs", "no time left")
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Runner:
@@ -77,20 +79,22 @@ class Runner:
         limit = min(command.limit, self.left)
         self.say(f"--- {command.name} (at most {limit:.0f} s)")
         begun = time.monotonic()
-        file = self.log.parent / f".{abs(hash(command.name))}-{threading.get_ident()}.log"
-        with open(file, "wb") as output:
+        environment = {**os.environ, **command.environment}
+        if command.record is not None:
+            environment[RECORD] = str(command.record)
+        with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
                 command.words,
                 cwd=self.root,
-                env={**os.environ, **command.environment},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
             verdict = self._wait(process, command, begun + limit)
-        text = file.read_text(errors="replace")
-        file.unlink()
+            output.seek(0)
+            text = output.read().decode(errors="replace")
         if verdict is None:
             verdict = "passed" if process.returncode == 0 else command.statuses.get(process.returncode, "failed")
         end = "\n".join(text.strip().splitlines()[-15:])
@@ -112,7 +116,7 @@ class Runner:
 
     def _wait(self, process: subprocess.Popen[bytes], command: Command, until: float) -> str | None:
         """None where it ended by itself."""
-        changed, size = until, _size(command.watched)  # what comes before the first test takes as long as it takes
+        changed, size = until, _size(command.record)  # what comes before the first test takes as long as it takes
         while True:
             try:
                 process.wait(timeout=0.2)
@@ -120,12 +124,12 @@ class Runner:
             except subprocess.TimeoutExpired:
                 pass
             now = time.monotonic()
-            if (found := _size(command.watched)) != size:
+            if (found := _size(command.record)) != size:
                 changed, size = now, found
             verdict = None
             if now > until:
                 verdict = "cut off"
-            elif command.watched is not None and now - changed > command.quiet:
+            elif command.quiet is not None and now - changed > command.quiet:
                 verdict = "hangs"
             if verdict is not None:
                 _end(process)

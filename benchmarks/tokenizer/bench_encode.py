@@ -56,7 +56,6 @@ def bench_encode(benchmark, device, case, form):
         baseline=form == "release",
         passed=others[form] <= 2 * others["release"] + 1,
         parity={"other ids": others[form], "of": len(truth), "release": others["release"]},
-        images=case.batch,
         samples=case.batch,
         kept=len(truth),
     )

@@ -39,27 +39,18 @@ FLOAT_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 2), Tile(16, 16, 8, 2))
 # By architecture (the newest not above the device's), by bytes of an element, and by the columns of both parts.
 # A tile decides in which order an image's keys are summed, so it must not depend on what else is in the batch.
 SINGLE = {64: FLOAT_NARROW, 96: FLOAT_LAVIT, 128: FLOAT_MIDDLE, 256: FLOAT_WIDE}
-ROOMY = {2: {64: HALF_NARROW, 128: HALF_MIDDLE, 256: HALF_WIDE}, 4: SINGLE}
-TABLE: dict[int, dict[int, dict[int, Tiles]]] = {
-    80: ROOMY,
+
+
+def _row(middle: Tiles = HALF_MIDDLE, wide: Tiles = HALF_WIDE) -> dict[int, dict[int, Tiles]]:
+    return {2: {64: HALF_NARROW, 128: middle, 256: wide}, 4: SINGLE}
+
+
+TABLE = {
+    80: _row(),
     # 8.6, 8.9 and 12 have 99 KiB of shared memory, where HALF_WIDE's queries want 101.
-    86: {
-        2: {
-            64: HALF_NARROW,
-            128: replace(HALF_MIDDLE, keys=Tile(32, 32, 8, 2)),
-            256: replace(HALF_WIDE, queries=Tile(32, 32, 8, 2)),
-        },
-        4: SINGLE,
-    },
-    90: ROOMY,
-    120: {
-        2: {
-            64: HALF_NARROW,
-            128: replace(HALF_MIDDLE, keys=Tile(16, 64, 4, 2)),
-            256: replace(HALF_WIDE, queries=Tile(32, 16, 8, 2)),
-        },
-        4: SINGLE,
-    },
+    86: _row(replace(HALF_MIDDLE, keys=Tile(32, 32, 8, 2)), replace(HALF_WIDE, queries=Tile(32, 32, 8, 2))),
+    90: _row(),
+    120: _row(replace(HALF_MIDDLE, keys=Tile(16, 64, 4, 2)), replace(HALF_WIDE, queries=Tile(32, 16, 8, 2))),
 }
 LARGEST = 256
 

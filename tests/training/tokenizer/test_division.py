@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -61,14 +62,22 @@ class Divided:
         raise NotImplementedError
 
 
-def trained(case: str, sizes: list[int], first: int = 0, count: int | None = None) -> dict[str, Tensor]:
-    """What three steps make of the tokenizer, and the numbers that they report."""
-    of_model, of_run = CASES[case]
+def untrained(case: str) -> LaVITTokenizer:
     torch.manual_seed(1)
-    model = LaVITTokenizer(LaVITTokenizerConfig.preset("small", **(TINY | DYING | of_model)))
-    model = model.double()
+    model = LaVITTokenizer(LaVITTokenizerConfig.preset("small", **(TINY | DYING | CASES[case][0]))).double()
     codes = torch.randn(model.quantize.embedding.weight.shape, dtype=torch.float64)
     model.quantize.embedding.weight.copy_(torch.nn.functional.normalize(codes, dim=1))
+    return model
+
+
+@cache
+def whole_batch(case: str) -> dict[str, Tensor]:
+    return trained(case, [IMAGES])
+
+
+def trained(case: str, sizes: list[int], first: int = 0, count: int | None = None) -> dict[str, Tensor]:
+    """What three steps make of the tokenizer, and the numbers that they report."""
+    model = untrained(case)
     micro_batches = len(sizes) if count is None else count
     changes = {
         "loop.steps": STEPS,
@@ -82,7 +91,7 @@ def trained(case: str, sizes: list[int], first: int = 0, count: int | None = Non
         "schedule.warmup": 1,
         "optimizer.eps": 1e-2,  # AdamW divides by gradients: of those near 0 nothing but rounding would be left
     }
-    config = TokenizerTrainingConfig.recipe("small", changes | of_run)
+    config = TokenizerTrainingConfig.recipe("small", changes | CASES[case][1])
     history = train_tokenizer(config, model=model, stream=Divided(sizes, first, count)).history
     found = {f"{name} of step {row['step']}": torch.tensor(row[name]) for row in history for name in NUMBERS}
     if history and "contrast_loss" in history[0]:
@@ -100,18 +109,12 @@ def assert_alike(found: dict[str, Tensor], whole: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("division", DIVISIONS)
 @pytest.mark.parametrize("case", CASES)
 def test_any_division_into_micro_batches_gives_what_the_whole_batch_gives(case: str, division: str) -> None:
-    whole = trained(case, [IMAGES])
+    whole = whole_batch(case)
     assert_alike(trained(case, DIVISIONS[division]), whole)
-    start = trained_by_nothing(case)
+    start = untrained(case).state_dict()
     moved = [name for name, value in start.items() if not torch.equal(value, whole[name])]
     assert {"token_predictor.in_conv.1.weight", "causal_encoder.blocks.0.mlp.fc1.weight"} <= set(moved)
     assert ("quantize.embedding.weight" in moved) and whole["usage"].sum() > 0
-
-
-def trained_by_nothing(case: str) -> dict[str, Tensor]:
-    torch.manual_seed(1)
-    tokenizer = TINY | DYING | CASES[case][0]
-    return LaVITTokenizer(LaVITTokenizerConfig.preset("small", **tokenizer)).double().state_dict()
 
 
 def one_of_two(rank: int, folder: str, case: str, sizes: list[int], counts: list[int]) -> None:
@@ -125,7 +128,7 @@ def one_of_two(rank: int, folder: str, case: str, sizes: list[int], counts: list
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("sizes", [[4, 4], [2, 2, 2, 2], [1, 2, 4, 1]], ids=str)
 def test_two_processes_give_what_one_gives(tmp_path: Any, case: str, sizes: list[int]) -> None:
-    whole = trained(case, [IMAGES])
+    whole = whole_batch(case)
     counts = [len(sizes) // 2] * 2
     mp.start_processes(one_of_two, args=(str(tmp_path), case, sizes, counts), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
