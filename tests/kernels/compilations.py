@@ -1,7 +1,7 @@
-"""How many compilations calls of the attention operations ask Triton for; run in a process without the interpreter.
+"""How many compilations an operation's calls ask Triton for; run in a process without the interpreter.
 
 A stand-in for the driver says of what architecture the current device is, a hook of Triton's takes every wish for a
-compilation, and no kernel runs. Prints one line of JSON: for every step of STEPS, how many compilations were new.
+compilation, and no kernel runs. Prints one line of JSON: for every step of STEPS[operation], how many were new.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -90,29 +92,69 @@ def warm_up_policy() -> None:
     warm_up(88, torch.bfloat16, "cpu", impl="triton")
 
 
+def gumbel(batch: int, patches: int, min_keep: int, tau: float) -> None:
+    from lavit.kernels.gumbel_select import triton as select
+
+    scores, seeds = torch.zeros(batch, patches, 2), torch.zeros(batch, dtype=torch.int64)
+    select.gumbel_select(scores, None, seeds, tau, min_keep)
+    prob, one = torch.zeros(batch, patches), torch.ones(())
+    wide = torch.zeros(patches, 2 * batch)
+    rows = wide.T[:batch]
+    for keep, soft in ((prob, one.expand(batch, patches)), (wide[:, ::2].T, prob), (rows, rows)):
+        select.gumbel_select_backward(keep, soft, prob, tau, torch.float32)
+
+
+def codes(n: int, num_codes: int, metric: str) -> None:
+    from lavit.kernels.nearest_code import triton as nearest
+
+    nearest.nearest_code(torch.zeros(n, 32), torch.zeros(num_codes, 32), metric, True, "exact")
+
+
+def sums(n: int, num_codes: int) -> None:
+    from lavit.kernels.code_statistics import triton as statistics
+
+    statistics.code_statistics(torch.zeros(n, 32), torch.zeros(n, dtype=torch.int64), num_codes)
+
+
 F32, BF16 = torch.float32, torch.bfloat16
-STEPS = [
-    warm_up_varlen,
-    lambda: varlen(20, 30, 3, 4, "plain", F32),
-    lambda: varlen(1, 1, 1, 1, "plain", F32),
-    lambda: varlen(256, 304, 16, 16, "fused", F32),
-    lambda: varlen(17, 3, 16, 3, "misaligned", F32),
-    lambda: varlen(16, 16, 16, 16, "plain", BF16),
-    warm_up_policy,
-    lambda: policy(2, 256, 4, "plain"),
-    lambda: policy(1, 256, 1, "fused"),
-    lambda: policy(16, 17, 16, "misaligned"),
-    lambda: policy(1, 1, 1, "plain"),
-]
+STEPS: dict[str, list[Callable[[], None]]] = {
+    "varlen_attention": [
+        warm_up_varlen,
+        lambda: varlen(20, 30, 3, 4, "plain", F32),
+        lambda: varlen(1, 1, 1, 1, "plain", F32),
+        lambda: varlen(256, 304, 16, 16, "fused", F32),
+        lambda: varlen(17, 3, 16, 3, "misaligned", F32),
+        lambda: varlen(16, 16, 16, 16, "plain", BF16),
+    ],
+    "policy_attention": [
+        warm_up_policy,
+        lambda: policy(2, 256, 4, "plain"),
+        lambda: policy(1, 256, 1, "fused"),
+        lambda: policy(16, 17, 16, "misaligned"),
+        lambda: policy(1, 1, 1, "plain"),
+    ],
+    "gumbel_select": [
+        lambda: gumbel(1, 200, 0, 1.0),
+        lambda: gumbel(2, 256, 1, 1.0),
+        lambda: gumbel(16, 144, 16, 0.5),
+        lambda: gumbel(33, 251, 37, 0.3),
+    ],
+    "nearest_code": [
+        partial(codes, n, num_codes, metric)
+        for n in (1, 16, 17, 640, 5440)
+        for num_codes in (2000, 16384)
+        for metric in ("cosine", "euclidean")
+    ],
+    "code_statistics": [partial(sums, n, num_codes) for n in (1, 2, 16, 17, 640) for num_codes in (1, 16, 1000)],
+}
 
 
-def main() -> None:
+def main(operation: str, architecture: int) -> None:
     # Decorated for the compiler, before the variable below would have them interpreted.
-    for operation in ("policy_attention", "varlen_attention"):
-        importlib.import_module(f"lavit.kernels.{operation}.triton")
+    importlib.import_module(f"lavit.kernels.{operation}.triton")
     os.environ["TRITON_INTERPRET"] = "1"  # what lets the operations take tensors of the CPU
-    asked, counts = stand_in(int(sys.argv[1])), []
-    for step in STEPS:
+    asked, counts = stand_in(architecture), []
+    for step in STEPS[operation]:
         before = len(asked)
         step()
         counts.append(len(asked) - before)
@@ -120,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], int(sys.argv[2]))

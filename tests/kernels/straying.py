@@ -1,4 +1,4 @@
-"""A kernel that reads or writes beside its argument, for the test of the guard. Imported where triton is."""
+"""A kernel that reads or writes beside its argument, for the test of the fence. Imported where triton is."""
 
 from __future__ import annotations
 

@@ -1,16 +1,10 @@
-"""How the attentions' kernels are launched: what is compiled anew, and what runs where a device has little room."""
+"""How the attentions' kernels are launched: tiles for small devices, warming up, what they may touch."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import fence
 import pytest
 import torch
-from fenced import fenced
 from packed import inputs, run
 from policy_cases import case
 from policy_cases import run as run_policy
@@ -21,7 +15,6 @@ from lavit.kernels.policy_attention import warm_up as warm_up_policy
 from lavit.kernels.triton_support import Tile
 from lavit.kernels.varlen_attention import warm_up as warm_up_varlen
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
@@ -29,17 +22,6 @@ CPU = torch.device("cpu")
 def interpreted():
     for operation in ("policy_attention", "varlen_attention"):
         skip_unless_usable(operation, "triton", CPU)
-
-
-def test_after_a_warm_up_no_lengths_strides_batches_or_heads_compile_anything():
-    """Three kernels of each operation, and no more: counted by Triton's own keys, with a stand-in for the device."""
-    pytest.importorskip("triton")
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, str(Path(__file__).with_name("compilations.py")), "90"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1]) == [3, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0]
 
 
 def test_smaller_tiles_run_loads_less_far_ahead_and_then_halve_the_longer_side(interpreted):
@@ -97,14 +79,12 @@ def test_where_a_device_has_no_room_for_a_tile_a_smaller_one_gives_the_results(i
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_warming_up_runs_all_kernels_of_a_kind_of_call(interpreted, monkeypatch, dtype):
-    from lavit.kernels.policy_attention import triton as of_policy
-    from lavit.kernels.varlen_attention import triton as of_varlen
-
-    varlen, policy = fenced(of_varlen, monkeypatch), fenced(of_policy, monkeypatch)
+    launched = fence.install(monkeypatch).launched
     with torch.no_grad():
         warm_up_varlen(24, dtype, "cpu", causal=True, weighted=True, impl="triton")
         warm_up_policy(24, dtype, "cpu", kind="cross", eps=0.0, impl="triton")
-    assert len(varlen) == len(policy) == 3
+    varlen, policy = launched[:3], launched[3:]
+    assert len(policy) == 3
     assert all(x["q"].dtype == dtype and x["D"] == 24 and x["CAUSAL"] and x["weight"] is not None for x in varlen)
     assert all(x["q_ptr"].dtype == dtype and x["D"] == 24 and not x["CAUSAL"] and not x["EPS"] for x in policy)
 
@@ -137,7 +117,7 @@ def test_a_fence_notices_every_load_and_store_outside(interpreted, monkeypatch):
     """The kernels as they are, given one row, one head or one image more than their tensors have."""
     from lavit.kernels.varlen_attention import triton
 
-    launched = fenced(triton, monkeypatch)
+    launched = fence.install(monkeypatch).launched
     q, k, v, g, w = inputs([5, 2], [3, 4], 16, torch.float32, "cpu")
     run("triton", q, k, v, g, w, [5, 2], [3, 4])
     for launch, name, argument in (
@@ -161,7 +141,7 @@ def test_hostile_offsets_touch_nothing_outside(interpreted, monkeypatch, poisone
     """Below the operation, which refuses them on a CPU: what the kernels do on a GPU, where nobody looks."""
     from lavit.kernels.varlen_attention import triton
 
-    fenced(triton, monkeypatch, once=False)  # images that overlap are written twice
+    fence.install(monkeypatch, once=False)  # images that overlap are written twice
     q, k, v, g, w = inputs([20], [20], 40, torch.float32, "cpu", spare=0)
     cu_q = torch.tensor(queries, dtype=torch.int32)
     for cu_k in (cu_q, *(torch.tensor(keys, dtype=torch.int32) for keys in HOSTILE[::2])):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import fence
 import policy_cases as policy
 import pytest
 import torch
-from fenced import fenced
 from packed import inputs, run, truth_and_bounds
 from usable import skip_unless_usable
 
@@ -74,7 +74,7 @@ def test_varlen_every_tile_is_right_and_touches_nothing_else(monkeypatch, dtype,
     from lavit.kernels.varlen_attention import triton
 
     monkeypatch.setattr(triton, "choose_tiles", lambda q: tiles)
-    launched = fenced(triton, monkeypatch)
+    launched = fence.install(monkeypatch).launched
     # One beyond the blocks of every kernel, one short of them, one token, none: of queries and of keys.
     most = [max(getattr(tile, side) for tile in (tiles.forward, tiles.queries, tiles.keys)) for side in
             ("block_m", "block_n")]  # fmt: skip
@@ -95,7 +95,7 @@ def test_policy_every_tile_is_right_and_touches_nothing_else(monkeypatch, dtype,
     from lavit.kernels.policy_attention import triton
 
     monkeypatch.setattr(triton, "choose_tiles", lambda q: tiles)
-    launched = fenced(triton, monkeypatch)
+    launched = fence.install(monkeypatch).launched
     n = max(max(sides(tile)) for tile in (tiles.forward, tiles.queries, tiles.keys)) + 1
     for dim, kind, eps in zip(WIDTHS[width], ("causal", "cross"), (1e-6, 0.0), strict=True):
         problem = *policy.case(n, dim, "third", batch=1), kind, eps

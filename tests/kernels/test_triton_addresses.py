@@ -1,9 +1,9 @@
-"""Every tile of every table, with tails in every dimension, under the guard of guarded.py: no access outside of an
-argument, results as the reference's. The grids of float64 run from their last program to their first."""
+"""Every tile of every table, with tails in every dimension, fenced: no access outside of an argument, results as
+the reference's. The grids of float64 run from their last program to their first."""
 
 from __future__ import annotations
 
-import guarded
+import fence
 import pytest
 import torch
 from nearest import assert_right_at_any_magnitude, vectors
@@ -21,22 +21,22 @@ pytestmark = [
 
 
 @pytest.fixture
-def guard(monkeypatch):
+def fenced(monkeypatch):
     skip_unless_usable("nearest_code", "triton", CPU)
-    guard = guarded.install(monkeypatch)
-    yield guard
-    assert guard.accesses > 0
+    fenced = fence.install(monkeypatch)
+    yield fenced
+    assert fenced.accesses > 0
 
 
-def test_the_guard_sees_what_strays(monkeypatch):
+def test_the_fence_sees_what_strays(monkeypatch):
     """A load whose value is thrown away, a store behind and one before, and a store to another argument."""
     skip_unless_usable("nearest_code", "triton", CPU)
     from straying import stray
 
-    guarded.install(monkeypatch)
+    fence.install(monkeypatch)
     stray(torch.zeros(16), load=0, store=0)
     for where in ({"load": 1, "store": 0}, {"load": 0, "store": 1}, {"load": 0, "store": -1}):
-        with pytest.raises(Exception, match=r"outside of every argument, [+-]\d+ bytes"):
+        with pytest.raises(Exception, match="outside of x"):
             stray(torch.zeros(16), **where)
 
 
@@ -47,12 +47,12 @@ WAYS += [("cosine", True, "fast"), ("cosine", True, "clusters")]
 
 @pytest.mark.parametrize(("dim", "dtype"), [(13, torch.float32), (13, torch.float64), (131, torch.float16)])
 @pytest.mark.parametrize("name", TILES)
-def test_nearest_code_stays_within_its_arguments(guard, monkeypatch, name, dim, dtype):
+def test_nearest_code_stays_within_its_arguments(fenced, monkeypatch, name, dim, dtype):
     """Rows, codes, columns, shares of the codebook and the rescoring's rows all end within a block. The last way has
     clusters within the bound, so that lanes are searched whole."""
     from lavit.kernels.nearest_code import triton
 
-    guard.backwards = dtype == torch.float64
+    fenced.backwards = dtype == torch.float64
     monkeypatch.setattr(triton, "RESCORE_ROWS", 4)
     tile = triton.CONFIGS[name]
     num_codes = 2 * tile.block_n + 5
@@ -68,9 +68,9 @@ def test_nearest_code_stays_within_its_arguments(guard, monkeypatch, name, dim, 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gumbel_select_stays_within_its_arguments(guard, block, dtype):
+def test_gumbel_select_stays_within_its_arguments(fenced, block, dtype):
     """The number of patches is odd, and more than half a block."""
-    guard.backwards = dtype == torch.float64
+    fenced.backwards = dtype == torch.float64
     patches = block // 2 + max(1, block // 8) | 1
     scores = torch.randn(3, patches, 2, dtype=torch.float64).to(dtype)
     noise = torch.randn(3, patches, 2, dtype=torch.float64).to(dtype)
@@ -88,7 +88,7 @@ def test_gumbel_select_stays_within_its_arguments(guard, block, dtype):
         assert torch.equal(got, wanted)
 
 
-def test_offsets_of_more_images_than_a_block_stay_within_their_arguments(guard, monkeypatch):
+def test_offsets_of_more_images_than_a_block_stay_within_their_arguments(fenced, monkeypatch):
     skip_unless_usable("gumbel_select", "triton", CPU)
     from lavit.kernels.gumbel_select import triton
 
@@ -100,9 +100,9 @@ def test_offsets_of_more_images_than_a_block_stay_within_their_arguments(guard, 
 
 @pytest.mark.parametrize("dim", [9, 17, 47, 70, 131, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_code_statistics_stay_within_their_arguments(guard, dim, dtype):
+def test_code_statistics_stay_within_their_arguments(fenced, dim, dtype):
     """Every width of TILES, the last also in two blocks; codes with no row, one, and more than a step takes."""
-    guard.backwards = dtype == torch.float64
+    fenced.backwards = dtype == torch.float64
     x = torch.randn(150, dim, dtype=torch.float64).to(dtype)
     ids = torch.cat([torch.full((131,), 2), torch.tensor([5, 0, 0, -1]), torch.randint(-1, 6, (15,))])
     counts, sums = code_statistics(x, ids, 6, impl="triton")
