@@ -157,6 +157,15 @@ class Tiles:
     keys: Tile
 
 
+def widths_of_every_class(least: int, most: int) -> list[int]:
+    """Of every division into parts, over multiples of 8 from least to most: a width that fills them, and one that does
+    not. Kernels of the other widths are the same but for a number."""
+    by_parts: dict[tuple[int, int], list[int]] = {}
+    for dim in range(least, most + 1, 8):
+        by_parts.setdefault(column_parts(dim), []).append(dim)
+    return sorted({dim for dims in by_parts.values() for dim in dims[-2:]})
+
+
 def of_width(by_width: dict[int, Tiles], dim: int) -> Tiles:
     """What a table by padded width has for a head of ``dim`` columns."""
     return by_width[min(width for width in by_width if width >= sum(column_parts(dim)))]

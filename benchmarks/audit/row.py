@@ -10,6 +10,10 @@ from lavit.kernels.triton_support import SHARED_OF_A100, SHARED_OF_H100
 ARCHITECTURES = (80, 90, 100)
 SMALLER = (86, 89, 120)  # with less shared memory; audited where asked for
 
+# ptxas spills a few registers where one block more then fits on a multiprocessor, which it takes for the better bargain
+# and which differs from version to version. In bytes: what it may do so, as long as a thread could have had more.
+BARGAIN = 32
+
 # Shared memory that one block may have, in bytes (CUDA programming guide, technical specifications).
 SHARED_LIMIT = {80: SHARED_OF_A100, 90: SHARED_OF_H100, 100: SHARED_OF_H100, **dict.fromkeys(SMALLER, 99 * 1024)}
 
@@ -21,6 +25,7 @@ class Row:
     operation: the folder under kernels/, or the file under csrc/.
     stack: local memory that a thread is given, whether or not it is used.
     spilled: what all loads and stores of local memory in the code move, each counted once, as ptxas counts.
+    registers_at_most: what a thread could have had; None: whatever spills is too much.
     tensor_core_instructions: by mnemonic, for instance {"HGMMA": 16}.
     """
 
@@ -32,14 +37,26 @@ class Row:
     stack: int | None
     spilled: int | None
     shared: int
+    registers_at_most: int | None = None
     tensor_core_instructions: dict[str, int] = field(default_factory=dict)
     tensor_cores_meant: bool = False
 
-    def problems(self) -> Iterator[str]:
+    @property
+    def where(self) -> str:
         label = f" [{self.label}]" if self.label else ""
-        where = f"{self.operation}: {self.kernel}{label} on sm_{self.architecture}"
-        if self.spilled:
-            yield f"{where} spills {self.spilled} bytes"
+        return f"{self.operation}: {self.kernel}{label} on sm_{self.architecture}"
+
+    @property
+    def bargain(self) -> bool:
+        """Whether it spills a little and had registers left."""
+        if not self.spilled or self.registers is None or self.registers_at_most is None:
+            return False
+        return self.spilled <= BARGAIN and self.registers < self.registers_at_most
+
+    def problems(self) -> Iterator[str]:
+        where = self.where
+        if self.spilled and not self.bargain:
+            yield f"{where} spills {self.spilled} bytes, at {self.registers} registers"
         if self.tensor_cores_meant and not self.tensor_core_instructions:
             yield f"{where} has no tensor-core instructions, and is meant to"
         limit = SHARED_LIMIT.get(self.architecture)

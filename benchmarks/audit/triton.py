@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import multiprocessing
 import re
 import shutil
@@ -41,10 +42,11 @@ def audited_module(name: str, folder: Path) -> str:
     return f"lavit.kernels.{name}.triton"
 
 
-def variants_of(module: ModuleType) -> list[Variant]:
+def variants_of(module: ModuleType, every: bool = False) -> list[Variant]:
     """A module's variants; raises ValueError where it has none or leaves a kernel of its own out."""
     make = getattr(module, "variants", None)
-    found = list(make()) if callable(make) else []
+    more = every and callable(make) and "every" in inspect.signature(make).parameters
+    found = list(make(**({"every": True} if more else {}))) if callable(make) else []
     if not found:
         raise ValueError(f"{module.__name__} has no variants() or lists none: nothing of it would be audited")
     covered: set[str] = set()
@@ -99,36 +101,45 @@ def tool(name: str) -> str | None:
     return shutil.which(str(own)) or shutil.which(name) or shutil.which(f"/usr/local/cuda/bin/{name}")
 
 
-def audit(modules: list[str], architectures: tuple[int, ...], workers: int) -> tuple[list[Row], list[str]]:
+def audit(
+    modules: list[str], architectures: tuple[int, ...], workers: int, every: bool = False
+) -> tuple[list[Row], list[str]]:
     """One row for every variant and architecture it is made for, and what kept a module or variant from one."""
     jobs, problems = [], []
     for name in modules:
         try:
-            found = variants_of(importlib.import_module(name))
+            found = variants_of(importlib.import_module(name), every)
         except ValueError as error:
             problems.append(str(error))
             continue
-        jobs += [(name, i, a) for i, v in enumerate(found) for a in architectures if a in v.architectures]
+        jobs += [(name, every, i, a) for i, v in enumerate(found) for a in architectures if a in v.architectures]
     # Not forked: the parent may have threads by now.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        results = list(pool.map(_compiled, *zip(*jobs, strict=True))) if jobs else []
+        results = list(pool.map(_compiled, *zip(*jobs, strict=True), chunksize=4)) if jobs else []
     rows = [result for result in results if isinstance(result, Row)]
     return rows, problems + [result for result in results if isinstance(result, str)]
 
 
-def _compiled(name: str, index: int, architecture: int) -> Row | str:
+@cache
+def _listed(name: str, every: bool) -> list[Variant]:
+    return variants_of(importlib.import_module(name), every)
+
+
+def _compiled(name: str, every: bool, index: int, architecture: int) -> Row | str:
     """The row of one compilation, or in words why there is none."""
-    variant = importlib.import_module(name).variants()[index]
+    variant = _listed(name, every)[index]
     operation = name.split(".")[-2] if name.endswith(".triton") else name
     try:
-        return compile_variant(operation, variant, architecture)
+        return compile_variant(operation, variant, architecture, disassemble=not every)
     except Exception as error:
         what = f"{operation}: {_jit_function(variant.kernel).fn.__name__} [{variant.label}] for sm_{architecture}"
         return f"{what} does not compile: {type(error).__name__}: {error}"
 
 
-def compile_variant(operation: str, variant: Variant, architecture: int) -> Row:
+def compile_variant(operation: str, variant: Variant, architecture: int, disassemble: bool = True) -> Row:
+    """Compile it and look at what came of it. disassemble: count tensor-core instructions in the machine code, not in
+    PTX; that takes as long as compiling. What is spilled is always counted there."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -154,8 +165,8 @@ def compile_variant(operation: str, variant: Variant, architecture: int) -> Row:
         file.flush()
         registers, stack = _resources(file.name)
         spilled = stack
-        # Disassembling takes as long as compiling: not where there is neither local memory nor a product to look for.
-        if (stack != 0 or products) and (opcodes := _opcodes(file.name)) is not None:
+        # Not where there is neither local memory nor a product to look for.
+        if (stack != 0 or products and disassemble) and (opcodes := _opcodes(file.name)) is not None:
             spilled = sum(n * _local_bytes(opcode) for opcode, n in opcodes.items())
             products = Counter(
                 base for opcode in opcodes.elements() if TENSOR_CORE.match(base := opcode.partition(".")[0])
@@ -169,6 +180,7 @@ def compile_variant(operation: str, variant: Variant, architecture: int) -> Row:
         stack=stack,
         spilled=spilled,
         shared=compiled.metadata.shared,
+        registers_at_most=min(variant.maxnreg or 255, 65536 // (WARP * variant.num_warps), 255),
         tensor_core_instructions=dict(products),
         tensor_cores_meant=variant.tensor_cores,
     )

@@ -68,14 +68,16 @@ def code_statistics(x: Tensor, ids: Tensor, num_codes: int) -> tuple[Tensor, Ten
     return counts, sums
 
 
-def variants() -> list[Variant]:
-    """Every tile in float32, bfloat16 and float64."""
+def variants(every: bool = False) -> list[Variant]:
+    """Every tile in float32, bfloat16 and float64. every: in float16 too, and widths that are no multiple of 16."""
     out = []
     for columns, (rows, warps) in TILES.items():
-        for dtype in ("fp32", "bf16", "fp64"):
+        for dtype in ("fp32", "bf16", "fp64", *(("fp16",) if every else ())):
             precision = "fp64" if dtype == "fp64" else "fp32"
             types = {"sorted_ids": "*i32", "order": "*i64", "x": f"*{dtype}"}
             types |= {"counts": f"*{precision}", "sums": f"*{precision}"}
             constants, label = {"ROWS": rows, "COLUMNS": columns}, f"{dtype} {rows}x{columns}"
-            out.append(variant(_segment_sums, label, types, constants, divisible=("dim",), num_warps=warps))
+            for divisible in ((("dim",), ()) if every else (("dim",),)):
+                name = label if divisible else f"{label} any width"
+                out.append(variant(_segment_sums, name, types, constants, divisible=divisible, num_warps=warps))
     return out

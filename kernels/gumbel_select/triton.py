@@ -191,18 +191,21 @@ def gumbel_select_backward(
     return grad_scores
 
 
-def variants() -> list[Variant]:
-    """Every block size with drawn noise in float32; the other kinds of noise and dtypes at the sizes that matter."""
+def variants(every: bool = False) -> list[Variant]:
+    """Every block size with drawn noise in float32; the other kinds of noise and dtypes at the sizes that matter.
+    every: at every size, and float16."""
+    dtypes = ("fp32", "bf16", "fp64", *(("fp16",) if every else ()))
     out = [
         _variant_of_select(dtype, block, mode)
         for block in WARPS
-        for dtype in ("fp32", "bf16", "fp64")
+        for dtype in dtypes
         for mode in ("seeds", "noise", "deterministic")
-        if (dtype, mode) == ("fp32", "seeds") or block in (256, LARGEST)
+        if (dtype, mode) == ("fp32", "seeds") or every or block in (256, LARGEST)
     ]
     integers = {"counts": "*i32", "cu_kept": "*i32", "cu_dropped": "*i32"}
     out.append(variant(_offsets, f"offsets {SCAN}", integers, {"BLOCK": SCAN}))
-    return out + [_variant_of_gradient(dtype, block) for block in (256, GRADIENT) for dtype in ("fp32", "bf16", "fp64")]
+    blocks = [block for block in WARPS if block <= GRADIENT] if every else [256, GRADIENT]
+    return out + [_variant_of_gradient(dtype, block) for block in blocks for dtype in dtypes]
 
 
 def _variant_of_select(dtype: str, block: int, mode: str) -> Variant:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
@@ -74,6 +75,16 @@ def _rescore_columns(dim: int, dtype: torch.dtype) -> int:
     return min(max(16, triton.next_power_of_2(dim)), most // 2 if dtype == torch.float64 else most)
 
 
+def _block_of(dim: int) -> int:
+    """How many columns a step of the preparation and the screening takes."""
+    return max(16, triton.next_power_of_2(dim)) if dim <= MIDDLE else CHUNK
+
+
+def _prepare_rows(block_d: int, dtype: torch.dtype) -> int:
+    """How many rows a step of the preparation takes; of float64 half as many, for the registers."""
+    return max(16, PREPARE_ELEMENTS // block_d // (2 if dtype == torch.float64 else 1))
+
+
 def choose_config(device: torch.device, dim: int) -> Config:
     """The tile for a device and a width."""
     width = "narrow" if dim <= NARROW else "middle" if dim <= MIDDLE else "wide"
@@ -119,12 +130,12 @@ def plan(x: Tensor, num_codes: int, config: Config | None = None, splits: int | 
     """Sizes for a search of x (n, D) among num_codes; ``config`` and ``splits`` replace the heuristics' choice."""
     n, dim = x.shape
     tile = config or choose_config(x.device, dim)
-    block_d = max(16, triton.next_power_of_2(dim)) if dim <= MIDDLE else CHUNK
+    block_d = _block_of(dim)
     tiles = triton.cdiv(num_codes, tile.block_n)
     id_bits = 8 if tiles <= 256 else 12 if tiles <= 4096 * MAX_SPLITS else 16
     slots = 2 * multiprocessors(x.device)
     splits = splits or choose_splits(triton.cdiv(n, tile.block_m), tiles, slots, triton.cdiv(tiles, 1 << id_bits))
-    rows = max(16, PREPARE_ELEMENTS // block_d)
+    rows = _prepare_rows(block_d, x.dtype)
     share = triton.cdiv(triton.cdiv(tiles * tile.block_n, rows), MAX_PROGRAMS) * rows
     return Plan(
         n=n,
@@ -177,18 +188,20 @@ def screen(x: Tensor, codebook: Tensor, metric: str, normalize_x: bool, fast: bo
     window = None if fast else new(p.n)
     if not cosine:
         ends_kernel[(p.programs,)](
-            codebook, ends, p.num_codes, p.share, p.dim, p.block_d, p.prepare_rows, MAX_PROGRAMS, p.acc, **FUSE
-        )
+            codebook, ends, p.num_codes, p.share, p.dim, p.block_d, p.prepare_rows, MAX_PROGRAMS, p.acc,
+            maxnreg=REGISTERS, **FUSE,
+        )  # fmt: skip
     prepare_kernel[(p.programs,)](
         codebook, half, bias, ends, scales, stats, first, p.num_codes, padded, p.share,
-        p.dim, p.width, p.block_d, cosine, p.prepare_rows, MAX_PROGRAMS, p.acc, **FUSE,
+        p.dim, p.width, p.block_d, cosine, p.prepare_rows, MAX_PROGRAMS, p.acc, maxnreg=REGISTERS, **FUSE,
     )  # fmt: skip
     flags = (cosine or normalize_x, not cosine)
     if ready := needs_rows(p.dim, x.dtype):
         rows, weight = new(p.n, p.width, dtype=torch.float16), None if cosine else new(p.n)
         rows_kernel[(triton.cdiv(p.n, p.prepare_rows),)](
             x, rows, weight, scales, stats, window, p.n, p.programs,
-            p.dim, p.width, p.block_d, *flags, fast, p.id_bits, p.acc, p.prepare_rows, MAX_PROGRAMS, **FUSE,
+            p.dim, p.width, p.block_d, *flags, fast, p.id_bits, p.acc, p.prepare_rows, MAX_PROGRAMS,
+            maxnreg=REGISTERS, **FUSE,
         )  # fmt: skip
     screen_kernel[(triton.cdiv(p.n, tile.block_m), p.splits)](
         rows, weight, half, bias, scales, stats, keys[0], third if fast else keys[1], None if fast else third, window,
@@ -253,55 +266,67 @@ def _search(
     return ids, score
 
 
-def variants() -> list[Variant]:
-    """Every kernel with every tile of CONFIGS at LaVIT's width, and each width class with its tiles from TABLE."""
+def variants(every: bool = False) -> list[Variant]:
+    """Every kernel with every tile of CONFIGS at LaVIT's width, and each width class with its tiles from TABLE.
+    every: all widths that are compiled otherwise than another, in every type, and the places of larger codebooks."""
     newer, everywhere = (90, 100), (80, 90, 100)
     small = (86, 120)
-    cases: list[tuple[tuple[int, ...], str, int, torch.dtype, str]] = [
-        *((everywhere, name, 32, torch.float32, "cosine") for name in CONFIGS),
-        (everywhere, "128x128", 32, torch.bfloat16, "cosine"),
-        (everywhere, "128x128", 32, torch.float32, "plain"),
-        (newer, "128x128", 32, torch.float64, "euclidean"),
-        ((80, *small), "128x128 lanes 8", 32, torch.float64, "euclidean"),
-        ((*everywhere, *small), "128x64", 128, torch.float32, "euclidean"),
-        (everywhere, "128x64", 128, torch.float64, "euclidean"),
-        *((newer, "128x128", 1024, dtype, "euclidean") for dtype in (torch.bfloat16, torch.float32, torch.float64)),
-        *(((80,), "128x64", 1024, dtype, "euclidean") for dtype in (torch.bfloat16, torch.float32, torch.float64)),
-        *((small, "64x128 short", 1024, dtype, "euclidean") for dtype in (torch.float32, torch.float64)),
-        (small, "64x64 short", 1024, torch.float32, "euclidean"),
+    f16, bf16, f32, f64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+    cases: list[tuple[tuple[int, ...], str, int, torch.dtype, str, int]] = [
+        *((everywhere, name, 32, f32, "cosine", 8) for name in CONFIGS),
+        (everywhere, "128x128", 32, bf16, "cosine", 8),
+        (everywhere, "128x128", 32, f32, "plain", 8),
+        (newer, "128x128", 32, f64, "euclidean", 8),
+        ((80, *small), "128x128 lanes 8", 32, f64, "euclidean", 8),
+        ((*everywhere, *small), "128x64", 128, f32, "euclidean", 8),
+        (everywhere, "128x64", 128, f64, "euclidean", 8),
+        *((newer, "128x128", 1024, dtype, "euclidean", 8) for dtype in (bf16, f32, f64)),
+        *(((80,), "128x64", 1024, dtype, "euclidean", 8) for dtype in (bf16, f32, f64)),
+        *((small, "64x128 short", 1024, dtype, "euclidean", 8) for dtype in (f32, f64)),
+        (small, "64x64 short", 1024, f32, "euclidean", 8),
     ]
-    found: list[Variant] = []
-    for architectures, name, dim, dtype, metric in cases:
-        for any_architecture in _variants_of(name, dim, dtype, metric):
-            one = replace(any_architecture, architectures=architectures)
-            if not any(replace(one, label=other.label) == other for other in found):
-                found.append(one)
-    return found
+    if every:
+        for served in (80, 90, 100):
+            for dim in (13, 16, 29, 32, 61, 64, 125, 128, 131, 192, 1024):
+                width = "narrow" if dim <= NARROW else "middle" if dim <= MIDDLE else "wide"
+                one = (served,), newest(TABLE, served)[width], dim
+                cases += [(*one, dtype, way, 8) for dtype in (f16, bf16, f32, f64) for way in ("cosine", "euclidean")]
+                cases += [(*one, f32, "cosine", bits) for bits in (12, 16)]
+    found: dict[tuple[Any, ...], Variant] = {}
+    for architectures, *case in cases:
+        for one in _variants_of(*case):
+            key = one.kernel, *map(str, (one.signature, one.constants, one.num_warps, one.num_stages))
+            before = found[key].architectures if key in found else ()
+            found[key] = replace(found.get(key, one), architectures=(*before, *(set(architectures) - set(before))))
+    return list(found.values())
 
 
-def _variants_of(name: str, dim: int, dtype: torch.dtype, metric: str) -> list[Variant]:
-    tile, block_d, cosine = CONFIGS[name], dim if dim <= MIDDLE else CHUNK, metric == "cosine"
-    label = f"{name} D={dim} {str(dtype).removeprefix('torch.')} {metric}"
+def _variants_of(name: str, dim: int, dtype: torch.dtype, metric: str, id_bits: int) -> list[Variant]:
+    tile, cosine = CONFIGS[name], metric == "cosine"
+    block_d = _block_of(dim)
+    width = triton.cdiv(dim, block_d) * block_d
+    label = f"{name} D={dim} {str(dtype).removeprefix('torch.')} {metric}{'' if id_bits == 8 else f' {id_bits} bits'}"
     types = {"x_ptr": POINTERS[dtype], "c_ptr": POINTERS[dtype], "half_ptr": "*fp16", "ids_ptr": "*i64"}
     types |= {"tile_ptr": "*i32", "first_ptr": "*i32"}
-    constants = {"D": dim, "WIDTH": dim, "BLOCK_D": block_d, "ROWS": max(16, PREPARE_ELEMENTS // block_d)}
-    constants |= {"COSINE": cosine, "NORMALIZE": metric != "plain", "HAS_BIAS": not cosine, "ID_BITS": 8}
+    constants = {"D": dim, "WIDTH": width, "BLOCK_D": block_d, "ROWS": _prepare_rows(block_d, dtype)}
+    constants |= {"COSINE": cosine, "NORMALIZE": metric != "plain", "HAS_BIAS": not cosine, "ID_BITS": id_bits}
     constants |= {"ACC": tl.float64 if dtype == torch.float64 else tl.float32, "PROGRAMS": MAX_PROGRAMS}
     constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "LANES": tile.lanes, "MAX_SPLITS": MAX_SPLITS}
     types |= dict.fromkeys(("ends_ptr", "range_ptr"), "*fp64" if dtype == torch.float64 else "*fp32")
     absent = dict.fromkeys(("ends_ptr", "range_ptr", "bias_ptr", "weight_ptr")) if cosine else {}
-    found = [] if cosine else [variant(ends_kernel, label, types, constants)]
-    found.append(variant(prepare_kernel, label, types, constants | absent))
+    registers = {"maxnreg": REGISTERS}
+    found = [] if cosine else [variant(ends_kernel, label, types, constants, **registers)]
+    found.append(variant(prepare_kernel, label, types, constants | absent, **registers))
     ready = {"READY": needs_rows(dim, dtype)}
     if ready["READY"]:
         types |= {"weight_ptr": "*fp32"}
         for fast in (True, False):
             fixed = constants | absent | {"FAST": fast} | ({"window_ptr": None} if fast else {})
-            found.append(variant(rows_kernel, f"{label} fast" if fast else label, types, fixed))
+            found.append(variant(rows_kernel, f"{label} fast" if fast else label, types, fixed, **registers))
         types_of_rows, constants_of_rows = {"x_ptr": "*fp16"}, {"ACC": tl.float32}
     else:
         types_of_rows, constants_of_rows = {}, {"weight_ptr": None}
-    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "maxnreg": REGISTERS, "tensor_cores": True}
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, **registers, "tensor_cores": True}
     for fast in (True, False):
         fixed = constants | absent | {"FAST": fast} | ({"third_ptr": None, "window_ptr": None} if fast else {})
         fixed |= ready | constants_of_rows
@@ -309,5 +334,5 @@ def _variants_of(name: str, dim: int, dtype: torch.dtype, metric: str) -> list[V
         found.append(variant(screen_kernel, f"{label} fast" if fast else label, second, fixed, **options))
     exact = constants | absent | {"BLOCK_D": _rescore_columns(dim, dtype), "ROWS": RESCORE_ROWS, "SCAN": SCAN_CODES}
     for kernel in (pick_kernel, rescore_kernel):
-        found.append(variant(kernel, label, types, exact, num_warps=RESCORE_WARPS, maxnreg=REGISTERS))
+        found.append(variant(kernel, label, types, exact, num_warps=RESCORE_WARPS, **registers))
     return found

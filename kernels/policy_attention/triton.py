@@ -23,6 +23,7 @@ from lavit.kernels.triton_support import (
     of_width,
     on_device_of,
     variant,
+    widths_of_every_class,
 )
 
 UNIT = 8  # elements, in which the kernels take strides
@@ -166,24 +167,32 @@ def policy_attention_backward(
 KERNELS = {"forward": forward_kernel, "queries": query_gradient_kernel, "keys": key_gradient_kernel}
 
 
-def variants() -> list[Variant]:
-    """Every kernel with every tile of the tables: at LaVIT's width, of either kind, and at the ends of the others."""
-    cases = [(88, torch.bfloat16, "causal"), (88, torch.bfloat16, "cross"), (88, torch.float32, "causal")]
-    cases += [(64, torch.bfloat16, "causal"), (128, torch.bfloat16, "causal"), (256, torch.bfloat16, "causal")]
-    cases += [(256, torch.float32, "causal")]
+def variants(every: bool = False) -> list[Variant]:
+    """Every kernel with every tile of the tables: at LaVIT's width, of either kind, and at the ends of the others.
+    every: all widths that are compiled otherwise than another, in every type, with and without eps."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    cases = [(88, bf16, "causal", True), (88, bf16, "cross", True), (88, fp32, "causal", True)]
+    cases += [(dim, bf16, "causal", True) for dim in (64, 128, 256)] + [(256, fp32, "causal", True)]
+    if every:
+        forms = (("causal", True), ("cross", False))
+        widths = widths_of_every_class(NARROWEST, WIDEST)
+        more = [(dim, dtype, *form) for dim in widths for dtype in (bf16, fp16, fp32) for form in forms]
+        more += [(88, dtype, *form) for dtype in (bf16, fp16, fp32) for form in (("causal", False), ("cross", True))]
+        cases += [case for case in more if case not in cases]
     return [one for case in cases for served in (80, 90, 100) for one in _variants_of(*case, served)]
 
 
-def _variants_of(dim: int, dtype: torch.dtype, kind: str, served: int) -> list[Variant]:
+def _variants_of(dim: int, dtype: torch.dtype, kind: str, eps: bool, served: int) -> list[Variant]:
     tiles, (d0, d1) = tiles_of(served, dim, dtype), column_parts(dim)
     types = {f"{x}_ptr": POINTERS[dtype] for x in ("g", "q", "k", "v", "out", "dq", "dk", "dv")}
     types |= {"top_ptr": "*i32", "scale": "fp32", "eps": "fp32"}
     found = []
     for name, kernel in KERNELS.items():
         tile = getattr(tiles, name)
-        constants = {"D": dim, "D0": d0, "D1": d1, "CAUSAL": kind == "causal", "EPS": True}
+        constants = {"D": dim, "D0": d0, "D1": d1, "CAUSAL": kind == "causal", "EPS": eps}
         constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-        label = f"D={dim} {str(dtype).removeprefix('torch.')} {kind} {tile.block_m}x{tile.block_n}"
+        label = f"D={dim} {str(dtype).removeprefix('torch.')} {kind}{'' if eps else ' eps=0'}"
+        label += f" {tile.block_m}x{tile.block_n}"
         half = dtype != torch.float32
         found.append(
             variant(kernel, label, types, constants, tensor_cores=half, architectures=(served,), **tile.options)

@@ -22,6 +22,7 @@ from lavit.kernels.triton_support import (
     of_width,
     on_device_of,
     variant,
+    widths_of_every_class,
 )
 from lavit.kernels.varlen_attention.triton_kernels import (
     backward_keys_kernel,
@@ -34,7 +35,7 @@ HALF_MIDDLE = Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2))
 HALF_WIDE = Tiles(Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), Tile(32, 32, 8, 2))
 FLOAT_NARROW = Tiles(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(16, 32, 8, 2))
 FLOAT_LAVIT = Tiles(Tile(32, 32, 4, 2), Tile(32, 16, 4, 2), Tile(16, 16, 4, 2))
-FLOAT_MIDDLE = Tiles(Tile(32, 16, 8, 2), Tile(32, 16, 4, 2), Tile(16, 16, 4, 2))
+FLOAT_MIDDLE = Tiles(Tile(32, 16, 8, 2), Tile(32, 16, 4, 2), Tile(16, 16, 4, 1))
 FLOAT_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 2), Tile(16, 16, 8, 2))
 # By architecture (the newest not above the device's), by bytes of an element, and by the columns of both parts.
 # A tile decides in which order an image's keys are summed, so it must not depend on what else is in the batch.
@@ -171,10 +172,15 @@ KERNELS = {"forward": forward_kernel, "queries": backward_queries_kernel, "keys"
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def variants() -> list[Variant]:
-    """Every kernel with every tile of TABLE: LaVIT's width as the merger calls it, the ends of the others plainly."""
+def variants(every: bool = False) -> list[Variant]:
+    """Every kernel with every tile of TABLE: LaVIT's width as the merger calls it, the ends of the others plainly.
+    every: all widths that are compiled otherwise than another, in every type."""
     cases = [(88, "bf16", True, True), (88, "bf16", False, False), (88, "fp32", True, True)]
     cases += [(dim, kind, False, True) for dim in (64, 128, 256) for kind in ("bf16", "fp32")]
+    if every:
+        forms = ((True, True), (False, False))
+        cases += [(d, kind, *form) for d in widths_of_every_class(8, LARGEST) for kind in TYPES for form in forms]
+        cases += [(88, kind, *form) for kind in TYPES for form in ((True, False), (False, True))]
     found: dict[tuple[Any, ...], Variant] = {}
     for served in (80, 86, 89, 90, 100, 120):
         row = newest(TABLE, served)
@@ -183,7 +189,8 @@ def variants() -> list[Variant]:
             for name, kernel in KERNELS.items():
                 case = kernel, getattr(tiles, name), dim, kind, causal, weighted
                 before = found[case].architectures if case in found else ()
-                found[case] = _variant(*case, (*before, served))
+                if served not in before:
+                    found[case] = _variant(*case, (*before, served))
     return list(found.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks.audit.row import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = sorted(path.parent.name for path in (ROOT / "kernels").glob("*/triton.py"))
@@ -93,11 +96,52 @@ def test_every_triton_kernel_is_free_of_spills_and_uses_tensor_cores_where_meant
     assert any(row["tensor_cores_meant"] for row in report["rows"])
 
 
+def row(registers: int | None, at_most: int | None, spilled: int | None) -> Row:
+    return Row("operation", "kernel", "label", 90, registers, spilled, spilled, 0, at_most)
+
+
+def test_a_few_bytes_spilled_for_another_block_pass_and_those_for_want_of_registers_do_not():
+    assert row(128, 255, 32).bargain and not list(row(128, 255, 32).problems())
+    for spills in (row(255, 255, 8), row(128, 255, 36), row(128, 128, 8), row(None, 255, 8), row(128, None, 8)):
+        assert not spills.bargain and "spills" in next(spills.problems())
+    assert not row(255, 255, 0).bargain and not list(row(255, 255, 0).problems())
+
+
+@pytest.mark.parametrize("operation", ["varlen_attention", "policy_attention"])
+def test_every_lists_the_compilations_of_all_widths_dtypes_and_devices(operation):
+    from itertools import product
+
+    from lavit.kernels.triton_support import POINTERS, column_parts, newest, of_width
+
+    module = importlib.import_module(f"lavit.kernels.{operation}.triton")
+
+    def compilation(v):
+        parts = v.constants["D0"], v.constants["D1"]
+        pointer = v.signature["q"] if "q" in v.signature else v.signature["q_ptr"]
+        tile = v.constants["BLOCK_M"], v.constants["BLOCK_N"], v.num_warps, v.num_stages
+        return v.kernel.fn.__name__, parts, sum(parts) == v.constants["D"], pointer, *tile
+
+    listed = {(*compilation(v), served) for v in module.variants(every=True) for served in v.architectures}
+    assert listed >= {(*compilation(v), served) for v in module.variants() for served in v.architectures}
+    dtypes = [dtype for dtype, name in POINTERS.items() if name != "*fp64"]
+    for dim, dtype, served in product(range(16, 257, 8), dtypes, (80, 90, 100)):
+        if operation == "varlen_attention":
+            tiles = of_width(newest(module.TABLE, served)[dtype.itemsize], dim)
+        else:
+            tiles = module.tiles_of(served, dim, dtype)
+        for name, kernel in module.KERNELS.items():
+            tile, parts = getattr(tiles, name), column_parts(dim)
+            shape = tile.block_m, tile.block_n, tile.num_warps, tile.num_stages
+            chosen = kernel.fn.__name__, parts, sum(parts) == dim, POINTERS[dtype], *shape, served
+            assert chosen in listed, (dim, dtype, served, name)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("version", ["3.6.0", "3.7.0"])
 def test_the_same_with_other_versions_of_triton(version):
-    result = audit("--triton", version)
+    """Beside the newest, by ``python -m benchmarks.audit``, which CI runs; ``--every`` takes an hour a version."""
+    result = audit("--arch", "80", "--arch", "100", "--triton", version)
     assert f"Triton {version}: " in result.stdout, result.stderr
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr
 
