@@ -62,6 +62,7 @@ def caption(
     min_new: int = 8,
     max_new: int = 36,
     length_penalty: float = 1.0,
+    early_stopping: bool = False,
     cut: Callable[[str], str] = cut_caption,
     image_seeds: Tensor | Sequence[int] | None = None,
     batch_size: int = 32,
@@ -72,8 +73,9 @@ def caption(
     images: a list of PIL images, paths (strings too), bytes of files, or what the image processor takes; or a batch of
         uint8 arrays (B, H, W, 3), or of pixels (B, 3, S, S) that the image processor has normalised. One image is a
         list of one. processor: of this model.
-    num_beams, min_new, max_new, length_penalty: see ``generate_text``; by default the release's. A model whose captions
-        may be shorter than 8 tokens needs a lower ``min_new``. cut: what is made of a text; the release's by default.
+    num_beams, min_new, max_new, length_penalty, early_stopping: see ``generate_text``; by default the release's. A
+        model whose captions may be shorter than 8 tokens needs a lower ``min_new``. cut: what is made of a text; the
+        release's by default.
     image_seeds: of the selection of patches, one an image; None: no noise. batch_size: images at a time. A caption does
         not depend on the others of its batch, beyond rounding.
     on_error: "raise" an error that names the image, or "skip" it: see ``Texts.skipped``.
@@ -83,7 +85,13 @@ def caption(
     the token for which the model gave NaN or infinite scores.
     """
     prompts = [[image] for image in _pictures(images)]
-    settings = {"num_beams": num_beams, "min_new": min_new, "max_new": max_new, "length_penalty": length_penalty}
+    settings = {
+        "num_beams": num_beams,
+        "min_new": min_new,
+        "max_new": max_new,
+        "length_penalty": length_penalty,
+        "early_stopping": early_stopping,
+    }
     reading = {"image_seeds": image_seeds, "batch_size": batch_size, "on_error": on_error}
     return _write(model, processor, prompts, cut, settings, what="image", **reading)
 
@@ -99,7 +107,9 @@ def answer(
     min_new: int = 2,
     max_new: int = 10,
     length_penalty: float = 0.0,
+    early_stopping: bool | None = None,
     cut: Callable[[str], str] = cut_answer,
+    lemmatize: Callable[[str], str] | None = None,
     image_seeds: Tensor | Sequence[int] | None = None,
     batch_size: int = 32,
     on_error: str = "raise",
@@ -107,7 +117,11 @@ def answer(
     """Answer a question about each image: ``[IMG] features [/IMG] Question: ... Answer:``, and the best beam after it.
 
     questions: one for each image. template: how to ask, ``{}`` is the question. A model whose answers may be one token
-        long needs ``min_new=1``. Others: see :func:`caption`.
+        long needs ``min_new=1``. early_stopping: None: as the model says (``config.answer_early_stopping``): the
+        released one's answers stop early. cut: what is made of a text, by default as in the release: cut and in lower
+        case.
+    lemmatize: what is made of a cut answer; the release's is ``lavit.language.spacy_lemmatizer()``. By default none.
+        Others: see :func:`caption`.
 
     Raises as :func:`caption`, and ValueError for another number of questions and naming an empty one.
     """
@@ -117,9 +131,18 @@ def answer(
     if len(pictures) != len(questions):
         raise ValueError(f"questions: expected one for each of {len(pictures)} images, got {len(questions)}")
     prompts = list(zip(pictures, questions, strict=True))
-    settings = {"num_beams": num_beams, "min_new": min_new, "max_new": max_new, "length_penalty": length_penalty}
+    settings = {
+        "num_beams": num_beams,
+        "min_new": min_new,
+        "max_new": max_new,
+        "length_penalty": length_penalty,
+        "early_stopping": early_stopping,
+    }
     reading = {"image_seeds": image_seeds, "batch_size": batch_size, "on_error": on_error}
-    return _write(model, processor, prompts, cut, settings, what="item", template=template, **reading)
+    if early_stopping is None:
+        settings["early_stopping"] = model.config.answer_early_stopping
+    made = cut if lemmatize is None else lambda text: lemmatize(cut(text))
+    return _write(model, processor, prompts, made, settings, what="item", template=template, **reading)
 
 
 @torch.no_grad()
@@ -155,7 +178,7 @@ def generate_tokens(
     *,
     seeds: Tensor | Sequence[int] | None = None,
     scorer: Scorer | None = None,
-    as_codes: bool = False,
+    prompt_images: str | None = None,
     image_seeds: Tensor | Sequence[int] | None = None,
     batch_size: int = 32,
     on_error: str = "raise",
@@ -172,8 +195,9 @@ def generate_tokens(
         from torch's generator of the CPU if None. A sample depends on its seed and prompt alone, beyond rounding.
     scorer: keeps the best of each prompt's samples. It is given each sample's prompt, as it was given here, and the
         features decoded from its codes.
-    as_codes: images of the prompts are shown as their codes, not as continuous features (what the release does with
-        these prompts is not known; features are what the model is trained to read).
+    prompt_images: how the images of the prompts are shown: "features", ``[IMG] features [/IMG]``, "codes",
+        ``[IMG] codes [/IMG]``, or "bare_codes", without markers, as the release does. None: as the model says
+        (``config.prompt_images``): bare codes for the released one, features for one trained here.
     image_seeds: of the selection, one for each image of all prompts; None: no noise. batch_size: prompts at a time.
     on_error: "raise" an error that names the prompt, or "skip" it: see ``GeneratedTokens.skipped``.
 
@@ -205,7 +229,7 @@ def generate_tokens(
         on_error=on_error,
         ending=[model.vocabulary.begin_id],
         image_seeds=image_seeds,
-        as_codes=as_codes,
+        shown_as=model.config.prompt_images if prompt_images is None else prompt_images,
     )
     found: dict[int, list[Tensor]] = {}
     scores: dict[int, Tensor] = {}
