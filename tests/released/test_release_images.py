@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from release_models import golden, lists, new_lavit, new_processor, pictures
-from release_recipe import PATCHES, TEXT_SIZE, gumbel
+from release_recipe import NUM_CODES, PATCHES, TEXT_SIZE, gumbel, noise
 from torch import Tensor
 
 from lavit.kernels import Ragged, Segment, segment_order
 from lavit.language import LaVIT
 from lavit.language.processing import no_ids
+from lavit.tokenizer import LaVITTokenizerConfig
+from lavit.tokenizer.quantizer import Quantizer
 
 NOISE = gumbel("gumbel", 3, PATCHES, 2)
 
@@ -70,3 +72,24 @@ def test_codes_that_are_written_have_the_releases_ids(model: LaVIT, pixels: Tens
     lengths = golden("images")["lengths"].tolist()
     wanted = [[TEXT_SIZE, *ids.tolist(), TEXT_SIZE + 1] for ids in golden("images")["ids"].split(lengths)]
     assert lists(Ragged(batch.sequences.input_ids, batch.sequences.cu_seqlens, batch.max_seqlen)) == wanted
+
+
+@torch.no_grad()
+def test_distances_in_bfloat16_are_a_mode_and_exact_ones_the_default() -> None:
+    """The release's codes under autocast. A product that falls on the border of two bfloat16 numbers may round either
+    way where sums are ordered otherwise: one vector in 1000 may differ."""
+    vectors = noise("distances: vectors", 2000, 32)
+    codes = torch.nn.functional.normalize(noise("distances: codes", NUM_CODES, 32), dim=1)
+    found = {}
+    for distances in ("exact", "bfloat16"):
+        quantizer = Quantizer(LaVITTokenizerConfig(distances=distances))
+        quantizer.embedding.weight.copy_(codes)
+        found[distances] = quantizer.nearest(vectors)
+        vectors_with_nan = vectors[:3].clone()
+        vectors_with_nan[1, 4] = torch.nan
+        assert quantizer.nearest(vectors_with_nan).tolist() == [found[distances][0], -1, found[distances][2]]
+    golden_ids = golden("distances")
+    assert torch.equal(found["exact"], golden_ids["exact"].long())
+    assert (found["bfloat16"] != golden_ids["ids"]).float().mean() <= 1e-3
+    assert (found["exact"] != golden_ids["ids"]).float().mean() > 1e-2
+    assert LaVITTokenizerConfig().distances == "exact"
