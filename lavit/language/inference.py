@@ -76,8 +76,9 @@ def caption(
     num_beams, min_new, max_new, length_penalty, early_stopping: see ``generate_text``; by default the release's. A
         model whose captions may be shorter than 8 tokens needs a lower ``min_new``. cut: what is made of a text; the
         release's by default.
-    image_seeds: of the selection of patches, one an image; None: no noise. batch_size: images at a time. A caption does
-        not depend on the others of its batch, beyond rounding.
+    image_seeds: of the selection of patches, one an image; None: no noise, where the release always has some, so that
+        its captions of an image vary. batch_size: images at a time. A caption does not depend on the others of its
+        batch, beyond rounding.
     on_error: "raise" an error that names the image, or "skip" it: see ``Texts.skipped``.
 
     Raises ValueError or TypeError naming the image that cannot be read, is not finite or does not fit the context;
@@ -117,11 +118,10 @@ def answer(
     """Answer a question about each image: ``[IMG] features [/IMG] Question: ... Answer:``, and the best beam after it.
 
     questions: one for each image. template: how to ask, ``{}`` is the question. A model whose answers may be one token
-        long needs ``min_new=1``. early_stopping: None: as the model says (``config.answer_early_stopping``): the
-        released one's answers stop early. cut: what is made of a text, by default as in the release: cut and in lower
-        case.
-    lemmatize: what is made of a cut answer; the release's is ``lavit.language.spacy_lemmatizer()``. By default none.
-        Others: see :func:`caption`.
+        long needs ``min_new=1``. early_stopping: None: as the model says (``config.answer_early_stopping``), True for
+        the released one. cut: what is made of a text, by default as in the release: cut, and in lower case.
+        lemmatize: what is made of that; the release's is ``lavit.language.spacy_lemmatizer()``, None leaves it. Others:
+        see :func:`caption`.
 
     Raises as :func:`caption`, and ValueError for another number of questions and naming an empty one.
     """
@@ -186,6 +186,8 @@ def generate_tokens(
 ) -> GeneratedTokens:
     """Draw images for prompts, as codes of the visual tokenizer: the prompt, ``[IMG]``, and what the model draws then.
 
+    Codes and ``[/IMG]`` alone are drawn; the release also leaves ids 0 to 2 and ``[IMG]``, which mean nothing there.
+
     prompts: each a string, an image, or a list of strings and images in any order; images as in :func:`caption`, but
         paths are ``pathlib.Path``, since a string is text. Nothing is put between the pieces.
     settings: by default the release's, with guidance 4, and 5 for prompts that hold images, or the model's own
@@ -198,7 +200,8 @@ def generate_tokens(
     prompt_images: how the images of the prompts are shown: "features", ``[IMG] features [/IMG]``, "codes",
         ``[IMG] codes [/IMG]``, or "bare_codes", without markers, as the release does. None: as the model says
         (``config.prompt_images``): bare codes for the released one, features for one trained here.
-    image_seeds: of the selection, one for each image of all prompts; None: no noise. batch_size: prompts at a time.
+    image_seeds: of the selection, one for each image of all prompts; None: no noise, where the release always has some.
+        batch_size: prompts at a time.
     on_error: "raise" an error that names the prompt, or "skip" it: see ``GeneratedTokens.skipped``.
 
     Raises ValueError or TypeError naming the prompt that is empty, holds an image that cannot be read, or does not fit

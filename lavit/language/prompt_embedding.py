@@ -129,7 +129,8 @@ class PromptReader:
         return self.template.format(piece)
 
     def _selected(self, batch: list[_Prompt]) -> tuple[Tensor | None, VisualTokens | None, list[_Prompt]]:
-        """Features and tokens of the images, and the prompts that can be used. One wait for the device."""
+        """Features and tokens of the images, and the prompts that can be used. One wait for the device; two for bare
+        codes, which are part of the prompts' text then."""
         images = [image for prompt in batch for image in prompt.images]
         if not images:
             return None, None, batch
@@ -159,20 +160,29 @@ class PromptReader:
         features, seeds = features[index], None if seeds is None else seeds[index]
         if self.kind == Segment.CODES:
             tokens = tokenizer.encode(features=features, seeds=seeds, deterministic=not self.noisy)
-            return (features, tokens, kept) if self.markers else (None, None, self._as_text(kept, tokens))
+            return (features, tokens, kept) if self.markers else (None, None, self._as_text(kept, tokens, of_image))
         # Only their number counts: the rows become features.
         ids = torch.zeros(int(of_image.sum()), dtype=torch.int64, device=device)
         tokens = VisualTokens(ids, F.pad(of_image.cumsum(0), (1, 0)).int(), selection.keep[index] > 0.5)
         return features, tokens, kept
 
-    def _as_text(self, prompts: list[_Prompt], tokens: VisualTokens) -> list[_Prompt]:
-        """The prompts with the ids of their images' codes in the place of these, like ids of text."""
-        first = self.model.vocabulary.first_code_id
-        codes = (ids + first for ids in tokens.ids.cpu().split(tokens.cu_seqlens.diff().tolist()))
-        return [
-            prompt._replace(pieces=[next(codes) if piece.is_floating_point() else piece for piece in prompt.pieces])
-            for prompt in prompts
-        ]
+    def _as_text(self, prompts: list[_Prompt], tokens: VisualTokens, lengths: Tensor) -> list[_Prompt]:
+        """The prompts with the ids of their images' codes in the place of these, like ids of text.
+
+        lengths: of the images, on the CPU. The host waits for the codes.
+        """
+        codes = iter(tokens.ids.cpu().split(lengths.tolist()))
+        put = []
+        for prompt in prompts:
+            own = {i: next(codes) for i, piece in enumerate(prompt.pieces) if piece.is_floating_point()}
+            if any((ids < 0).any() for ids in own.values()):
+                reason = "an image has no codes: the tokenizer's vectors for it are NaN or Inf"
+                self._refuse(prompt.number, ValueError(f"{self.what} {prompt.number}: {reason}"))
+                continue
+            first = self.model.vocabulary.first_code_id
+            pieces = [own[i] + first if i in own else piece for i, piece in enumerate(prompt.pieces)]
+            put.append(prompt._replace(pieces=pieces))
+        return put
 
     def _fits(self, prompt: _Prompt, of_images: int) -> bool:
         """Whether there is room for the prompt, with so many rows of images, and for what comes after; else refused."""

@@ -58,7 +58,8 @@ class LaVITPixelPipeline(DiffusionPipeline):
 
     tokenizer: decodes the codes, and encodes images. conditioner: makes features the U-Net's condition; its kind says
         whether the U-Net is in SD 1.5's layout ("lowres") or SDXL's ("highres"). unet, scheduler: diffusers'; any
-        scheduler: ``pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)``.
+        scheduler: ``pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)``. DDIM over latents
+        wants ``clip_sample=False``: by default it clips what it takes for pixels in [-1, 1].
     image_processor: of the tokenizer, to read ``images``. vae: None for a U-Net that works on pixels in [-1, 1].
     safety_checker, feature_extractor: as of Stable Diffusion. requires_safety_checker: say so once when there is none.
     negative: rows stored for the other stream of guidance; None: zeros.
@@ -206,7 +207,7 @@ class LaVITPixelPipeline(DiffusionPipeline):
         seeds: one an image: its noise is drawn on the CPU in float32 from a generator of its own, bitwise the same in
             any batch, on any device; the image is then the same up to the rounding of sums. generator: one, or one an
             image, as diffusers takes it. Without either, ``torch.manual_seed`` governs the seeds.
-        image_seeds: of the selection of patches of ``images``; None: no noise.
+        image_seeds: of the selection of patches of ``images``; None: no noise, where the release always has some.
         eta: of DDIM, ignored by other schedulers.
         return_dict: False for the tuple (images, nsfw_content_detected).
         output_type: "pil", "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1], or "latent" (B, c, h, w).

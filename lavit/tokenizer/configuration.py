@@ -70,7 +70,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
     Quantizer
         code_dim, num_codes: the codebook. unit_codes: keep learned codes at unit norm.
         distances: "exact", or "bfloat16": products of vectors and codes rounded to it, as in the release where it runs
-            under autocast. That gives some of 100 vectors another code, and is for comparisons.
+            under autocast. A few of 100 vectors have another code then; it is for comparisons.
         commitment_weight, ema_decay, dead_code_fraction: its training (derived from BEiT v2, apart from the last);
             a code used less than dead_code_fraction times the mean use is replaced by a vector of the batch.
     projection_dim: width of the language model that `vit_proj` maps to; None leaves the projection out.

@@ -317,6 +317,18 @@ def test_a_model_says_how_it_is_shown_the_images_of_prompts(processor, tmp_path:
         new_model(processor, prompt_images="pixels")
 
 
+def test_bare_codes_that_are_none_are_refused(processor) -> None:
+    """A merger that overflows: the features are finite, the codes -1, which would read as [/IMG]."""
+    model = new_model(processor)
+    with torch.no_grad():
+        model.visual_tokenizer.causal_encoder.norm.weight.fill_(torch.nan)
+    prompts = [[picture(0), "but blue"], "a red circle"]
+    with pytest.raises(ValueError, match="prompt 0: an image has no codes: .* NaN or Inf"):
+        codes_of(model, processor, prompts, prompt_images="bare_codes")
+    found = model.generate_tokens(prompts, processor, prompt_images="bare_codes", on_error="skip", **FEW)
+    assert found.indices == [1] and [item for item, _ in found.skipped] == [0]
+
+
 def test_bare_codes_leave_the_room_of_their_markers(model, processor) -> None:
     """A prompt that fits to the last place without [IMG] and [/IMG] around its image does not with them."""
     image = picture(0)
