@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from release_models import golden, new_lavit, new_processor, new_tokenizer, pictures, rows
-from release_recipe import MULTIMODAL, TEXT_SIZE, TOKENIZER, draws, questions
+from release_models import golden, new_lavit, new_pipeline, new_processor, new_tokenizer, pictures, rows
+from release_recipe import MULTIMODAL, TEXT_SIZE, TOKENIZER, draws, noise, questions
 
 from lavit.language import LaVIT, sampling
+from lavit.pixels import pipeline
 from lavit.released.language import load_released_lavit
 from lavit.tokenizer import LaVITTokenizerConfig
 
@@ -57,3 +59,20 @@ def test_it_draws_after_pictures_as_the_release(model: LaVIT, monkeypatch: pytes
     prompt = [pictures(piece)[0] if isinstance(piece, int) else piece for piece in MULTIMODAL[0]]
     drawn = model.generate_tokens([prompt], new_processor(), seeds=[0])
     assert drawn.codes.values.tolist() == golden("tokens")["multimodal_0"].tolist()
+
+
+@pytest.mark.parametrize("kind", ["lowres", "highres"])
+@pytest.mark.parametrize("name", ["text", "pictures"])
+def test_a_prompt_becomes_the_releases_image(
+    model: LaVIT, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
+    """Text, or a picture and text, to pixels in one call, with no settings given."""
+    with torch.no_grad():
+        model.language_model.lm_head.weight[2] = 0  # as in the golden file
+    monkeypatch.setattr(sampling, "uniforms", lambda seeds, length: draws("whole", 1)[seeds, :length])
+    monkeypatch.setattr(pipeline, "initial_noise", lambda count, shape, generators: noise("latents", count, *shape))
+    prompt = "a dog" if name == "text" else [pictures(p)[0] if isinstance(p, int) else p for p in MULTIMODAL[0]]
+    image = new_pipeline(kind).generate(model, new_processor(), [prompt], seeds=[0]).images[0]
+    found, wanted = torch.from_numpy(np.array(image)).int(), golden("whole")[f"{name}_{kind}"].int()
+    assert (found - wanted).abs().max() <= 1 and (found != wanted).float().mean() < 1e-3  # halves round either way
+    assert wanted.float().std() > 10
