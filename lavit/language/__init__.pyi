@@ -4,5 +4,6 @@ from .guidance import SamplingSettings as SamplingSettings
 from .loss import linear_cross_entropy as linear_cross_entropy
 from .model import LaVIT as LaVIT
 from .model import LaVITOutput as LaVITOutput
+from .postprocessing import spacy_lemmatizer as spacy_lemmatizer
 from .processing import LaVITProcessor as LaVITProcessor
 from .vocabulary import Vocabulary as Vocabulary

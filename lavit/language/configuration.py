@@ -24,6 +24,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+PROMPT_IMAGES = ("features", "codes", "bare_codes")
+"""How a model is shown an image of a prompt: ``[IMG] features [/IMG]``, ``[IMG] codes [/IMG]``, or the codes alone."""
+
+
+def check_prompt_images(name: str) -> None:
+    if name not in PROMPT_IMAGES:
+        raise ValueError(f"prompt_images: expected one of {', '.join(PROMPT_IMAGES)}, got {name!r}")
+
+
 # Rotations whose frequencies are constants. Those of "dynamic" and "longrope" follow the largest position of all rows
 # that are computed together, or were before.
 ROTATIONS = ("default", "linear", "yarn", "llama3", "proportional")
@@ -51,6 +60,10 @@ class LaVITConfig(PretrainedConfig):
         "regress" its visual embeddings (the paper's ablation, as Emu does).
     image_sampling: settings with which this model draws images where its caller says nothing else, in place of those of
         ``SamplingSettings``: ``{"guidance": 1.7}``.
+    prompt_images: how this model is shown the images of a prompt that asks for an image, one of ``PROMPT_IMAGES``. The
+        release draws after bare codes; a model trained on this library's sequences reads features.
+    answer_early_stopping: end the search for an answer with the first ``num_beams`` texts that have ended, as the
+        release does. Five unlikely short ones then keep a likely longer one from being found.
     regression_weight: weight of the regression's loss beside that of the text (*derived*: 1).
 
     Raises ValueError for an unknown name, for sizes that do not fit together, and for a rotation by which a sample
@@ -68,6 +81,8 @@ class LaVITConfig(PretrainedConfig):
         image_objective: str = "classify",
         regression_weight: float = 1.0,
         image_sampling: dict[str, Any] | None = None,
+        prompt_images: str = "features",
+        answer_early_stopping: bool = False,
         **kwargs: Any,
     ) -> None:
         refuse_unknown(kwargs, type(self))
@@ -85,6 +100,8 @@ class LaVITConfig(PretrainedConfig):
         self.image_objective = image_objective
         self.regression_weight = regression_weight
         self.image_sampling = dict(image_sampling or {})
+        self.prompt_images = prompt_images
+        self.answer_early_stopping = answer_early_stopping
         super().__init__(**kwargs)
         self._check()
 
@@ -122,6 +139,7 @@ class LaVITConfig(PretrainedConfig):
             )
         if self.image_objective not in ("classify", "regress"):
             raise ValueError(f"image_objective: expected classify or regress, got {self.image_objective!r}")
+        check_prompt_images(self.prompt_images)
         if not self.regression_weight > 0:
             raise ValueError(f"regression_weight: expected a positive number, got {self.regression_weight}")
         known = [field.name for field in fields(SamplingSettings)]

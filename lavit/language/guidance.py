@@ -129,6 +129,15 @@ def draw(scores: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
 def _draw(scores: Tensor, best: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
     if settings.temperature == 0:
         return scores.argmax(-1)
+    weight, ids = candidates(scores, best, settings)
+    reached = weight.cumsum(-1)
+    place = (reached <= uniform[:, None] * reached[:, -1:]).sum(-1, keepdim=True).clamp_(max=weight.shape[-1] - 1)
+    return (place if ids is None else ids.gather(-1, place))[:, 0]
+
+
+def candidates(scores: Tensor, best: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:
+    """What may be drawn at a temperature above 0: weights (R, k) float64, 0 outside the nucleus, and the ids (R, k) in
+    rising order; None where these are all of them. best: (R, 1), the greatest of scores (R, A)."""
     allowed = scores.shape[-1]
     count = min(settings.top_k or allowed, allowed)
     ids: Tensor | None = None
@@ -141,6 +150,4 @@ def _draw(scores: Tensor, best: Tensor, uniform: Tensor, settings: SamplingSetti
     if ids is not None:
         ids, order = ids.sort(-1)
         weight = weight.gather(-1, order)
-    reached = weight.cumsum(-1)
-    place = (reached <= uniform[:, None] * reached[:, -1:]).sum(-1, keepdim=True).clamp_(max=count - 1)
-    return (place if ids is None else ids.gather(-1, place))[:, 0]
+    return weight, ids

@@ -62,6 +62,7 @@ def caption(
     min_new: int = 8,
     max_new: int = 36,
     length_penalty: float = 1.0,
+    early_stopping: bool = False,
     cut: Callable[[str], str] = cut_caption,
     image_seeds: Tensor | Sequence[int] | None = None,
     batch_size: int = 32,
@@ -72,10 +73,12 @@ def caption(
     images: a list of PIL images, paths (strings too), bytes of files, or what the image processor takes; or a batch of
         uint8 arrays (B, H, W, 3), or of pixels (B, 3, S, S) that the image processor has normalised. One image is a
         list of one. processor: of this model.
-    num_beams, min_new, max_new, length_penalty: see ``generate_text``; by default the release's. A model whose captions
-        may be shorter than 8 tokens needs a lower ``min_new``. cut: what is made of a text; the release's by default.
-    image_seeds: of the selection of patches, one an image; None: no noise. batch_size: images at a time. A caption does
-        not depend on the others of its batch, beyond rounding.
+    num_beams, min_new, max_new, length_penalty, early_stopping: see ``generate_text``; by default the release's. A
+        model whose captions may be shorter than 8 tokens needs a lower ``min_new``. cut: what is made of a text; the
+        release's by default.
+    image_seeds: of the selection of patches, one an image; None: no noise, where the release always has some, so that
+        its captions of an image vary. batch_size: images at a time. A caption does not depend on the others of its
+        batch, beyond rounding.
     on_error: "raise" an error that names the image, or "skip" it: see ``Texts.skipped``.
 
     Raises ValueError or TypeError naming the image that cannot be read, is not finite or does not fit the context;
@@ -83,7 +86,13 @@ def caption(
     the token for which the model gave NaN or infinite scores.
     """
     prompts = [[image] for image in _pictures(images)]
-    settings = {"num_beams": num_beams, "min_new": min_new, "max_new": max_new, "length_penalty": length_penalty}
+    settings = {
+        "num_beams": num_beams,
+        "min_new": min_new,
+        "max_new": max_new,
+        "length_penalty": length_penalty,
+        "early_stopping": early_stopping,
+    }
     reading = {"image_seeds": image_seeds, "batch_size": batch_size, "on_error": on_error}
     return _write(model, processor, prompts, cut, settings, what="image", **reading)
 
@@ -99,7 +108,9 @@ def answer(
     min_new: int = 2,
     max_new: int = 10,
     length_penalty: float = 0.0,
+    early_stopping: bool | None = None,
     cut: Callable[[str], str] = cut_answer,
+    lemmatize: Callable[[str], str] | None = None,
     image_seeds: Tensor | Sequence[int] | None = None,
     batch_size: int = 32,
     on_error: str = "raise",
@@ -107,7 +118,10 @@ def answer(
     """Answer a question about each image: ``[IMG] features [/IMG] Question: ... Answer:``, and the best beam after it.
 
     questions: one for each image. template: how to ask, ``{}`` is the question. A model whose answers may be one token
-        long needs ``min_new=1``. Others: see :func:`caption`.
+        long needs ``min_new=1``. early_stopping: None: as the model says (``config.answer_early_stopping``), True for
+        the released one. cut: what is made of a text, by default as in the release: cut, and in lower case.
+        lemmatize: what is made of that; the release's is ``lavit.language.spacy_lemmatizer()``, None leaves it. Others:
+        see :func:`caption`.
 
     Raises as :func:`caption`, and ValueError for another number of questions and naming an empty one.
     """
@@ -117,9 +131,18 @@ def answer(
     if len(pictures) != len(questions):
         raise ValueError(f"questions: expected one for each of {len(pictures)} images, got {len(questions)}")
     prompts = list(zip(pictures, questions, strict=True))
-    settings = {"num_beams": num_beams, "min_new": min_new, "max_new": max_new, "length_penalty": length_penalty}
+    settings = {
+        "num_beams": num_beams,
+        "min_new": min_new,
+        "max_new": max_new,
+        "length_penalty": length_penalty,
+        "early_stopping": early_stopping,
+    }
     reading = {"image_seeds": image_seeds, "batch_size": batch_size, "on_error": on_error}
-    return _write(model, processor, prompts, cut, settings, what="item", template=template, **reading)
+    if early_stopping is None:
+        settings["early_stopping"] = model.config.answer_early_stopping
+    made = cut if lemmatize is None else lambda text: lemmatize(cut(text))
+    return _write(model, processor, prompts, made, settings, what="item", template=template, **reading)
 
 
 @torch.no_grad()
@@ -155,13 +178,15 @@ def generate_tokens(
     *,
     seeds: Tensor | Sequence[int] | None = None,
     scorer: Scorer | None = None,
-    as_codes: bool = False,
+    prompt_images: str | None = None,
     image_seeds: Tensor | Sequence[int] | None = None,
     batch_size: int = 32,
     on_error: str = "raise",
     **changes: Any,
 ) -> GeneratedTokens:
     """Draw images for prompts, as codes of the visual tokenizer: the prompt, ``[IMG]``, and what the model draws then.
+
+    Codes and ``[/IMG]`` alone are drawn; the release also leaves ids 0 to 2 and ``[IMG]``, which mean nothing there.
 
     prompts: each a string, an image, or a list of strings and images in any order; images as in :func:`caption`, but
         paths are ``pathlib.Path``, since a string is text. Nothing is put between the pieces.
@@ -172,9 +197,11 @@ def generate_tokens(
         from torch's generator of the CPU if None. A sample depends on its seed and prompt alone, beyond rounding.
     scorer: keeps the best of each prompt's samples. It is given each sample's prompt, as it was given here, and the
         features decoded from its codes.
-    as_codes: images of the prompts are shown as their codes, not as continuous features (what the release does with
-        these prompts is not known; features are what the model is trained to read).
-    image_seeds: of the selection, one for each image of all prompts; None: no noise. batch_size: prompts at a time.
+    prompt_images: how the images of the prompts are shown: "features", ``[IMG] features [/IMG]``, "codes",
+        ``[IMG] codes [/IMG]``, or "bare_codes", without markers, as the release does. None: as the model says
+        (``config.prompt_images``): bare codes for the released one, features for one trained here.
+    image_seeds: of the selection, one for each image of all prompts; None: no noise, where the release always has some.
+        batch_size: prompts at a time.
     on_error: "raise" an error that names the prompt, or "skip" it: see ``GeneratedTokens.skipped``.
 
     Raises ValueError or TypeError naming the prompt that is empty, holds an image that cannot be read, or does not fit
@@ -205,7 +232,7 @@ def generate_tokens(
         on_error=on_error,
         ending=[model.vocabulary.begin_id],
         image_seeds=image_seeds,
-        as_codes=as_codes,
+        shown_as=model.config.prompt_images if prompt_images is None else prompt_images,
     )
     found: dict[int, list[Tensor]] = {}
     scores: dict[int, Tensor] = {}

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lavit.kernels import Ragged, Segment
 from lavit.kernels.checks import as_seeds
 from lavit.language.assembly import Model
+from lavit.language.configuration import check_prompt_images
 from lavit.language.generation_inputs import NonFiniteScores
 from lavit.language.processing import LaVITProcessor, segmented
 from lavit.tokenizer import VisualTokens
@@ -46,7 +47,7 @@ class PromptReader:
     what: how to call a prompt in errors. new_tokens: how many are to be generated after it. ending: ids after each.
     template: how a string is put, ``{}`` being the string; with one, empty strings are refused.
     image_seeds: of the selection of patches, one for each image of all prompts; None: no noise.
-    as_codes: images are shown as their codes, not as continuous features.
+    shown_as: how images are shown, one of ``PROMPT_IMAGES``.
     on_error: "raise" an error that names the prompt, or "skip" it, to be found in ``skipped``.
     """
 
@@ -61,7 +62,7 @@ class PromptReader:
     ending: Sequence[int] = ()
     template: str | None = None
     image_seeds: Tensor | Sequence[int] | None = None
-    as_codes: bool = False
+    shown_as: str = "features"
     skipped: list[Skipped] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +75,9 @@ class PromptReader:
             raise ValueError(f"processor: expected images of side {config.tokenizer_config.image_size}, got {size}")
         if text_size != config.text_size:
             raise ValueError(f"processor: expected text_size {config.text_size}, the model's, got {text_size}")
-        self.kind = Segment.CODES if self.as_codes else Segment.FEATURES
+        check_prompt_images(self.shown_as)
+        self.kind = Segment.FEATURES if self.shown_as == "features" else Segment.CODES
+        self.markers = 0 if self.shown_as == "bare_codes" else 2
         self.noisy = self.image_seeds is not None
         self.seeds = _seeds_by_prompt(self.prompts, self.image_seeds)
 
@@ -116,7 +119,7 @@ class PromptReader:
             self._refuse(number, error)
             return []
         read = _Prompt(number, [*pieces, torch.tensor(self.ending, dtype=torch.int64)], self.seeds[number])
-        return [read] if self._fits(read, 2 * len(read.images)) else []
+        return [read] if self._fits(read, self.markers * len(read.images)) else []
 
     def _put(self, name: str, piece: Any) -> Any:
         if self.template is None or not isinstance(piece, str):
@@ -126,7 +129,8 @@ class PromptReader:
         return self.template.format(piece)
 
     def _selected(self, batch: list[_Prompt]) -> tuple[Tensor | None, VisualTokens | None, list[_Prompt]]:
-        """Features and tokens of the images, and the prompts that can be used. One wait for the device."""
+        """Features and tokens of the images, and the prompts that can be used. One wait for the device; two for bare
+        codes, which are part of the prompts' text then."""
         images = [image for prompt in batch for image in prompt.images]
         if not images:
             return None, None, batch
@@ -147,7 +151,7 @@ class PromptReader:
             if not all(is_finite[begin:end]):
                 reason = f"an image, or what the encoder makes of it, is NaN or Inf (overflow in {features.dtype}?)"
                 self._refuse(prompt.number, ValueError(f"{self.what} {prompt.number}: {reason}"))
-            elif self._fits(prompt, sum(lengths[begin:end]) + 2 * (end - begin)):
+            elif self._fits(prompt, sum(lengths[begin:end]) + self.markers * (end - begin)):
                 kept.append(prompt)
                 rows += range(begin, end)
         if not rows:
@@ -155,11 +159,30 @@ class PromptReader:
         of_image, index = torch.tensor(lengths)[rows], torch.tensor(rows).to(device, non_blocking=True)
         features, seeds = features[index], None if seeds is None else seeds[index]
         if self.kind == Segment.CODES:
-            return features, tokenizer.encode(features=features, seeds=seeds, deterministic=not self.noisy), kept
+            tokens = tokenizer.encode(features=features, seeds=seeds, deterministic=not self.noisy)
+            return (features, tokens, kept) if self.markers else (None, None, self._as_text(kept, tokens, of_image))
         # Only their number counts: the rows become features.
         ids = torch.zeros(int(of_image.sum()), dtype=torch.int64, device=device)
         tokens = VisualTokens(ids, F.pad(of_image.cumsum(0), (1, 0)).int(), selection.keep[index] > 0.5)
         return features, tokens, kept
+
+    def _as_text(self, prompts: list[_Prompt], tokens: VisualTokens, lengths: Tensor) -> list[_Prompt]:
+        """The prompts with the ids of their images' codes in the place of these, like ids of text.
+
+        lengths: of the images, on the CPU. The host waits for the codes.
+        """
+        codes = iter(tokens.ids.cpu().split(lengths.tolist()))
+        put = []
+        for prompt in prompts:
+            own = {i: next(codes) for i, piece in enumerate(prompt.pieces) if piece.is_floating_point()}
+            if any((ids < 0).any() for ids in own.values()):
+                reason = "an image has no codes: the tokenizer's vectors for it are NaN or Inf"
+                self._refuse(prompt.number, ValueError(f"{self.what} {prompt.number}: {reason}"))
+                continue
+            first = self.model.vocabulary.first_code_id
+            pieces = [own[i] + first if i in own else piece for i, piece in enumerate(prompt.pieces)]
+            put.append(prompt._replace(pieces=pieces))
+        return put
 
     def _fits(self, prompt: _Prompt, of_images: int) -> bool:
         """Whether there is room for the prompt, with so many rows of images, and for what comes after; else refused."""

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The release's, by kind of condition: steps of DDIM and guidance.
-STEPS = {"lowres": 50, "highres": 25}
-GUIDANCE = {"lowres": 5.0, "highres": 7.0}
+# What the release's public call passes to both of its decoders: steps of DDIM and guidance.
+STEPS, GUIDANCE = 25, 7.0
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -59,11 +58,12 @@ class LaVITPixelPipeline(DiffusionPipeline):
 
     tokenizer: decodes the codes, and encodes images. conditioner: makes features the U-Net's condition; its kind says
         whether the U-Net is in SD 1.5's layout ("lowres") or SDXL's ("highres"). unet, scheduler: diffusers'; any
-        scheduler: ``pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)``.
+        scheduler: ``pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)``. DDIM over latents
+        wants ``clip_sample=False``: by default it clips what it takes for pixels in [-1, 1].
     image_processor: of the tokenizer, to read ``images``. vae: None for a U-Net that works on pixels in [-1, 1].
     safety_checker, feature_extractor: as of Stable Diffusion. requires_safety_checker: say so once when there is none.
     negative: rows stored for the other stream of guidance; None: zeros.
-    default_steps, default_guidance: what a call takes that names none; None: the release's, by kind.
+    default_steps, default_guidance: what a call takes that names none; None: the release's.
 
     Saving, loading, progress bar and offloading are diffusers'. Raises ValueError when parts do not fit together.
     """
@@ -201,12 +201,13 @@ class LaVITPixelPipeline(DiffusionPipeline):
         height, width: in pixels, multiples of ``size_multiple``; by default what the U-Net was made for.
         original_size: (height, width) that a high-res U-Net is told the image came from; by default its own.
         num_inference_steps, guidance_scale: by default the pipeline's own (``default_steps``, ``default_guidance``) or
-            the release's, 50 and 5, or 25 and 7 for high-res. A guidance of at most 1 is the condition alone, one
-            stream; more are two, in one call of the U-Net a step.
+            the release's, 25 and 7 for either kind: its public call passes these to both decoders. (50 and 5 stand as
+            defaults in its low-res decoder and its detokenizer, and count only where one of these is called directly.)
+            A guidance of at most 1 is the condition alone, one stream; more are two, in one call of the U-Net a step.
         seeds: one an image: its noise is drawn on the CPU in float32 from a generator of its own, bitwise the same in
             any batch, on any device; the image is then the same up to the rounding of sums. generator: one, or one an
             image, as diffusers takes it. Without either, ``torch.manual_seed`` governs the seeds.
-        image_seeds: of the selection of patches of ``images``; None: no noise.
+        image_seeds: of the selection of patches of ``images``; None: no noise, where the release always has some.
         eta: of DDIM, ignored by other schedulers.
         return_dict: False for the tuple (images, nsfw_content_detected).
         output_type: "pil", "np" (B, H, W, 3) and "pt" (B, 3, H, W) in [0, 1], or "latent" (B, c, h, w).
@@ -217,10 +218,10 @@ class LaVITPixelPipeline(DiffusionPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type: expected one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        steps = _first(num_inference_steps, self.config["default_steps"], STEPS[self.kind])
+        steps = _first(num_inference_steps, self.config["default_steps"], STEPS)
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"num_inference_steps: expected an integer of at least 1, got {steps!r}")
-        scale = _first(guidance_scale, self.config["default_guidance"], GUIDANCE[self.kind])
+        scale = _first(guidance_scale, self.config["default_guidance"], GUIDANCE)
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(f"guidance_scale: expected a finite number of at least 0, got {scale}")
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):

@@ -143,7 +143,7 @@ def estimates(
     pipeline = trained[0].pipeline
     settings: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
     painted = call_seconds(lambda: pipeline(images=scenes.images[:batch], seeds=range(batch), **settings), 1)
-    images = times * config.painted_scenes / batch * painted * (recipe.draw_steps or STEPS["lowres"]) / steps
+    images = times * config.painted_scenes / batch * painted * (recipe.draw_steps or STEPS) / steps
     return {"pixels": recipe.loop.steps * step, "painting": images}
 
 

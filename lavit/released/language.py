@@ -69,6 +69,7 @@ def load_released_lavit(
     path = language / VISUAL_FILE
     fill(understanding, unprefixed(read_tensors(path), "visual_tokenizer.", path), visual_dtype, str(path))
     model = LaVIT.from_parts(load_language_model(language, dtype), tokenizer, text_size=text_size)
+    model.config.prompt_images, model.config.answer_early_stopping = "bare_codes", True
     model.understanding = understanding
     return model.eval()
 

@@ -69,6 +69,8 @@ class LaVITTokenizerConfig(PretrainedConfig):
         condition_dim, condition_dim_2: their widths.
     Quantizer
         code_dim, num_codes: the codebook. unit_codes: keep learned codes at unit norm.
+        distances: "exact", or "bfloat16": products of vectors and codes rounded to it, as in the release where it runs
+            under autocast. A few of 100 vectors have another code then; it is for comparisons.
         commitment_weight, ema_decay, dead_code_fraction: its training (derived from BEiT v2, apart from the last);
             a code used less than dead_code_fraction times the mean use is replaced by a vector of the batch.
     projection_dim: width of the language model that `vit_proj` maps to; None leaves the projection out.
@@ -98,6 +100,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
         layer_norm_eps: float = 1e-5,
         code_dim: int = 32,
         num_codes: int = 16384,
+        distances: str = "exact",
         projection_dim: int | None = 4096,
         decoder_out_dim: int | None = None,
         decoder_condition: str | None = None,
@@ -151,6 +154,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
             ("length", ("dynamic", "fixed")),
             ("merge", ("packed", "dense")),
             ("selector_gradient", ("packed", "exact")),
+            ("distances", ("exact", "bfloat16")),
             ("ratio_scope", ("batch", "image")),
             ("decoder_condition", (None, "lowres", "highres")),
         ):

@@ -17,6 +17,8 @@ from lavit.tokenizer.configuration import LaVITTokenizerConfig
 
 NOTHING = 2**62
 """Above all keys of `scramble`."""
+ROWS_AT_A_TIME = 1024
+"""Of a matrix of distances."""
 
 
 class Quantized(NamedTuple):
@@ -28,6 +30,17 @@ class Quantized(NamedTuple):
     commitment: Tensor
 
 
+def nearest_in_bfloat16(unit: Tensor, codebook: Tensor) -> Tensor:
+    """unit (n, D), codebook (K, D) -> (n,) int64 ids, argmin of |z|^2 + |c|^2 - 2 z.c with z.c in bfloat16, the lowest
+    of those that this makes equal; -1 for NaN or Inf."""
+    rounded, squares = codebook.bfloat16().T, codebook.square().sum(1)
+    found = [
+        (z.square().sum(1, keepdim=True) + squares - 2 * (z.bfloat16() @ rounded)).argmin(1)
+        for z in unit.split(ROWS_AT_A_TIME)
+    ]
+    return torch.where(unit.isfinite().all(1), torch.cat(found), -1)
+
+
 class Quantizer(nn.Module):
     """Nearest code of each unit vector, with the codebook learned by exponential moving averages (VQ-VAE's appendix).
 
@@ -37,7 +50,8 @@ class Quantizer(nn.Module):
     an optimizer's step moves it instead, by all the forward passes that the step is made of. Counts, sums and
     replacements are all-reduced when torch.distributed is initialised, so all ranks keep identical codebooks; how a
     batch is divided among ranks and forward passes makes no difference then, but for the order of sums.
-    Everything here is computed in float32 (float64 stays), under autocast too.
+    Everything here is computed in float32 (float64 stays), under autocast too, but for the products in
+    :meth:`nearest` where the configuration's ``distances`` is "bfloat16".
     """
 
     cluster_size: Tensor
@@ -48,6 +62,7 @@ class Quantizer(nn.Module):
         self.decay = config.ema_decay
         self.dead_code_fraction = config.dead_code_fraction
         self.unit_codes = config.unit_codes
+        self.distances = config.distances
         # The codes (K, D). Learned by averages, not by gradient.
         self.embedding = nn.Embedding.from_pretrained(torch.zeros(config.num_codes, config.code_dim), freeze=True)
         # Moving average of each code's uses per batch, and the number of updates so far, which drives the choice of
@@ -73,6 +88,8 @@ class Quantizer(nn.Module):
     def nearest(self, vectors: Tensor) -> Tensor:
         """vectors (n, D) -> (n,) int64 ids, argmin of |v/|v| - c|^2 over the stored codes; -1 for NaN or Inf."""
         with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
+            if self.distances == "bfloat16":
+                return nearest_in_bfloat16(self.normalize(vectors), self.codebook())
             return nearest_code(in_full_precision(vectors), self.codebook(), metric="euclidean", normalize_x=True)
 
     def lookup(self, ids: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lavit.data.sequences import PROMPT
 from lavit.kernels import Loss, Ragged, Segment
 from lavit.language import LaVIT, LaVITProcessor, inference
+from lavit.language.configuration import PROMPT_IMAGES
 from lavit.language.generation_inputs import NonFiniteScores
 from lavit.language.guidance import SamplingSettings
 from lavit.language.sampling import sample_image_tokens
@@ -107,10 +108,11 @@ def test_an_answer_is_the_text_after_the_image_and_its_question(model, processor
     settings = {"num_beams": 5, "min_new": 2, "max_new": 10, "length_penalty": 0.0, "eos_id": 2}
     wanted = generate_text(model.language_model, model.vocabulary, embedded(model, processor, prompts), **settings)
     texts = [
-        re.split(r"[\n,.]", processor.tokenizer.decode(row, skip_special_tokens=True).strip())[0].strip()
+        re.split(r"[\n,.]", processor.tokenizer.decode(row, skip_special_tokens=True).strip())[0].strip().lower()
         for row in wanted.unbind()
     ]
     assert model.answer(pictures, questions, processor) == texts
+    assert model.answer(pictures, questions, processor, lemmatize=lambda text: f"<{text}>") == [f"<{t}>" for t in texts]
     assert model.answer(pictures, prompts_of(prompts), processor, template="{}") == texts
 
 
@@ -159,12 +161,19 @@ def test_settings_are_the_releases_unless_given(model, processor, monkeypatch) -
     monkeypatch.setattr(inference, "generate_text", written)
     model.caption([picture()], processor)
     model.answer([picture()], ["what?"], processor)
+    model.answer([picture()], ["what?"], processor, early_stopping=True)
+    released = new_model(processor, answer_early_stopping=True)
+    released.answer([picture()], ["what?"], processor)
+    released.answer([picture()], ["what?"], processor, early_stopping=False)
     model.caption([picture()], processor, num_beams=7, length_penalty=2.0, **SHORT)
     assert inference.QUESTION == PROMPT  # what training asks
     assert seen == [
-        {"eos_id": 2, "num_beams": 2, "min_new": 8, "max_new": 36, "length_penalty": 1.0},
-        {"eos_id": 2, "num_beams": 5, "min_new": 2, "max_new": 10, "length_penalty": 0.0},
-        {"eos_id": 2, "num_beams": 7, "min_new": 1, "max_new": 6, "length_penalty": 2.0},
+        {"eos_id": 2, "num_beams": 2, "min_new": 8, "max_new": 36, "length_penalty": 1.0, "early_stopping": False},
+        {"eos_id": 2, "num_beams": 5, "min_new": 2, "max_new": 10, "length_penalty": 0.0, "early_stopping": False},
+        {"eos_id": 2, "num_beams": 5, "min_new": 2, "max_new": 10, "length_penalty": 0.0, "early_stopping": True},
+        {"eos_id": 2, "num_beams": 5, "min_new": 2, "max_new": 10, "length_penalty": 0.0, "early_stopping": True},
+        {"eos_id": 2, "num_beams": 5, "min_new": 2, "max_new": 10, "length_penalty": 0.0, "early_stopping": False},
+        {"eos_id": 2, "num_beams": 7, "min_new": 1, "max_new": 6, "length_penalty": 2.0, "early_stopping": False},
     ]
 
 
@@ -274,12 +283,14 @@ def test_a_model_may_have_settings_of_its_own_for_all_prompts(processor, monkeyp
     assert seen == [*[SamplingSettings(guidance=1.7, min_tokens=1, temperature=0.5)] * 2, SamplingSettings()]
 
 
-def test_images_of_a_prompt_may_be_shown_as_codes(model, processor) -> None:
+@pytest.mark.parametrize("shown", ["codes", "bare_codes"])
+def test_images_of_a_prompt_may_be_shown_as_codes(model, processor, shown: str) -> None:
     prompt = [picture(0), "but blue"]
     tokens = model.visual_tokenizer.encode(processor.image_processor(prompt[0]), deterministic=True)
     begin, end = model.vocabulary.begin_id, model.vocabulary.end_id
     text = processor.tokenizer(prompt[1])["input_ids"]
-    ids = [begin, *(tokens.ids + model.vocabulary.first_code_id).tolist(), end, *text, begin]
+    codes = (tokens.ids + model.vocabulary.first_code_id).tolist()
+    ids = [*([begin, *codes, end] if shown == "codes" else codes), *text, begin]
     wanted = sample_image_tokens(
         model.language_model,
         model.vocabulary,
@@ -288,9 +299,46 @@ def test_images_of_a_prompt_may_be_shown_as_codes(model, processor) -> None:
         seeds=[3],
         max_codes=16,
     )
-    assert codes_of(model, processor, [prompt], as_codes=True, seeds=[3]) == lists(wanted)
-    seeded = {"as_codes": True, "seeds": [3], "image_seeds": [8]}
+    assert codes_of(model, processor, [prompt], prompt_images=shown, seeds=[3]) == lists(wanted)
+    seeded = {"prompt_images": shown, "seeds": [3], "image_seeds": [8]}
     assert codes_of(model, processor, [prompt], **seeded) == codes_of(model, processor, [prompt], **seeded)
+
+
+def test_a_model_says_how_it_is_shown_the_images_of_prompts(processor, tmp_path: Path) -> None:
+    new_model(processor, prompt_images="bare_codes").save_pretrained(tmp_path)
+    own = LaVIT.from_pretrained(tmp_path).double()
+    prompts = {"prompts": [[picture(0), "but blue"]], "seeds": [3]}
+    found = {shown: codes_of(own, processor, prompt_images=shown, **prompts) for shown in PROMPT_IMAGES}
+    assert codes_of(own, processor, **prompts) == found["bare_codes"] != found["features"]
+    assert codes_of(new_model(processor), processor, **prompts) == found["features"]
+    with pytest.raises(ValueError, match="prompt_images: expected one of features, codes, bare_codes, got 'pixels'"):
+        own.generate_tokens(["a"], processor, prompt_images="pixels")
+    with pytest.raises(ValueError, match="prompt_images: expected one of"):
+        new_model(processor, prompt_images="pixels")
+
+
+def test_bare_codes_that_are_none_are_refused(processor) -> None:
+    """A merger that overflows: the features are finite, the codes -1, which would read as [/IMG]."""
+    model = new_model(processor)
+    with torch.no_grad():
+        model.visual_tokenizer.causal_encoder.norm.weight.fill_(torch.nan)
+    prompts = [[picture(0), "but blue"], "a red circle"]
+    with pytest.raises(ValueError, match="prompt 0: an image has no codes: .* NaN or Inf"):
+        codes_of(model, processor, prompts, prompt_images="bare_codes")
+    found = model.generate_tokens(prompts, processor, prompt_images="bare_codes", on_error="skip", **FEW)
+    assert found.indices == [1] and [item for item, _ in found.skipped] == [0]
+
+
+def test_bare_codes_leave_the_room_of_their_markers(model, processor) -> None:
+    """A prompt that fits to the last place without [IMG] and [/IMG] around its image does not with them."""
+    image = picture(0)
+    count = len(model.visual_tokenizer.encode(processor.image_processor(image), deterministic=True).ids)
+    letters = "a" * (CONTEXT - FEW["max_tokens"] - count)  # beside [IMG], and the last code is not read
+    assert len(processor.tokenizer(letters)["input_ids"]) == len(letters)
+    codes_of(model, processor, [[image, letters]], prompt_images="bare_codes")
+    for shown in ("codes", "features"):
+        with pytest.raises(ValueError, match=f"need {CONTEXT + 2} positions, but the model's context has {CONTEXT}"):
+            codes_of(model, processor, [[image, letters]], prompt_images=shown)
 
 
 def test_tokens_decode_to_features(model, processor) -> None:
@@ -388,9 +436,9 @@ def test_a_bad_prompt_is_named_and_in_a_batch_job_skipped(model, processor) -> N
     assert lists(found.codes) == codes_of(model, processor, rest, num_samples=2, seeds=[0, 1, 8, 9])
 
     seeded = {"image_seeds": range(82), "seeds": range(7), "batch_size": 7, "on_error": "skip"}
-    for as_codes in (False, True):
-        own = {"image_seeds": [20], "seeds": [0, 4], "as_codes": as_codes}
-        assert codes_of(model, processor, prompts, as_codes=as_codes, **seeded) == codes_of(
+    for shown in PROMPT_IMAGES:
+        own = {"image_seeds": [20], "seeds": [0, 4], "prompt_images": shown}
+        assert codes_of(model, processor, prompts, prompt_images=shown, **seeded) == codes_of(
             model, processor, rest, **own
         )
 

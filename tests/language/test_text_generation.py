@@ -10,7 +10,7 @@ from lavit.language.text_generation import generate_text
 
 EOS = 2
 CAPTION = {"num_beams": 2, "min_new": 4, "max_new": 9}
-ANSWER = {"num_beams": 5, "min_new": 1, "max_new": 6, "length_penalty": 0.0}
+ANSWER = {"num_beams": 5, "min_new": 1, "max_new": 6, "length_penalty": 0.0, "early_stopping": True}
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,11 @@ def texts(model, prompts, **settings) -> list[list[int]]:
 
 
 @torch.no_grad()
-def beam_search(model, ids, num_beams, min_new, max_new, length_penalty=1.0) -> list[int]:
+def beam_search(model, ids, num_beams, min_new, max_new, length_penalty=1.0, early_stopping=False) -> list[int]:
     """By the formula: the num_beams most probable beginnings, everything computed again for each token.
 
-    Ended texts are kept with log p / length^penalty, their end counted; as many as beams end the search once no
-    beginning of the present length could be better.
+    Ended texts are kept with log p / length^penalty, their end counted; as many as beams end the search at once, or
+    when no beginning could be better. Of these, and of texts that are cut off, the length is one more.
     """
     beams, ended = [(0.0, [])], []
     for length in range(1, max_new + 1):
@@ -45,11 +45,14 @@ def beam_search(model, ids, num_beams, min_new, max_new, length_penalty=1.0) -> 
             if new[-1] == EOS:
                 ended.append((score / length**length_penalty, new))
         ended = sorted(ended, reverse=True)[:num_beams]
+        likeliest = longer[0][0]
         beams = [(score, new) for score, new in longer[: 2 * num_beams] if new[-1] != EOS][:num_beams]
-        if len(ended) == num_beams and ended[-1][0] >= beams[0][0] / length**length_penalty:
+        if len(ended) == num_beams and (
+            early_stopping or num_beams == 1 or ended[-1][0] >= likeliest / (length + 1) ** length_penalty
+        ):
             break
     else:
-        ended += [(score / max_new**length_penalty, new) for score, new in beams]
+        ended += [(score / (max_new + 1) ** length_penalty, new) for score, new in beams]
     return [token for token in max(ended)[1] if token != EOS]
 
 
@@ -57,6 +60,21 @@ def beam_search(model, ids, num_beams, min_new, max_new, length_penalty=1.0) -> 
 def test_texts_are_those_of_a_beam_search_of_each_prompt_alone(model, settings):
     ids = prompts(5, 1, 14)
     assert texts(model, ids, **settings) == [beam_search(model, x, **settings) for x in ids.unbind()]
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.5, 1.0, -1.0])
+def test_texts_that_often_end_early_are_those_of_the_search_for_every_penalty(length_penalty, early_stopping):
+    """Where ends are frequent, the lengths by which texts are weighed and a search ends decide which one it is."""
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight[EOS] *= 3
+    ids = prompts(*range(1, 19))
+    settings = {"num_beams": 3, "min_new": 2, "max_new": 8}
+    settings |= {"length_penalty": length_penalty, "early_stopping": early_stopping}
+    found = texts(model, ids, **settings)
+    assert found == [beam_search(model, x, **settings) for x in ids.unbind()]
+    assert len({len(x) for x in found}) > 1
 
 
 @pytest.mark.parametrize("settings", [CAPTION, ANSWER, {"num_beams": 1, "min_new": 0, "max_new": 7}])
@@ -161,6 +179,7 @@ def test_the_models_own_generation_config_is_not_heeded_and_stays(model):
         ({"min_new": 0, "max_new": 0}, "max_new: expected a number >= 1, got 0"),
         ({"min_new": 5, "max_new": 4}, "min_new: expected 0 to max_new = 4, got 5"),
         ({"max_new": 60}, "prompt 1: 6 tokens and up to 60 generated ones .*max_position_embeddings is 64"),
+        ({"num_beams": 21}, "num_beams: expected at most half of 40 text ids, got 21"),
         ({"eos_id": 40}, "eos_id: expected a text id, 0 to 39, got 40"),
     ],
 )
