@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 UNK, BOS, EOS, PAD = SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 """Ids 0 to 3. The first three are where LLaMA has them."""
@@ -86,12 +86,13 @@ def sentencepiece_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerFas
     Raises ImportError where sentencepiece or protobuf is missing, FileNotFoundError for no such file and ValueError for
     a damaged one, and for one whose <unk>, <s> and </s> are not ids 0 to 2.
     """
-    lacking = [name for name, module in READERS.items() if find_spec(module) is None]
+    lacking = [name for name, module in READERS.items() if not _is_there(module)]
     if lacking:
         raise ImportError(f"{path}: reading it needs {' and '.join(lacking)}; pip install 'lavit[released]'")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     from sentencepiece import SentencePieceProcessor
+    from transformers import LlamaTokenizer
 
     # transformers takes a file that sentencepiece refuses for one of another library.
     try:
@@ -119,3 +120,10 @@ def sentencepiece_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerFas
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
