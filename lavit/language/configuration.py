@@ -51,6 +51,8 @@ class LaVITConfig(PretrainedConfig):
         "regress" its visual embeddings (the paper's ablation, as Emu does).
     image_sampling: settings with which this model draws images where its caller says nothing else, in place of those of
         ``SamplingSettings``: ``{"guidance": 1.7}``.
+    visual_dtype: "float32" keeps the visual tokenizer, the second merger and the projector in it, in whatever precision
+        the language model is loaded; None: they are loaded as it is.
     regression_weight: weight of the regression's loss beside that of the text (*derived*: 1).
 
     Raises ValueError for an unknown name, for sizes that do not fit together, and for a rotation by which a sample
@@ -68,6 +70,7 @@ class LaVITConfig(PretrainedConfig):
         image_objective: str = "classify",
         regression_weight: float = 1.0,
         image_sampling: dict[str, Any] | None = None,
+        visual_dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
         refuse_unknown(kwargs, type(self))
@@ -85,6 +88,7 @@ class LaVITConfig(PretrainedConfig):
         self.image_objective = image_objective
         self.regression_weight = regression_weight
         self.image_sampling = dict(image_sampling or {})
+        self.visual_dtype = visual_dtype
         super().__init__(**kwargs)
         self._check()
 
@@ -122,6 +126,8 @@ class LaVITConfig(PretrainedConfig):
             )
         if self.image_objective not in ("classify", "regress"):
             raise ValueError(f"image_objective: expected classify or regress, got {self.image_objective!r}")
+        if self.visual_dtype not in (None, "float32"):
+            raise ValueError(f"visual_dtype: expected float32 or None, got {self.visual_dtype!r}")
         if not self.regression_weight > 0:
             raise ValueError(f"regression_weight: expected a positive number, got {self.regression_weight}")
         known = [field.name for field in fields(SamplingSettings)]

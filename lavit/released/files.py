@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from os import PathLike
@@ -22,6 +21,9 @@ logger = logging.getLogger(__name__)
 # The release's files of `visual_tokenizer/`.
 ENCODER_FILE, TOKENIZER_FILE = "eva_vitg_psz14.bin", "tokenizer_encoder.bin"
 DECODER_FILES = {"lowres": "tokenizer_decoder.bin", "highres": "highres_tokenizer_decoder.bin"}
+
+NOT_OF_THE_CONTENT = (FileNotFoundError, PermissionError, IsADirectoryError, MemoryError)
+"""Errors of reading a file that do not tell that it is damaged."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -46,7 +48,9 @@ def load_bin(path: Path, wanted: str) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except NOT_OF_THE_CONTENT:
+        raise
+    except Exception as error:  # a damaged pickle breaks in as many ways as there are
         first_line = str(error).split("\n")[0]
         raise ValueError(f"{path}: damaged, cut short, or not {wanted} ({first_line})") from error
 
@@ -104,12 +108,12 @@ def put(
 ) -> None:
     """Put tensors that fit into a model built on the meta device, in memory of its own; ``state`` is used up.
 
-    Floats become ``dtype``, but for those of the parts named in ``in_float32``, which stay as precise as float32 where
+    Floats become ``dtype``, but for those whose names begin with one of ``in_float32``, which are float32 where
     ``dtype`` is less.
     """
     precise = torch.promote_types(dtype, torch.float32)
     mapped, copies = MappedFiles(), {}
     for name in list(state):
-        wanted = precise if name.split(".")[0] in in_float32 else dtype
+        wanted = precise if name.startswith(tuple(in_float32)) else dtype
         copies[name] = owned(state.pop(name), mapped, wanted, device)
     model.load_state_dict(copies, strict=False, assign=True)

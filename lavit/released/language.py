@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-
 from torch import Tensor
 
 from lavit.language.vocabulary import Vocabulary
@@ -98,14 +97,17 @@ def load_released_lavit(
     settings = config or LaVITTokenizerConfig.preset("lavit-g")
     width = check_language_config(language / CONFIG_FILE, Vocabulary(text_size, settings.num_codes))
     llama = load_language_model(language, dtype, device_map)
-    place = llama.get_input_embeddings().weight.device
+    place: Any = llama.get_input_embeddings().weight.device
     tokenizer = load_released_tokenizer(visual, config=settings, decoder=decoder, dtype=visual_dtype, device=place)
     understanding = load_understanding(language / VISUAL_FILE, tokenizer, width, visual_dtype, place)
     # As LaVIT.from_parts, but for a second merger that would be made only to be replaced.
     if llama.config._attn_implementation in ("sdpa", "eager"):
         llama.set_attn_implementation(attention.NAME)
     with torch.device("meta"):
-        model = LaVIT(LaVITConfig(llama.config, tokenizer.config, text_size), llama, tokenizer)  # type: ignore[arg-type]
+        # Lest a saved model's visual weights are rounded when they are read again.
+        exact = "float32" if visual_dtype == torch.float32 else None
+        sizes = LaVITConfig(llama.config, tokenizer.config, text_size, visual_dtype=exact)  # type: ignore[arg-type]
+        model = LaVIT(sizes, llama, tokenizer)
     model.understanding = understanding
     return model.eval()
 
@@ -251,12 +253,15 @@ def load_language_model(folder: Path, dtype: torch.dtype | None, device_map: Any
     say_unused(folder, set(info["unexpected_keys"]) - set(unexpected), f"{CONFIG_FILE} says it")
     check_fit(f"{folder}: the tensors do not fit the model", {**info, "unexpected_keys": unexpected})
     own_weights(model, dtype)
+    model.config.dtype = dtype or stored
     return model  # type: ignore[no-any-return]
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The precision of the weights in a LLaMA's files: that of the first tensor. ValueError naming a damaged file."""
-    first = next(folder / name for name in WEIGHT_FILES if (folder / name).is_file())
+    first = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if first is None:
+        raise FileNotFoundError(f"{folder}: no weights (none of {', '.join(WEIGHT_FILES)})")
     names = read_json(first)["weight_map"].values() if first.name.endswith(INDEX) else [first.name]
     found = []
     for path in (folder / name for name in sorted(set(names))):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lavit.pixels import LaVITPixelPipeline, NegativeEmbeds, PixelConditioner
@@ -19,8 +17,8 @@ from lavit.pixels.pretrained import load_strictly
 from lavit.released.files import DECODER_FILES, TOKENIZER_FILE, load_bin, read_json, say_unused, tokenizer_folder
 from lavit.released.memory import MappedFiles, own_weights, owned
 from lavit.released.tokenizer import load_released_tokenizer
-from lavit.tokenizer.pretrained import check_fit
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
+from lavit.tokenizer.pretrained import check_fit
 from lavit.tokenizer.processing import LaVITImageProcessor
 
 PIXEL_FOLDERS = {"lowres": "pixel_decoding", "highres": "highres_pixel_decoding"}
@@ -161,7 +159,11 @@ def _loading(place: Path) -> Iterator[None]:
     """ValueError naming the folder for whatever its files break."""
     try:
         yield
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError, TypeError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files break in as many ways as there are
+        if isinstance(error, ValueError) and str(place) in str(error):
+            raise
         reason = " ".join(str(error).split())
         raise ValueError(f"{place}: damaged, or does not fit its config.json ({reason})") from error
 
@@ -203,7 +205,8 @@ def load_checker(place: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         )
     checker, info = loaded
     old = {name for name in info["unexpected_keys"] if name.endswith(OLD_TENSORS)}
-    check_fit(f"{own}: the tensors do not fit the model", {**info, "unexpected_keys": set(info["unexpected_keys"]) - old})
+    unexpected = [name for name in info["unexpected_keys"] if name not in old]
+    check_fit(f"{own}: the tensors do not fit the model", {**info, "unexpected_keys": unexpected})
     say_unused(own, old, "config.json says them")
     own_weights(checker, dtype)
     return checker.eval(), load_extractor(place / EXTRACTOR, checker.config.vision_config.image_size)
@@ -222,7 +225,8 @@ def load_extractor(place: Path, side: int) -> Any:
         extractor: Any = CLIPImageProcessor.from_pretrained(place, local_files_only=True)
     crop = extractor.crop_size or {}
     if (crop.get("height"), crop.get("width")) != (side, side):
-        raise ValueError(f"{path}: crop_size: expected {side} x {side}, which the safety checker sees, got {dict(crop)}")
+        wanted = f"{side} x {side}, which the safety checker sees"
+        raise ValueError(f"{path}: crop_size: expected {wanted}, got {dict(crop)}")
     return extractor
 
 

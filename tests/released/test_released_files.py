@@ -124,7 +124,8 @@ def test_a_tokenizer_without_projection_has_none_and_understanding_has_its_own(r
 def test_more_in_visual_weight_is_named_and_left_out(
     release: Path, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    held = {k: t for k, t in released_tokenizer().state_dict().items() if k.startswith(("token_predictor.", "encoder."))}
+    state = released_tokenizer().state_dict()
+    held = {k: t for k, t in state.items() if k.startswith(("token_predictor.", "encoder."))}
     held |= {"quantize.embedding.weight": torch.zeros(16, 4), "ln_vision.weight": torch.zeros(3)}
     torch.save({prefix + k: t for k, t in {**visual_weights(), **held}.items()}, release / VISUAL)
     with caplog.at_level(logging.INFO, "lavit.released"):
@@ -173,7 +174,8 @@ def test_a_file_of_another_model_is_named(release: Path, file: str) -> None:
 
 def test_a_mixture_of_two_releases_is_told_by_the_file_of_another_size(release: Path) -> None:
     torch.manual_seed(3)
-    wide = LaVITTokenizer(LaVITTokenizerConfig(**{**CONFIG.to_dict(), "hidden_size": 24, "decoder_condition": "lowres"}))
+    sizes = {**CONFIG.to_dict(), "hidden_size": 24, "decoder_condition": "lowres"}
+    wide = LaVITTokenizer(LaVITTokenizerConfig(**sizes))
     state = wide.state_dict()
     parts = {
         "tokenizer_decoder.bin": {k[8:]: t for k, t in state.items() if k.startswith("decoder.")},
@@ -219,7 +221,19 @@ def test_weights_in_two_formats_safetensors_count_and_the_other_is_named(
     with caplog.at_level(logging.WARNING):
         model = lavit(release)
     assert all(torch.equal(t, state[name]) for name, t in model.language_model.state_dict().items())
-    assert any("pytorch_model.bin.index.json: not read, model.safetensors beside it" in line for line in caplog.messages)
+    told = "pytorch_model.bin.index.json: not read, model.safetensors beside it"
+    assert any(told in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_cut_anywhere_is_told_to_be_damaged(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "weights.bin"
+    torch.save({f"x{i}": torch.rand(30, 7) for i in range(3)}, path, _use_new_zipfile_serialization=not legacy)
+    content = path.read_bytes()
+    for end in range(0, len(content) - 1, 53):
+        path.write_bytes(content[:end])
+        with pytest.raises(ValueError, match="weights.bin: damaged, cut short, or not a file of tensors"):
+            read_tensors(path)
 
 
 # Memory of one's own.

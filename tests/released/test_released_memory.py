@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from released_folder import TEXT_SIZE, sentencepiece_model
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -18,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lavit.language.continuous_features import Understanding
 from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
 
-TEXT_SIZE, WIDTH, MOST = 41, 1024, 1.15
+WIDTH, MOST = 1024, 1.15
 SIZES: dict[str, Any] = {
     "image_size": 56,
     "hidden_size": 768,
@@ -44,11 +45,17 @@ from lavit.released.language import load_released_lavit
 from lavit.released.tokenizer import load_released_tokenizer
 from lavit.tokenizer import LaVITTokenizerConfig
 from transformers import LlamaForCausalLM
+import lavit.released.convert
 
 folder, sizes, what, dtype, text_size = json.loads(sys.argv[1])
 status = lambda name: 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 config, dtype = LaVITTokenizerConfig.preset("lavit-g", **sizes), getattr(torch, dtype)
 before = max(status("VmHWM"), status("VmRSS"))
+if what == "converted":
+    from lavit.released.convert import convert_release
+    convert_release(folder, folder + "-own", config=config, text_size=text_size, visual_dtype=dtype)
+    print(json.dumps({"grown": status("VmHWM") - before}))
+    sys.exit()
 if what == "tokenizer":
     model = load_released_tokenizer(folder, config=config, dtype=dtype)
 else:
@@ -115,3 +122,14 @@ def measured(folder: Path, what: str, dtype: str) -> dict[str, int]:
 def test_the_peak_of_loading_is_the_weights_and_a_little(tmp_path: Path, form: str, what: str, dtype: str) -> None:
     found = measured(write(tmp_path / "release", form), what, dtype)
     assert found["weights"] > 250e6 and found["grown"] <= MOST * found["weights"], found
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="pages are given back where Linux tells of them")
+def test_converting_takes_the_memory_of_the_model(tmp_path: Path) -> None:
+    folder = write(tmp_path / "release", "float32")
+    (folder / "language_model" / "tokenizer.model").write_bytes(sentencepiece_model())
+    weights = sum(path.stat().st_size for path in folder.rglob("*.bin"))
+    found = measured(folder, "converted", "float32")
+    assert weights > 500e6 and found["grown"] <= MOST * weights, (weights, found)
+    written = sum(path.stat().st_size for path in Path(f"{folder}-own").glob("*.safetensors"))
+    assert 0.99 * weights < written < 1.01 * weights

@@ -95,7 +95,8 @@ def test_the_extra_is_named_where_a_package_is_missing(
     found = text_tokenizer.find_spec
     monkeypatch.setattr(text_tokenizer, "find_spec", lambda name: None if name == module else found(name))
     name = {"google.protobuf": "protobuf"}.get(module, module)
-    with pytest.raises(ImportError, match=rf"tokenizer.model: reading it needs {name}; pip install 'lavit\[released\]'"):
+    told = rf"tokenizer.model: reading it needs {name}; pip install 'lavit\[released\]'"
+    with pytest.raises(ImportError, match=told):
         load(release)
     # A newer file, which needs neither, will do.
     (release / "language_model" / "tokenizer.json").write_bytes((tmp_path / "fast" / "tokenizer.json").read_bytes())
