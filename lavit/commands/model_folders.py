@@ -119,7 +119,7 @@ def _folder(folder: str, option: str) -> Path:
 
 def _kind(place: Path, folder: str, wanted: str) -> str | None:
     if not (place / CONFIG_FILE).is_file():
-        if RELEASED in (path.name for path in (place, *place.iterdir())):
+        if place.name == RELEASED or (place / RELEASED).is_dir():
             raise ValueError(f"--model: {folder} is a released folder; `lavit convert {folder} OUT` makes one to use")
         raise ValueError(f"--model: {folder} holds no {wanted} (it has no {(place / CONFIG_FILE).relative_to(folder)})")
     return _read_json(place / CONFIG_FILE, "--model").get("model_type")

@@ -79,9 +79,9 @@ def sentencepiece_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerFas
     """LLaMA's text tokenizer from its `tokenizer.model` alone, as the released LaVIT uses it.
 
     A text's ids are those of the slow LlamaTokenizer of transformers 4: every piece of text gets a space before it,
-    even where it has one, and a special token typed into a text is that token. So are decoded texts, but where bytes are
-    no UTF-8: all of such a run become U+FFFD here. <s> is put before a text unless ``add_special_tokens=False``. Pads
-    on the left with </s>.
+    even where it has one, and a special token typed into a text is that token. So are decoded texts, but where bytes
+    are no UTF-8: all of such a run become U+FFFD here. <s> is put before a text unless ``add_special_tokens=False``.
+    Pads on the left with </s>.
 
     Raises ImportError where sentencepiece or protobuf is missing, FileNotFoundError for no such file and ValueError for
     a damaged one, and for one whose <unk>, <s> and </s> are not ids 0 to 2.

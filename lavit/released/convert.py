@@ -14,9 +14,18 @@ from pathlib import Path
 import torch
 
 from lavit.data.atomic_write import sync_folder
+from lavit.language.vocabulary import Vocabulary
 from lavit.released.files import DECODER_FILES, tokenizer_folder
-from lavit.released.language import load_released_lavit, load_released_processor, stored_dtype
+from lavit.released.language import (
+    CONFIG_FILE,
+    check_language_config,
+    load_released_lavit,
+    load_released_processor,
+    stored_dtype,
+)
+from lavit.released.language import check_parts as check_language_parts
 from lavit.released.pixels import PIXEL_FOLDERS, load_released_pixels
+from lavit.released.pixels import check_parts as check_pixel_parts
 from lavit.released.tokenizer import load_released_tokenizer
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.processing import LaVITImageProcessor
@@ -102,14 +111,24 @@ def convert_release(
         if visual_dtype != text:
             wanted = f"float32 or that of the language model, {text}"
             raise ValueError(f"visual_dtype: expected {wanted}, got {visual_dtype}")
+    processor = None
+    if found.has_language:
+        processor = load_released_processor(source, config=config, text_size=text_size)
+        language = source / "language_model"
+        check_language_parts(source / "visual_tokenizer", language, found.decoder)
+        codes = (config or LaVITTokenizerConfig.preset("lavit-g")).num_codes
+        check_language_config(language / CONFIG_FILE, Vocabulary(text_size, codes))
+    for kind in found.kinds:
+        check_pixel_parts(source, kind, safety_checker)
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.tmp")
     temporary.mkdir()
     try:
         # Pixels first: the folder itself opens once all of it is there.
         for kind, name in found.folders().items():
             _write_pixels(source, temporary / name, kind, config, safety_checker, dtype or torch.float32, visual_dtype)
-        if found.has_language:
+        if processor is not None:
             _write_language(source, temporary, found.decoder, config, text_size, dtype, visual_dtype)
+            processor.save_pretrained(temporary)
         if not (found.has_language and found.kinds):
             own = temporary / TOKENIZER if found.has_language else temporary
             _write_tokenizer(source, own, found.decoder, config, visual_dtype)
@@ -149,12 +168,10 @@ def _write_language(
     dtype: torch.dtype | None,
     visual_dtype: torch.dtype,
 ) -> None:
-    processor = load_released_processor(source, config=config, text_size=text_size)
     model = load_released_lavit(
         source, config=config, decoder=decoder, text_size=text_size, dtype=dtype, visual_dtype=visual_dtype
     )
     model.save_pretrained(place, max_shard_size=SHARD)
-    processor.save_pretrained(place)
     del model
     gc.collect()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lavit.pixels import LaVITPixelPipeline, NegativeEmbeds, PixelConditioner
 from lavit.pixels.pretrained import load_strictly
 from lavit.released.files import DECODER_FILES, TOKENIZER_FILE, load_bin, read_json, say_unused, tokenizer_folder
-from lavit.released.memory import MappedFiles, own_weights, owned
+from lavit.released.memory import own_weights
 from lavit.released.tokenizer import load_released_tokenizer
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.pretrained import check_fit
@@ -238,6 +238,6 @@ def load_negative(path: Path) -> NegativeEmbeds:
     if not isinstance(content, Tensor):
         raise ValueError(f"{path}: expected a tensor, got {type(content).__name__}")
     try:
-        return NegativeEmbeds.from_tensor(owned(content, MappedFiles()))
+        return NegativeEmbeds.from_tensor(content)  # a copy
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -99,7 +99,7 @@ def test_wrong_use_is_told_in_a_line(
     (tmp_path / "list.json").write_text("[1]")
     for words, told in (
         ((tmp_path, out), "no released LaVIT"),
-        ((release, out), "of another shape"),  # the sizes of the 7B
+        ((release, out), "vocab_size: expected at least 48386"),  # the sizes of the 7B
         ((release, out, "--config", tmp_path / "list.json"), "--config: .* holds no configuration"),
         ((release, out, "--config", sizes), "vocab_size: expected at least 32018"),
         ((release, out, "--config", sizes, "--text-size", 0), "--text-size: expected at least 1"),

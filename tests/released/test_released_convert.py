@@ -168,3 +168,15 @@ def test_a_damaged_release_is_refused_by_name_and_leaves_nothing(release: Path, 
     with pytest.raises(FileNotFoundError, match="no released LaVIT"):
         run(tmp_path, tmp_path / "own")
     assert [item.name for item in tmp_path.iterdir()] == ["release"]
+
+
+@pytest.mark.parametrize("lost", ["tokenizer.model", "visual_weight.bin", "safety_checker/config.json"])
+def test_what_a_release_lacks_is_told_before_the_work(
+    release: Path, tmp_path: Path, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next(release.rglob(lost)).unlink()
+    for name in ("_write_pixels", "_write_language"):
+        monkeypatch.setattr(convert, name, lambda *_: pytest.fail("work began"))
+    with pytest.raises(FileNotFoundError, match=lost):
+        run(release, tmp_path / "own")
+    assert [item.name for item in tmp_path.iterdir()] == ["release"]
