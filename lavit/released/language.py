@@ -50,8 +50,7 @@ TEXT_FILES = ("tokenizer.model", "tokenizer.json")
 # What older LLaMA checkpoints hold beside their weights, and their configuration already says.
 OLD_TENSORS = "rotary_emb.inv_freq"
 
-
-# What of a tokenizer understanding reads an image by, beside the merger and the projector that it has of its own.
+# By what of the tokenizer an image is read, beside the merger and the projector of `visual_weight.bin`.
 SHARED_PARTS = ("encoder.", "token_predictor.")
 
 
@@ -98,6 +97,8 @@ def load_released_lavit(
     width = check_language_config(language / CONFIG_FILE, Vocabulary(text_size, settings.num_codes))
     llama = load_language_model(language, dtype, device_map)
     place: Any = llama.get_input_embeddings().weight.device
+    if place.type == "meta":  # offloaded
+        place = torch.device("cpu")
     tokenizer = load_released_tokenizer(visual, config=settings, decoder=decoder, dtype=visual_dtype, device=place)
     understanding = load_understanding(language / VISUAL_FILE, tokenizer, width, visual_dtype, place)
     # As LaVIT.from_parts, but for a second merger that would be made only to be replaced.
@@ -185,16 +186,16 @@ def load_understanding(
 
 
 def _others(tokenizer: LaVITTokenizer, state: dict[str, Tensor]) -> list[str]:
-    """Names of tensors that are not the tokenizer's, up to the precision that it is loaded in."""
-    own = tokenizer.state_dict()
-    near = {name for name, t in state.items() if name in own and t.shape == own[name].shape}
-    eps = torch.finfo(tokenizer.dtype).eps
-    return sorted(
-        name
-        for name, tensor in state.items()
-        if name in own
-        and (name not in near or not torch.allclose(own[name].cpu().double(), tensor.double(), rtol=eps, atol=eps**2))
-    )
+    """Names of tensors that are not the tokenizer's, up to the precision of whichever is stored more coarsely."""
+    own, found = tokenizer.state_dict(), []
+    for name, tensor in state.items():
+        if name not in own:
+            continue
+        ours, theirs = own[name].cpu().double(), tensor.double()
+        eps = max(torch.finfo(dtype).eps for dtype in (tokenizer.dtype, tensor.dtype))
+        if ours.shape != theirs.shape or (ours - theirs).abs().max() > eps * ours.abs().max():
+            found.append(name)
+    return sorted(found)
 
 
 def check_parts(visual: Path, language: Path, decoder: str) -> None:

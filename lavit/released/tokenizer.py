@@ -52,7 +52,8 @@ def load_released_tokenizer(
     dtype: of the weights. In float16 and bfloat16 what decides the ids stays in float32: the codebook, and the selector
         and the task layer, whose linear layers are rounded to ``dtype`` as in the release. The release computes these
         under autocast, and its dot products with the codes are rounded too; here they are not, and an id may differ
-        where two codes are as near as that rounding.
+        where two codes are as near as that rounding. Its residual streams are float32, too, which here are ``dtype``:
+        nearer to it is a model of float32 under ``torch.autocast``.
     device: where the weights go; None: the CPU.
 
     The encoder's weights may be in `eva_vitg_psz14.bin`, in `tokenizer_encoder.bin` or in both (the latter counts).
