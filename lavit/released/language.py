@@ -181,6 +181,7 @@ def load_understanding(
             f"release would read images: {', '.join(others)}"
         )
     say_unused(path, rest, "beside the merger and the projector")
+    del state  # what put() copies is to be freed by it
     put(understanding, used, dtype, device)
     return understanding
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from os import PathLike
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from lavit.released.files import (
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.decoder import TokenDecoder
 from lavit.tokenizer.model import LaVITTokenizer
+
+logger = logging.getLogger(__name__)
 
 # What training adds to a codebook and the release does not have.
 OWN_TENSORS = {"quantize.cluster_size", "quantize.updates"}
@@ -74,6 +77,7 @@ def load_released_tokenizer(
         raise FileNotFoundError(f"{encoder}: no such file, and {main.name} holds no encoder (encoder.*) in its place")
     sizes = (config or LaVITTokenizerConfig.preset("lavit-g")).to_dict()
     if sizes["projection_dim"] is not None and not any(name.startswith("vit_proj.") for name in state):
+        logger.info("%s: no vit_proj.*, which nothing but understanding needs: the tokenizer has none", main)
         sizes["projection_dim"] = None
     with torch.device("meta"):
         model = LaVITTokenizer(LaVITTokenizerConfig(**{**sizes, "merge": "dense", "decoder_condition": decoder}))
@@ -87,7 +91,9 @@ def load_released_tokenizer(
         encoder_state = read_tensors(encoder)
         check_tensors(model.encoder, encoder_state, encoder)
         say_unused(encoder, inside, f"{main.name} holds them too")
-        put(model.encoder, {name: t for name, t in encoder_state.items() if name not in inside}, dtype, device)
+        for name in inside:
+            del encoder_state[name]
+        put(model.encoder, encoder_state, dtype, device)
     put(model.decoder, decoder_state, dtype, device)
     put(model, state, dtype, device, in_float32=LaVITTokenizer._keep_in_fp32_modules_strict)
     _round_linear_layers(model, dtype)

@@ -104,9 +104,13 @@ def test_averages_of_the_codebook_are_named_and_left_out(release: Path, caplog: 
     assert any(all(name in text for name in held) for text in caplog.messages)
 
 
-def test_a_tokenizer_without_projection_has_none_and_understanding_has_its_own(release: Path) -> None:
+def test_a_tokenizer_without_projection_has_none_and_understanding_has_its_own(
+    release: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     edit(release / MAIN, lambda state: [state.pop(f"vit_proj.{name}") for name in ("weight", "bias")])
-    model = tokenizer(release)
+    with caplog.at_level(logging.INFO, "lavit.released"):
+        model = tokenizer(release)
+    assert any("tokenizer_encoder.bin: no vit_proj" in line for line in caplog.messages)
     assert model.config.projection_dim is None and not hasattr(model, "vit_proj")
     assert model.features(images(), deterministic=True).values.shape[1] == CONFIG.hidden_size
     understanding = lavit(release).understanding.state_dict()
