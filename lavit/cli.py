@@ -43,6 +43,7 @@ COMMANDS: Commands = {
     "tokenize": Command("lavit.commands.tokenize:main", "images to tokens, and pictures of the patches kept"),
     "reconstruct": Command("lavit.commands.reconstruct:main", "images to tokens and back to pixels"),
     "generate": Command("lavit.commands.generate:main", "pixels for a prompt of text and images"),
+    "convert": Command("lavit.commands.convert:main", "the released LaVIT's folder as one of this library's own"),
     "train": TRAIN,
     "evaluate": Command("lavit.commands.evaluate:main", "captions, answers and drawn images of a model, judged"),
     "info": Command("lavit.info:main", "versions, devices, and which implementation each operation takes and why"),

@@ -22,6 +22,8 @@ CONFIG_FILE, WEIGHTS_FILE, PIPELINE_FILE = "config.json", "model.safetensors", "
 PIXELS = "pixels"
 """Where a language model's folder holds what draws its tokens."""
 OF_TOKENIZER = "visual_tokenizer."
+RELEASED = "visual_tokenizer"
+"""What the folder of the released LaVIT has in it, and none of this library's."""
 
 
 def load_tokenizer(folder: str, device: torch.device) -> tuple[LaVITTokenizer, LaVITImageProcessor]:
@@ -51,7 +53,8 @@ def load_lavit(folder: str, device: torch.device) -> tuple[Any, LaVITProcessor]:
     from lavit.language.processing import LaVITProcessor
 
     if kind != LaVIT.config_class.model_type:
-        raise ValueError(f"--model: expected a LaVIT, as `lavit train language` leaves it, {folder} holds {kind!r}")
+        what = "as `lavit train language` leaves it, or `lavit convert`"
+        raise ValueError(f"--model: expected a LaVIT, {what}, {folder} holds {kind!r}")
     with _loading(f"--model: {folder}"):
         model = LaVIT.from_pretrained(folder, local_files_only=True)
         processor = LaVITProcessor.from_pretrained(folder, local_files_only=True)
@@ -116,6 +119,8 @@ def _folder(folder: str, option: str) -> Path:
 
 def _kind(place: Path, folder: str, wanted: str) -> str | None:
     if not (place / CONFIG_FILE).is_file():
+        if place.name == RELEASED or (place / RELEASED).is_dir():
+            raise ValueError(f"--model: {folder} is a released folder; `lavit convert {folder} OUT` makes one to use")
         raise ValueError(f"--model: {folder} holds no {wanted} (it has no {(place / CONFIG_FILE).relative_to(folder)})")
     return _read_json(place / CONFIG_FILE, "--model").get("model_type")
 

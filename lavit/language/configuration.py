@@ -64,6 +64,8 @@ class LaVITConfig(PretrainedConfig):
         release draws after bare codes; a model trained on this library's sequences reads features.
     answer_early_stopping: end the search for an answer with the first ``num_beams`` texts that have ended, as the
         release does. Five unlikely short ones then keep a likely longer one from being found.
+    visual_dtype: "float32" keeps the visual tokenizer, the second merger and the projector in it, in whatever precision
+        the language model is loaded; None: they are loaded as it is.
     regression_weight: weight of the regression's loss beside that of the text (*derived*: 1).
 
     Raises ValueError for an unknown name, for sizes that do not fit together, and for a rotation by which a sample
@@ -83,6 +85,7 @@ class LaVITConfig(PretrainedConfig):
         image_sampling: dict[str, Any] | None = None,
         prompt_images: str = "features",
         answer_early_stopping: bool = False,
+        visual_dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
         refuse_unknown(kwargs, type(self))
@@ -102,6 +105,7 @@ class LaVITConfig(PretrainedConfig):
         self.image_sampling = dict(image_sampling or {})
         self.prompt_images = prompt_images
         self.answer_early_stopping = answer_early_stopping
+        self.visual_dtype = visual_dtype
         super().__init__(**kwargs)
         self._check()
 
@@ -140,6 +144,8 @@ class LaVITConfig(PretrainedConfig):
         if self.image_objective not in ("classify", "regress"):
             raise ValueError(f"image_objective: expected classify or regress, got {self.image_objective!r}")
         check_prompt_images(self.prompt_images)
+        if self.visual_dtype not in (None, "float32"):
+            raise ValueError(f"visual_dtype: expected float32 or None, got {self.visual_dtype!r}")
         if not self.regression_weight > 0:
             raise ValueError(f"regression_weight: expected a positive number, got {self.regression_weight}")
         known = [field.name for field in fields(SamplingSettings)]

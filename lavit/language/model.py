@@ -26,6 +26,11 @@ from lavit.tokenizer.pretrained import StrictModel
 
 IGNORED = -100
 
+# What `visual_dtype` of the configuration is about; the rest of the tokenizer is in float32 in any case.
+VISUAL_PARTS = [f"visual_tokenizer.{part}" for part in ("encoder", "causal_encoder", "vit_proj", "decoder")]
+VISUAL_PARTS += ["visual_tokenizer.feature_mean", "visual_tokenizer.feature_std", "visual_tokenizer.feature_position"]
+VISUAL_PARTS += ["understanding"]
+
 
 @dataclass
 class LaVITOutput(ModelOutput):
@@ -76,6 +81,8 @@ class LaVIT(StrictModel):
     ) -> None:
         """New parts by the configuration where they are not given; see :meth:`from_parts`."""
         check_rotation(config.text_config if language_model is None else language_model.config)
+        if config.visual_dtype == "float32":
+            self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, *VISUAL_PARTS]
         super().__init__(config)
         for part in filter(None, (language_model, visual_tokenizer)):
             for module in part.modules():

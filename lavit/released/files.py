@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import pickle
+import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lavit.released.memory import MappedFiles, owned
 from lavit.tokenizer.pretrained import check_fit, compare
+
+logger = logging.getLogger(__name__)
 
 # The release's files of `visual_tokenizer/`.
 ENCODER_FILE, TOKENIZER_FILE = "eva_vitg_psz14.bin", "tokenizer_encoder.bin"
 DECODER_FILES = {"lowres": "tokenizer_decoder.bin", "highres": "highres_tokenizer_decoder.bin"}
+
+NOT_OF_THE_CONTENT = (FileNotFoundError, PermissionError, IsADirectoryError, MemoryError)
+"""Errors of reading a file that do not tell that it is damaged."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -36,16 +42,21 @@ def tokenizer_folder(folder: str | PathLike[str]) -> Path:
 
 
 def load_bin(path: Path, wanted: str) -> Any:
-    """What `torch.save` has written, read without running any code from it. ValueError: damaged or not ``wanted``."""
+    """What `torch.save` has written, read without running any code from it. ValueError: damaged or not ``wanted``.
+
+    Tensors may lie in the file itself, mapped into memory: see :func:`lavit.released.memory.owned`.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except NOT_OF_THE_CONTENT:
+        raise
+    except Exception as error:  # a damaged pickle breaks in as many ways as there are
         first_line = str(error).split("\n")[0]
         raise ValueError(f"{path}: damaged, cut short, or not {wanted} ({first_line})") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A `.bin` file of named tensors."""
+    """A `.bin` file of named tensors, as :func:`load_bin` reads it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; the release's folder holds it")
     state = load_bin(path, "a file of tensors")
@@ -62,16 +73,47 @@ def unprefixed(state: Mapping[str, Tensor], prefix: str, path: Path) -> dict[str
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
-def fill(
+def say_unused(path: Path, names: Iterable[str], why: str) -> None:
+    """A line of the log that names tensors which are left where they are."""
+    if found := sorted(names):
+        logger.info("%s: not used, %s: %s", path, why, ", ".join(found))
+
+
+def check_tensors(
     model: torch.nn.Module,
     state: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    source: str,
-    absent: set[str] | frozenset[str] = frozenset(),
+    source: str | Path,
+    absent: Collection[str] = (),
 ) -> None:
-    """Put tensors into a model built on the meta device; every name and shape must fit, but for those in ``absent``."""
+    """ValueError naming the file where its tensors are not those of a model: all names at fault, and what they tell.
+
+    absent: names that the file need not hold.
+    """
     info = compare(model, state)
-    info["missing_keys"] -= absent
-    check_fit(f"{source}: the tensors do not fit the model", info)
-    cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
-    model.load_state_dict(cast, strict=False, assign=True)
+    known = len(state) - len(info["unexpected_keys"])
+    info["missing_keys"] -= set(absent)
+    if not known:
+        first = ", ".join(sorted(state)[:3]) or "none"
+        raise ValueError(f"{source}: holds none of the model's tensors (it has {first}): a file of another model?")
+    hint = " (a file of another size or release?)" if 2 * len(info["mismatched_keys"]) > known else ""
+    check_fit(f"{source}: the tensors do not fit the model{hint}", info)
+
+
+def put(
+    model: torch.nn.Module,
+    state: dict[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device | str | None = None,
+    in_float32: Collection[str] = (),
+) -> None:
+    """Put tensors that fit into a model built on the meta device, in memory of its own; ``state`` is used up.
+
+    Floats become ``dtype``, but for those whose names begin with one of ``in_float32``, which are float32 where
+    ``dtype`` is less.
+    """
+    precise = torch.promote_types(dtype, torch.float32)
+    mapped, copies = MappedFiles(), {}
+    for name in list(state):
+        wanted = precise if name.startswith(tuple(in_float32)) else dtype
+        copies[name] = owned(state.pop(name), mapped, wanted, device)
+    model.load_state_dict(copies, strict=False, assign=True)

@@ -87,7 +87,13 @@ class LaVITTokenizer(StrictModel):
     base_model_prefix = ""
     main_input_name = "images"
     _no_split_modules = ["EvaBlock", "MergerBlock", "DecoderBlock"]
-    _keep_in_fp32_modules_strict = ["token_predictor", "encode_task_layer", "quantize"]
+    # What decides the ids. Not all of the quantizer: its count of updates is an integer.
+    _keep_in_fp32_modules_strict = [
+        "token_predictor",
+        "encode_task_layer",
+        "quantize.embedding",
+        "quantize.cluster_size",
+    ]
     _supports_sdpa = True
 
     config: LaVITTokenizerConfig

@@ -62,6 +62,8 @@ def test_what_is_no_setting_is_refused(tmp_path: Path) -> None:
         LaVITConfig(text_sise=61)
     with pytest.raises(ValueError, match="image_objective: expected classify or regress, got 'both'"):
         LaVITConfig(image_objective="both")
+    with pytest.raises(ValueError, match="visual_dtype: expected float32 or None, got 'bfloat16'"):
+        LaVITConfig(visual_dtype="bfloat16")
     with pytest.raises(ValueError, match="regression_weight: expected a positive number, got 0"):
         LaVITConfig(regression_weight=0)
     with pytest.raises(ValueError, match="image_sampling: expected names of guidance, top_k, .*, got guidence"):

@@ -10,56 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import DDIMScheduler
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from tiny_pixels import NEGATIVES, PATCHES, SIDE, tiny_codes, tiny_config, tiny_negative, tiny_unet, tiny_vae
-from transformers import CLIPConfig, CLIPImageProcessor
+from released_folder import CONFIG, released_tokenizer, write_pixels, write_tokenizer
+from tiny_pixels import NEGATIVES, PATCHES, SIDE, tiny_codes, tiny_negative, tiny_unet, tiny_vae
 
 from lavit.pixels import LaVITPixelPipeline
 from lavit.released.pixels import load_released_pixels
-from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
 
-# As the release's: no learned position, no standardised features.
-CONFIG = tiny_config(feature_position=False, standardize_features=False, merge="dense", min_keep=0)
 SETTINGS: dict[str, Any] = {"seeds": [1, 2], "num_inference_steps": 2, "output_type": "pt"}
-
-
-def released_tokenizer(kind: str) -> LaVITTokenizer:
-    torch.manual_seed({"lowres": 0, "highres": 1}[kind])
-    return LaVITTokenizer(LaVITTokenizerConfig(**{**CONFIG.to_dict(), "decoder_condition": kind})).eval()
-
-
-def write_tokenizer(folder: Path) -> None:
-    folder.mkdir()
-    whole = released_tokenizer("lowres").state_dict()
-    own = {"quantize.cluster_size", "quantize.updates"}
-    rest = {k: t for k, t in whole.items() if not k.startswith(("encoder.", "decoder.")) and k not in own}
-    torch.save(rest, folder / "tokenizer_encoder.bin")
-    encoder = {k.removeprefix("encoder."): t for k, t in whole.items() if k.startswith("encoder.")}
-    torch.save(encoder, folder / "eva_vitg_psz14.bin")
-    for kind, name in (("lowres", "tokenizer_decoder.bin"), ("highres", "highres_tokenizer_decoder.bin")):
-        torch.save(released_tokenizer(kind).decoder.state_dict(), folder / name)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that the release has, the U-Nets as `.bin`."""
+    """The tokenizer and both pixel folders."""
     folder = tmp_path_factory.mktemp("release")
     write_tokenizer(folder / "visual_tokenizer")
-    for kind, name in (("lowres", "pixel_decoding"), ("highres", "highres_pixel_decoding")):
-        tiny_unet(kind).save_pretrained(folder / name / "unet", safe_serialization=False)
-        tiny_vae().save_pretrained(folder / name / "vae")
-        scheduler = PNDMScheduler if kind == "lowres" else EulerDiscreteScheduler
-        scheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
-            folder / name / "scheduler"
-        )
-    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = {**small, "image_size": 8, "patch_size": 4}
-    checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=small, vision_config=vision, projection_dim=8))
-    checker.save_pretrained(folder / "pixel_decoding" / "safety_checker")
-    extractor = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
-    extractor.save_pretrained(folder / "pixel_decoding" / "feature_extractor")
-    torch.save(tiny_negative().embeds.detach()[None].clone(), folder / "uncond_embeddings.bin")
+    write_pixels(folder)
     return folder
 
 
@@ -80,7 +47,7 @@ def test_a_released_folder_is_a_pipeline(whole: Path, kind: str) -> None:
     tokenizer = released_tokenizer(kind)
     assert pipe.kind == kind and isinstance(pipe.scheduler, DDIMScheduler)
     assert pipe.scheduler.config.beta_schedule == "scaled_linear" and not pipe.scheduler.config.clip_sample
-    assert pipe.image_processor.size == SIDE and pipe.config["requires_safety_checker"] == (kind == "lowres")
+    assert pipe.image_processor.size == SIDE and pipe.config["requires_safety_checker"]
     assert (pipe.negative is None) == (kind == "highres")
     if pipe.negative is not None:
         assert torch.equal(pipe.negative.embeds, tiny_negative().embeds) and len(pipe.negative.embeds) == NEGATIVES
@@ -122,7 +89,7 @@ def test_precision_of_pixels_and_of_the_tokenizer(whole: Path) -> None:
 @pytest.mark.parametrize("place", ["uncond_embeddings.bin", "pixel_decoding/uncond_embeddings.bin"])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_negatives_beside_the_folder_or_in_it(release: Path, place: str, wrapped: bool) -> None:
-    (release / "uncond_embeddings.bin").unlink()
+    (release / "pixel_decoding" / "uncond_embeddings.bin").unlink()
     rows = torch.randn(NEGATIVES, 8)
     torch.save({"uncond": rows} if wrapped else rows, release / place)
     pipe = load_released_pixels(release, config=CONFIG, safety_checker=False)
@@ -172,7 +139,7 @@ def test_no_code_of_a_file_is_run(release: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return exec, ("raise SystemExit('run')",)
 
-    for path in ("pixel_decoding/unet/diffusion_pytorch_model.bin", "uncond_embeddings.bin"):
+    for path in ("pixel_decoding/unet/diffusion_pytorch_model.bin", "pixel_decoding/uncond_embeddings.bin"):
         kept = (release / path).read_bytes()
         torch.save({"conv_in.bias": Loud()}, release / path)
         with pytest.raises(ValueError, match=str(Path(path).parts[-1 if "/" not in path else 1])):
@@ -183,13 +150,13 @@ def test_no_code_of_a_file_is_run(release: Path) -> None:
 def test_what_cannot_be_is_refused(release: Path) -> None:
     with pytest.raises(ValueError, match="kind: expected one of lowres, highres, got 'midres'"):
         load_released_pixels(release, kind="midres")
-    torch.save([1, 2], release / "uncond_embeddings.bin")
+    torch.save([1, 2], release / "pixel_decoding" / "uncond_embeddings.bin")
     with pytest.raises(ValueError, match="uncond_embeddings.bin: expected a tensor, got list"):
         load_released_pixels(release, config=CONFIG)
-    torch.save(torch.zeros(2, 5, 8), release / "uncond_embeddings.bin")
+    torch.save(torch.zeros(2, 5, 8), release / "pixel_decoding" / "uncond_embeddings.bin")
     with pytest.raises(ValueError, match="uncond_embeddings.bin: embeds: expected floats of shape"):
         load_released_pixels(release, config=CONFIG)
-    torch.save(torch.zeros(5, 9), release / "uncond_embeddings.bin")
+    torch.save(torch.zeros(5, 9), release / "pixel_decoding" / "uncond_embeddings.bin")
     with pytest.raises(ValueError, match="negative: expected rows of width 8, got 9"):
         load_released_pixels(release, config=CONFIG)
     config = release / "pixel_decoding" / "scheduler" / "scheduler_config.json"
