@@ -8,6 +8,8 @@ from PIL import Image
 
 from lavit.evaluation.tasks import TaskReport
 
+SIDE_BY_SIDE = {"generate": " (drawn, and the captioned image)", "reconstruct": " (the image, and from its tokens)"}
+
 
 def lines(name: str, report: TaskReport) -> Iterator[str]:
     """What is told of a task: a line for each figure, with what guessing scores."""
@@ -55,7 +57,8 @@ def sheet(reports: Mapping[str, TaskReport], count: int) -> Image.Image | None:
     for name, report in reports.items():
         if report.shown:
             worst, best = extremes(report.shown, count)
-            sections += [(f"{name}: the worst of {len(report.shown)}", worst), (f"{name}: the best", best)]
+            beside = SIDE_BY_SIDE.get(name, "")
+            sections += [(f"{name}: the worst of {len(report.shown)}{beside}", worst), (f"{name}: the best", best)]
     return draw_sheet(sections) if sections else None
 
 

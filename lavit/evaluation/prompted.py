@@ -137,7 +137,7 @@ def generate_files(
         return TaskReport(None, results, done.skipped, asked)
     score = {"figures": figures, "skipped": skipped, "true_images": true.count if true is not None else 0}
     shown = [
-        Shown([row["file"], str(prompts[i].item.image)], value, [row["prompt"], f"CLIP {value:.1f}"])
+        Shown([row["file"], str(prompts[i].item.image)], value, f"CLIP {value:.1f}", [row["prompt"]])
         for i, row, value in zip(done.results, results, each, strict=False)
     ]
     return TaskReport(score, results, done.skipped, asked, item_scores=each, shown=shown)

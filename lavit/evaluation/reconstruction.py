@@ -129,7 +129,7 @@ def reconstruct_files(
         return TaskReport(None, results, done.skipped)
     # LPIPS is nearest to what people see; more is better on a sheet.
     each = [-row["lpips"] if "lpips" in row else row["psnr"] for row in rows]
-    shown = [Shown([row["file"], row["drawn"]], value, [_said(row)]) for row, value in zip(results, each, strict=True)]
+    shown = [Shown([row["file"], row["drawn"]], value, *_said(row)) for row, value in zip(results, each, strict=True)]
     return TaskReport(score, results, done.skipped, {}, item_scores=each, shown=shown)
 
 
@@ -171,7 +171,8 @@ def _distance(
     return distance(true, made)
 
 
-def _said(row: dict[str, Any]) -> str:
-    figures = [f"{row['tokens']} tokens", f"PSNR {row['psnr']:.1f}", f"SSIM {row['ssim']:.2f}"]
-    figures += [f"LPIPS {row['lpips']:.2f}"] if "lpips" in row else []
-    return ", ".join(figures)
+def _said(row: dict[str, Any]) -> tuple[str, list[str]]:
+    """What the score is, and the other figures."""
+    figures = [f"PSNR {row['psnr']:.1f} dB", f"SSIM {row['ssim']:.3f}"]
+    figures = [f"LPIPS {row['lpips']:.3f}", *figures] if "lpips" in row else figures
+    return figures[0], [", ".join([*figures[1:], f"{row['tokens']} tokens"])]

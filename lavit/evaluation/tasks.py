@@ -58,10 +58,12 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Shown:
-    """An item as a person may look at it: picture files side by side, its score (more is better), and a few texts."""
+    """An item as a person may look at it: picture files side by side, its score (more is better) and how that is told,
+    and a few texts."""
 
     pictures: list[str]
     score: float
+    told: str
     words: list[str]
 
 
@@ -144,7 +146,7 @@ def caption_folder(
                 group: _caption_score([one for one in told if one[0].group == group])["scores"] for group in groups
             }
     shown = [
-        Shown([str(item.image)], value, [text, f"people: {item.captions[0]}"])
+        Shown([str(item.image)], value, f"CIDEr {value:.3f}", [text, f"people: {item.captions[0]}"])
         for (item, text), value in zip(told, each, strict=False)
     ]
     return TaskReport(score, results, done.skipped, settings, item_scores=each, shown=shown)
@@ -198,10 +200,10 @@ def answer_folder(
         answers: dict[Hashable, str] = {item.question_id: text for item, text in told}
         score = evaluate_vqa((item for item, _ in told), answers).as_dict()
         each = [vqa_accuracy(text, item.answers) for item, text in told]
-    shown = [
-        Shown([str(item.image)], value, [item.question, f"answer: {text}", f"people: {_usual(item.answers)}"])
-        for (item, text), value in zip(told, each, strict=False)
-    ]
+    shown = []
+    for (item, text), value in zip(told, each, strict=False):
+        words = [item.question, f"answer: {text}", f"people: {_usual(item.answers)}"]
+        shown.append(Shown([str(item.image)], value, f"accuracy {value:.2f}", words))
     return TaskReport(score, results, done.skipped, settings, item_scores=each, shown=shown)
 
 

@@ -10,7 +10,6 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from lavit.data.images import ImageError, load_image
-from lavit.report.format import decimal
 from lavit.report.plots import INK, SOFT, drawable
 
 SIDE, GAP, MARGIN, LINE, LINES, COLUMNS = 176, 14, 24, 15, 6, 6
@@ -18,12 +17,14 @@ _LETTER = 6.6  # the width of one, on the average
 
 
 class Item(Protocol):
-    """`lavit.evaluation.tasks.Shown` is one: picture files side by side, a score, and texts."""
+    """`lavit.evaluation.tasks.Shown` is one: picture files side by side, a score and how it is told, and texts."""
 
     @property
     def pictures(self) -> Sequence[str]: ...
     @property
     def score(self) -> float: ...
+    @property
+    def told(self) -> str: ...
     @property
     def words(self) -> Sequence[str]: ...
 
@@ -60,7 +61,7 @@ def draw_sheet(sections: Sequence[tuple[str, Sequence[Item]]]) -> Image.Image:
             left, y = MARGIN + number % columns * (cell + GAP), top + number // columns * _row()
             for place, path in enumerate(item.pictures):
                 _paste(page, pen, path, left + place * (SIDE + 4), y, small)
-            pen.text((left, y + SIDE + 4), decimal(item.score), fill=INK, font=small)
+            pen.text((left, y + SIDE + 4), drawable(item.told), fill=INK, font=small)
             lines = [line for text in item.words for line in textwrap.wrap(drawable(text), round(cell / _LETTER))]
             if len(lines) >= LINES:
                 lines = [*lines[: LINES - 2], f"{lines[LINES - 2][:-2]} …"]
