@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
         given = {name: getattr(options, name) for name in ("images", "captions", "questions", "answers", "split")}
         folder = read_data(options.data, **given)
     tasks = _tasks(options.task, folder, options.data)
+    if options.lemmatize:
+        lemmatizer()  # what is missing for it is told before the work
     place = None
     if folder is not None and set(tasks) & set(PIXELS):
         place = pixels_folder(options.model, options.pixels)
@@ -138,7 +142,9 @@ def _folder(
         if task in judge:
             kept = journal.task(task) if journal else None
             shared = {"batch_size": options.batch_size, "progress": _progress(task), "kept": kept}
-            more = {"answerable_first": True} if task == "vqa" and folder.vizwiz else {}
+            more: dict[str, Any] = {}
+            if task == "vqa":
+                more = {"answerable_first": folder.vizwiz, "lemmatize": lemmatizer() if options.lemmatize else None}
             chosen = items[task][: options.limit]
             yield task, judge[task](model, processor, chosen, **shared, **more, **_text_settings(options)), []
             continue
@@ -149,6 +155,12 @@ def _folder(
                 yield task, of_pixels.reconstruct(options, folder, pipeline, *own), []
             else:
                 yield task, *of_pixels.generate(options, folder, model, processor, pipeline, *own)
+
+
+@cache
+def lemmatizer() -> Any:
+    """The release's. ImportError naming what is to be installed for it."""
+    return import_module("lavit.language.postprocessing").spacy_lemmatizer()
 
 
 def _text_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--min-new", type=int, metavar="N", help="fewest tokens of a text; 8 and 2, scenes: 1")
     add("--max-new", type=int, metavar="N", help="most tokens of a text; 36 and 10")
 
+    add("--lemmatize", action="store_true", help="answers of a folder, and people's, by spaCy's lemmas as the release")
+
     add = parser.add_argument_group("images drawn").add_argument
     add("--guidance", type=float, metavar="G", help="of the tokens; of a folder [2]; else the model's own, or 4 and 5")
     add("--top-k", type=int, metavar="K", help="likeliest codes; of a folder [200]; else the model's own, or 50")

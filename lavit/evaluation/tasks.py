@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -168,6 +168,7 @@ def answer_folder(
     items: Sequence[VQAItem],
     *,
     answerable_first: bool = False,
+    lemmatize: Callable[[str], str] | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
     kept: TaskJournal | None = None,
@@ -178,6 +179,7 @@ def answer_folder(
 
     answerable_first: the questions are VizWiz's: the model is asked, as in the release, whether each can be answered,
         and where it says no, that is the answer; results name the image.
+    lemmatize: made of the answers and, to judge them, of what people answered, as the release has it.
     Raises ValueError where not a single question could be answered.
     """
 
@@ -185,6 +187,8 @@ def answer_folder(
         images, asked = [image for _, image in batch], [item.question for item, _ in batch]
         shared = {"batch_size": len(batch), **settings}
         answers = list(model.answer(images, asked, processor, **shared))
+        if lemmatize is not None:
+            answers = [lemmatize(text) for text in answers]
         if answerable_first:
             said = model.answer(images, [ANSWERABLE.format(text) for text in asked], processor, **shared)
             pairs = zip(answers, said, strict=True)
@@ -197,6 +201,9 @@ def answer_folder(
     results = [{key: item.question_id, "answer": text} for item, text in told]
     score, each = None, []
     if distributed.rank() == 0 and all(item.answers for item in items):
+        if lemmatize is not None:
+            known = {text: lemmatize(text) for text in {text for item, _ in told for text in item.answers}}
+            told = [(replace(item, answers=tuple(known[one] for one in item.answers)), text) for item, text in told]
         answers: dict[Hashable, str] = {item.question_id: text for item, text in told}
         score = evaluate_vqa((item for item, _ in told), answers).as_dict()
         each = [vqa_accuracy(text, item.answers) for item, text in told]

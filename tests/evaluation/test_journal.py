@@ -69,7 +69,7 @@ def test_a_cut_or_damaged_line_costs_its_own_items_alone(tmp_path, tail):
 
 def test_other_settings_are_refused_by_name_until_a_restart(tmp_path):
     journal(tmp_path).task("t").add([(0, 1)])
-    with pytest.raises(ValueError, match=r"other settings \(beams: 2, now 5; data caption: \"abc\", now \"abd\"\).*--re"):
+    with pytest.raises(ValueError, match=r'other settings \(beams: 2, now 5; data caption: "abc", now "abd"\).*--rest'):
         journal(tmp_path, beams=5, data={"caption": "abd"})
     assert journal(tmp_path).task("t").known() == {0: 1}  # nothing was touched
     anew = Journal(tmp_path / "progress", {**SETTINGS, "beams": 5}, restart=True)
