@@ -7,6 +7,7 @@ Only lmms-eval imports this module.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -90,15 +91,18 @@ class LaVITForLmmsEval(lmms):
         return [found[number] for number in range(len(requests))]
 
     @torch.inference_mode()
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """The log-probability of each continuation, and whether each of its tokens is the likeliest of the text's."""
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+        """(loss, greedy) of each continuation: its negative log-probability, in nats, as lmms-eval's tasks take the
+        least of the choices; and whether each of its tokens is the likeliest of the text's."""
         found = []
         for request in requests:
             context, continuation, visuals, number, task, split = request.args
             document = self.task_dict[task][split][number]
             text = continuation if isinstance(continuation, str) else continuation(document)
             found.append(self._likelihood(context, str(text), visuals(document)))
-        return found
+        # lmms-eval 0.7 makes a text of a bare pair, and its tasks of several choices then fail on that.
+        whole = getattr(importlib.import_module("lmms_eval.api.instance"), "GenerationResult", None)
+        return found if whole is None else [whole(pair) for pair in found]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         raise NotImplementedError("LaVIT has no conversation of several rounds")
@@ -146,7 +150,7 @@ class LaVITForLmmsEval(lmms):
         logits = language_model(inputs_embeds=torch.cat([before, after]).unsqueeze(0)).logits[0]
         rows = without_unused(logits[len(before) - 1 : -1].float(), self.model.vocabulary).log_softmax(-1)
         likeliest = rows[:, : self.model.vocabulary.text_size].argmax(-1)  # as texts are written
-        return float(rows.gather(1, ids.unsqueeze(1)).sum()), bool((likeliest == ids).all())
+        return -float(rows.gather(1, ids.unsqueeze(1)).sum()), bool((likeliest == ids).all())
 
 
 def _before(text: str, until: Sequence[str]) -> str:
