@@ -6,7 +6,6 @@ import os
 
 import numpy as np
 import torch
-from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,6 +36,8 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
     _check(first, second)
     if min(first.shape[:2]) < 11:
         raise ValueError(f"SSIM: expected pictures of at least 11 x 11, got {first.shape[1]} x {first.shape[0]}")
+    from skimage.metrics import structural_similarity  # slow to import
+
     wang = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return float(structural_similarity(first, second, data_range=255, channel_axis=2, **wang))
 

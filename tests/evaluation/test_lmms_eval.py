@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -135,6 +137,13 @@ def _next(model, image, question, ids):
         own = model.model.language_model.get_input_embeddings()(torch.tensor([token]))
         embedded = torch.cat([embedded, own])
     return model.model.language_model(inputs_embeds=embedded[None]).logits[0, -1]
+
+
+def test_the_package_is_found_by_the_entry_point_of_this_one(adapter):
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    (target,) = re.findall(r'^\[project\.entry-points\."lmms_eval\.models"\]\nlavit = "(.*)"$', text, re.M)
+    module, function = target.split(":")
+    assert module == NAME and callable(getattr(adapter, function))
 
 
 def test_what_it_cannot_do_is_told_with_the_task(adapter, saved):
