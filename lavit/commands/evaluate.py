@@ -14,7 +14,7 @@ from typing import Any
 from lavit import __version__
 from lavit.commands import evaluation_pixels as of_pixels
 from lavit.commands import outputs
-from lavit.commands.evaluation_options import DRAWN, PIXELS, SCENE_TASKS, TASKS, parse
+from lavit.commands.evaluation_options import DRAWN, PIXELS, SCENE_TASKS, parse
 from lavit.commands.evaluation_summary import lines, sheet
 from lavit.commands.image_inputs import tell_skipped
 from lavit.commands.model_folders import load_lavit, pixels_folder
@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
     place = None
     if folder is not None and set(tasks) & set(PIXELS):
         place = pixels_folder(options.model, options.pixels)
+        _check_pictures(options, folder)
     model: Any = None
     processor: Any = None
     left_out = list(folder.bad) if folder is not None else []
@@ -66,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
     if place is not None and set(tasks) & set(PIXELS):
         drawing = of_pixels.load_judges(options, tasks, device), of_pixels.load_pipeline(place, device, options)
     with distributed.process_group(device):
-        journal = _journal(options, tasks, folder, place, sorted(drawing[0].lacking) if drawing else [])
+        lacking = sorted(set(drawing[0].lacking) - {"FID"}) if drawing else []  # what is judged item by item
+        journal = _journal(options, tasks, folder, place, lacking)
         if folder is None:
             reports = dict(_scenes(options, tasks, model, processor, journal))
         else:
@@ -92,6 +94,15 @@ def main(argv: Sequence[str]) -> int:
     if journal is not None:
         journal.finish()
     return 1 if left_out or skipped else 0
+
+
+def _check_pictures(options: argparse.Namespace, folder: DataFolder) -> None:
+    """ValueError where the images drawn would be lost before they are shown, or taken for images of the folder."""
+    if options.output in (None, "-"):
+        if options.sheet is not None:
+            raise ValueError("--sheet: of images drawn needs --output F, beside which they are kept")
+    elif not folder.captions and Path(options.output).resolve().is_relative_to(folder.images.resolve()):
+        raise ValueError(f"--output: {options.output} is among the images that are read; images are drawn beside it")
 
 
 def _write_sheet(options: argparse.Namespace, reports: Mapping[str, TaskReport]) -> None:
@@ -174,8 +185,9 @@ def _journal(
     if options.output in (None, "-"):
         return None
     settings: dict[str, Any] = {name: value for name, value in vars(options).items() if name not in ELSEWHERE}
-    settings |= {"lavit": __version__, "task": list(tasks), "clip": _of_files(options.clip), "lacking": lacking}
-    settings |= {"model": _of_files(options.model), "pixels": _of_files(place)}
+    settings |= {"lavit": __version__, "task": list(tasks), "lacking": lacking}
+    for name, used in (("model", options.model), ("pixels", place), ("clip", options.clip)):
+        settings[name] = _of_files(used, options.output)
     if folder is not None:
         asked: dict[str, Sequence[Any]] = {"caption": folder.captions, "vqa": folder.questions}
         asked |= {"generate": folder.captions}
@@ -185,11 +197,15 @@ def _journal(
     return Journal(f"{options.output}.progress", settings, restart=options.restart)
 
 
-def _of_files(folder: str | None) -> list[list[Any]] | None:
-    """Names, sizes and times of the files below a folder: of several gigabytes of weights, enough to tell another."""
+def _of_files(folder: str | None, output: str) -> list[list[Any]] | None:
+    """Names, sizes and times of the files below a folder: of several gigabytes of weights, enough to tell another. What
+    an evaluation itself writes there does not count."""
     if folder is None:
         return None
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    own = str(Path(output).resolve())
+    files = sorted(path for path in Path(folder).resolve().rglob("*") if path.is_file())
+    files = [path for path in files if not str(path).startswith(own)]
+    folder = str(Path(folder).resolve())
     return [[path.relative_to(folder).as_posix(), *_size_and_time(path)] for path in files]
 
 
@@ -248,6 +264,3 @@ def _progress(task: str) -> evaluation.Progress:
             print(f"{task}: {done} of {total}", file=sys.stderr, flush=True)
 
     return tell
-
-
-__all__ = ["TASKS", "lines", "main"]

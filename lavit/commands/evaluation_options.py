@@ -69,7 +69,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--beams", type=int, metavar="N", help="of the search; 2 for captions and 5 for answers")
     add("--min-new", type=int, metavar="N", help="fewest tokens of a text; 8 and 2, scenes: 1")
     add("--max-new", type=int, metavar="N", help="most tokens of a text; 36 and 10")
-
     add("--lemmatize", action="store_true", help="answers of a folder, and people's, by spaCy's lemmas as the release")
 
     add = parser.add_argument_group("images drawn").add_argument
@@ -96,8 +95,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed; `lavit evaluate --help` tells what it is")
     check_at_least(options, limit=1, batch_size=1, probe_scenes=1, prompts=1, samples=1, steps=1, sheet_items=1)
-    check_at_least(options, pixel_guidance=0, seed=0)
-    if options.data == SHAPES_WORLD:
+    check_at_least(options, pixel_guidance=0)
+    if options.data != SHAPES_WORLD:
+        check_at_least(options, seed=0)
+    else:
         if options.split is not None:
             raise ValueError(f"--split: the shapes world has none, got {options.split}")
         for name in ("images", "captions", "questions", "answers", "sheet"):

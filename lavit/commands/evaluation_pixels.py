@@ -22,7 +22,7 @@ from lavit.evaluation.metric_weights import WeightsError, find_clip
 from lavit.evaluation.perceptual import load_lpips
 from lavit.evaluation.picture_sets import Files, true_statistics
 from lavit.evaluation.picture_sets import fingerprint as of_weights
-from lavit.evaluation.prompted import SAMPLES, SETTINGS, draw_prompts, generate_files
+from lavit.evaluation.prompted import SETTINGS, draw_prompts, generate_files
 from lavit.evaluation.reconstruction import Draw, Judges, reconstruct_files
 from lavit.evaluation.runner import Skipped
 from lavit.evaluation.tasks import Model, Progress, TaskReport
@@ -169,6 +169,3 @@ def _kept(journal: Journal | None, task: str, pictures: Path) -> Any:
     if journal is None:
         return None
     return journal.task(task, lambda row: (pictures / f"{row['number']}.png").is_file())
-
-
-__all__ = ["SAMPLES", "generate", "load_judges", "load_pipeline", "pictures_folder", "reconstruct"]

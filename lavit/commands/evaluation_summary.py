@@ -26,7 +26,7 @@ def lines(name: str, report: TaskReport) -> Iterator[str]:
         yield from _skipped(score["skipped"])
     elif "scores" in score:  # COCO's captions
         yield from (f"  {metric:<10} {value:.4f}" for metric, value in score["scores"].items())
-        for group, scores in score.get("by_domain", {}).items():
+        for group, scores in score.get("by_domain", {}).items() if score["scores"] else ():
             yield f"  {group}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())
         if score["scores"] and score["tokenizer"] == "plain":
             yield "  without Java's tokenizer: does not compare with published numbers"

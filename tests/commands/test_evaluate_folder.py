@@ -350,6 +350,27 @@ def test_images_alone_are_reconstructed(pixels, judges, images, whole, tmp_path)
     assert again["results"][3]["psnr"] == pytest.approx(task["results"][3]["psnr"])
 
 
+def test_images_drawn_are_neither_lost_nor_taken_for_the_folders_own(judges, whole, images, tmp_path, capsys):
+    words = ["--model", whole, "--data", images, "--device", "cpu", "--steps", 2]
+    for more, message in (
+        (["--sheet", tmp_path / "s.png"], "--sheet: of images drawn needs --output F"),
+        (["--output", images / "o.json"], "o.json is among the images that are read"),
+    ):
+        assert main(["evaluate", *map(str, [*words, *more])]) == 2
+        assert message in capsys.readouterr().err
+    assert len(list(images.iterdir())) == 8
+    assert main(["evaluate", *map(str, words)]) == 0 and "PSNR" in capsys.readouterr().out
+
+
+def test_an_output_in_the_models_own_folder_goes_on_as_well(run, images, captions, model, tmp_path):
+    (tmp_path / "model").mkdir()
+    words = ("--data", images.parent, "--batch-size", 2, "--output", tmp_path / "model" / "o.json")
+    model.stop = 50
+    assert run(*words, output=False)[0] == 130
+    model.seen, model.stop = [], None
+    assert run(*words, output=False)[0] == 0 and model.seen == [40, 50, 60, 70]
+
+
 def test_networks_that_are_absent_are_told_with_their_option(pixels, images, captions, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
