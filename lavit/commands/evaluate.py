@@ -29,6 +29,7 @@ from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
 from lavit.training.engine import distributed
 
 SCENES = 256
+TOLD = 50  # names of what is left out; a data set may lack a folder of ten thousand
 # What results do not depend on, but for rounding.
 ELSEWHERE = frozenset(
     "model pixels data images captions questions answers output restart sheet sheet_items batch_size device statistics "
@@ -80,8 +81,7 @@ def main(argv: Sequence[str]) -> int:
     if not first:
         return 0  # a code of its own would have torchrun end the first process, which still writes
     skipped = [(item.name, item.reason) for report in reports.values() for item in report.skipped]
-    for name, reason in [*left_out, *skipped]:
-        tell_skipped(name, reason)
+    _tell_left_out([*left_out, *skipped], options.output)
     if options.output != "-":
         print("\n".join(line for name, report in reports.items() for line in lines(name, report)))
     if options.output:
@@ -94,6 +94,14 @@ def main(argv: Sequence[str]) -> int:
     if journal is not None:
         journal.finish()
     return 1 if left_out or skipped else 0
+
+
+def _tell_left_out(left_out: Sequence[tuple[str, str]], output: str | None) -> None:
+    for name, reason in left_out[:TOLD]:
+        tell_skipped(name, reason)
+    if left_out:
+        rest = f", {TOLD} of them told here" + (f", all in {output}" if output else "") if left_out[TOLD:] else ""
+        print(f"lavit: {len(left_out)} left out{rest}", file=sys.stderr)
 
 
 def _check_pictures(options: argparse.Namespace, folder: DataFolder) -> None:

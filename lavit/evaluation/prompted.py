@@ -81,7 +81,7 @@ def generate_files(
 
     pictures: an existing folder, which gets the best ones as 0.png, 1.png, ... by the number of the prompt.
     scorer: None where there is none, with one sample each. inception, true: for FID, the network and the statistics of
-    true images; without both there is none, ``lacking`` says why. batch_size: images at a time.
+    true images, None for fewer than two. lacking: why a network is not there. batch_size: images at a time.
     Sample s of prompt i depends on the seed, i and s, not on the batch, the processes or the number of samples.
     Raises ValueError for several samples without a scorer, and where not a single prompt could be used.
     """
@@ -118,8 +118,8 @@ def generate_files(
     ]
     skipped = dict(lacking or {})
     figures: dict[str, float] = {}
-    if inception is not None and true is not None:
-        if len(rows) < 2:
+    if inception is not None:
+        if true is None or len(rows) < 2:
             skipped["FID"] = "needs at least two images"
         else:
             files = Files([Path(row["file"]) for row in results])

@@ -265,6 +265,17 @@ def test_folders_that_cannot_be_used_are_told_in_a_line(run, images, tmp_path):
         assert code == 2 and found is None and message in err and err.count("\n") == 1, (words, err)
 
 
+def test_what_is_left_out_is_counted_and_not_told_without_end(run, images, captions, tmp_path):
+    listed = [{"id": n, "file_name": f"{n}.png"} for n in range(400)]
+    rows = [{"id": n, "image_id": n, "caption": "text"} for n in range(400)]
+    write(captions, {"images": listed, "annotations": rows})
+    code, found, _, err = run("--data", images.parent)
+    assert code == 1 and len(found["left_out"]) == 392 and err.count("lavit: skipped") == evaluate.TOLD
+    assert f"lavit: 392 left out, 50 of them told here, all in {tmp_path / 'out.json'}\n" in err
+    write(captions, {"images": listed[:10], "annotations": rows[:10]})
+    assert "lavit: 2 left out\n" in run("--data", images.parent)[3]
+
+
 # --------------------------------------------------------------------------------------------------------------- pixels
 
 

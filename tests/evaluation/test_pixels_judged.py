@@ -315,5 +315,6 @@ def test_without_clip_there_is_one_sample_and_without_inception_no_fid(items, pi
     assert set(report.score["figures"]) == {"tokens"} and report.score["skipped"] == {"FID": "no weights"}
     assert report.item_scores == [] and "clip" not in report.results[0]
     true, _ = picture_statistics(Colours(), Files([item.image for item in items]))
-    alone = generate(prompts[:1], pictures, inception=Colours(), true=true)
-    assert alone.score["skipped"] == {"FID": "needs at least two images"}
+    for asked, known in ((prompts[:1], true), (prompts, None)):
+        few = generate(asked, pictures, inception=Colours(), true=known)
+        assert few.score["skipped"] == {"FID": "needs at least two images"}
