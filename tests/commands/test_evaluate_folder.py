@@ -205,6 +205,16 @@ def test_the_same_command_goes_on_and_another_is_refused(run, images, captions, 
     assert not (tmp_path / "out.json.progress").exists()
 
 
+@pytest.mark.parametrize("field, other", [("question", "why?"), ("answers", ten("no"))])
+def test_another_question_or_answer_is_another_run(run, images, vizwiz, model, field, other):
+    words = ("--data", images.parent, "--questions", vizwiz, "--batch-size", 2)
+    model.stop = 50
+    assert run(*words)[0] == 130
+    model.seen, model.stop = [], None
+    write(vizwiz, [entry | {field: other} for entry in json.loads(vizwiz.read_text())])
+    assert run(*words)[0] == 2 and model.seen == []
+
+
 def test_restart_forgets_and_a_model_that_changed_is_noticed(run, images, captions, model, tmp_path):
     words = ("--data", images.parent, "--batch-size", 2)
     model.stop = 50

@@ -155,6 +155,25 @@ def lively(seed=0):
     return network
 
 
+def told(network):
+    """Fills a network with weights that are the same everywhere."""
+    for place, (name, value) in enumerate(sorted(network.state_dict().items())):
+        if name.endswith("num_batches_tracked"):
+            continue
+        wave = torch.cos(0.7 * torch.arange(value.numel(), dtype=torch.float64) ** 1.1 + place).view(value.shape)
+        if name.endswith("conv.weight"):
+            wave = wave * (6 / value[0].numel()) ** 0.5
+        elif name.endswith(("running_var", "bn.weight")):
+            wave = 1 + 0.25 * wave
+        else:
+            wave = 0.1 * wave
+        value.copy_(wave)
+
+
+GOLDEN = [2.810312, 1.772612, 5.486623, 3.286782, 4.373507, 9.287974, 6.723495, 3.736256]
+GOLDEN_NORM = 229.18266
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "inception.pth"
@@ -172,6 +191,17 @@ def test_inception_has_the_shape_of_the_published_weights():
     assert sum(value.numel() for name, value in own.items() if name.endswith("conv.weight")) == 21_751_136
     assert own["Mixed_7c.branch3x3dbl_3b.conv.weight"].shape == (384, 384, 3, 1)
     assert own["Mixed_6e.branch7x7dbl_2.conv.weight"].shape == (192, 192, 7, 1)
+
+
+def test_features_are_the_numbers_of_torch_fidelity():
+    """Of its own network in float64, with these same weights and this image."""
+    network = Inception()
+    told(network)
+    image = (torch.arange(3 * 299 * 299).view(1, 3, 299, 299) * 37 % 251).to(torch.uint8)
+    found = network.double()(image)[0]
+    # The numbers are rounded to their last digit; cosines of large arguments may differ in float64's last one.
+    assert found[::256].tolist() == pytest.approx(GOLDEN, abs=2e-6)
+    assert float(found.norm()) == pytest.approx(GOLDEN_NORM, abs=2e-5)
 
 
 def test_features_are_torch_fidelitys(weights):

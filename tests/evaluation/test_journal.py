@@ -2,6 +2,7 @@
 refused."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_what_is_skipped_is_tried_again_and_tasks_are_kept_apart(tmp_path):
     assert [i.index for i in evaluate_items(range(3), picky, kept=journal(tmp_path).task("a")).skipped] == [1]
     assert journal(tmp_path).task("a").known() == {0: 0, 2: 2} and journal(tmp_path).task("b").known() == {}
     assert journal(tmp_path).task("a", lambda result: result == 2).known() == {2: 2}
+
+
+def test_a_batch_is_on_the_disk_when_it_is_added(tmp_path, monkeypatch):
+    flushed = []
+    real = os.fsync
+
+    def fsync(file):
+        flushed.append(os.fstat(file).st_size)
+        real(file)
+
+    task = journal(tmp_path).task("t")
+    monkeypatch.setattr("lavit.evaluation.journal.os.fsync", fsync)
+    task.add([(0, "x")])
+    task.add([])
+    task.add([(1, "y")])
+    (path,) = (tmp_path / "progress").glob("t.*.jsonl")
+    assert path.stat().st_size in flushed and path.read_text().index("\n") + 1 in flushed
 
 
 @pytest.mark.parametrize("tail", [b"[[3, {", b'[[3, {"square": 9}]', b"\x00\xff\xfe", b"[3]\n", b'{"3": 1}\n', b"7\n"])
