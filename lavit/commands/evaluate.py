@@ -5,67 +5,83 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from lavit import __version__
+from lavit.commands import evaluation_pixels as of_pixels
 from lavit.commands import outputs
+from lavit.commands.evaluation_options import DRAWN, PIXELS, SCENE_TASKS, parse
+from lavit.commands.evaluation_summary import lines, sheet
 from lavit.commands.image_inputs import tell_skipped
-from lavit.commands.model_folders import load_lavit
-from lavit.commands.options import add_machine, check_at_least, command_parser, only_given, pick_device
-from lavit.data.captioned_folder import CaptionedFolder, read_folder
+from lavit.commands.model_folders import load_lavit, pixels_folder
+from lavit.commands.options import only_given, pick_device
+from lavit.data.image_folder import ImageFolder
 from lavit.evaluation import tasks as evaluation
+from lavit.evaluation.data_folder import DataFolder, fingerprint, read_data
+from lavit.evaluation.journal import Journal
 from lavit.evaluation.tasks import Model, TaskReport
 from lavit.shapes.edits import edits
 from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
 from lavit.training.engine import distributed
 
-TASKS = ("caption", "vqa", "generate", "edit")
-DRAWN = ("generate", "edit")
-SCENES, PROBE_SCENES = 256, 4096
-
-DESCRIPTION = """Judge a model that `lavit train language` left: its captions, its answers, and the images it draws.
-
---data shapes: scenes of the built-in world that no training has seen. Captions by what they say is where, answers by
-kind of question, images drawn for captions (generate) and for a scene with words that ask for one change of it (edit)
-by the objects that a probe reads from their decoded tokens; all beside what guessing scores, of an edit guessing that
-looks at the scene and does not read the words.
---data FOLDER: images/ and captions.json (COCO captions or Karpathy's split), and for vqa questions.json and
-answers.json (VQAv2's). Captions by the metrics of COCO captions as far as pycocoevalcap is installed, answers by the
-standard accuracy; without answers.json they are only written. For images drawn there is nothing to judge by."""
-
-EPILOG = """--output: "tasks", for each "score", "settings", "results" (an entry for each item, in the form of COCO's
-and VQAv2's result files) and "skipped" (name and reason of each item left out); and "left_out", tasks that the model
-cannot do, and what the folder's files have that cannot be used.
-Under torchrun all processes share the work: torchrun --nproc-per-node 8 -m lavit.cli evaluate --model DIR --data FOLDER
-An item that cannot be used is named and left out. Exit code 0; 1 if some were left out; 2 on an error, or if all were.
-"""
+SCENES = 256
+TOLD = 50  # names of what is left out; a data set may lack a folder of ten thousand
+# What results do not depend on, but for rounding.
+ELSEWHERE = frozenset(
+    "model pixels data images captions questions answers output restart sheet sheet_items batch_size device statistics "
+    "inception resize clip".split()
+)
 
 
 def main(argv: Sequence[str]) -> int:
-    options = _parse(argv)
+    options = parse(argv)
     outputs.check_file("--output", options.output)
+    if options.sheet is not None:
+        outputs.check_picture("--sheet", options.sheet)
+        outputs.check_file("--sheet", options.sheet)
     device = pick_device(options.device)
     folder = None
     if options.data != SHAPES_WORLD:
-        folder = read_folder(options.data, split=options.split, texts=False, edits=False)
+        given = {name: getattr(options, name) for name in ("images", "captions", "questions", "answers", "split")}
+        folder = read_data(options.data, **given)
     tasks = _tasks(options.task, folder, options.data)
-    model, processor = load_lavit(options.model, device)
+    if options.lemmatize:
+        lemmatizer()  # what is missing for it is told before the work
+    place = None
+    if folder is not None and set(tasks) & set(PIXELS):
+        place = pixels_folder(options.model, options.pixels)
+        _check_pictures(options, folder)
+    model: Any = None
+    processor: Any = None
     left_out = list(folder.bad) if folder is not None else []
-    if model.config.image_objective != "classify":
-        reason = "the model regresses embeddings, it has no image tokens to draw"
-        left_out += [(f"task {task}", reason) for task in tasks if task in DRAWN]
-        tasks = [task for task in tasks if task not in DRAWN]
+    if set(tasks) - {"reconstruct"}:
+        model, processor = load_lavit(options.model, device)
+        if model.config.image_objective != "classify":
+            reason = "the model regresses embeddings, it has no image tokens to draw"
+            left_out += [(f"task {task}", reason) for task in tasks if task in DRAWN]
+            tasks = [task for task in tasks if task not in DRAWN]
+    drawing = None
+    if place is not None and set(tasks) & set(PIXELS):
+        drawing = of_pixels.load_judges(options, tasks, device), of_pixels.load_pipeline(place, device, options)
     with distributed.process_group(device):
+        lacking = sorted(set(drawing[0].lacking) - {"FID"}) if drawing else []  # what is judged item by item
+        journal = _journal(options, tasks, folder, place, lacking)
         if folder is None:
-            reports = dict(_scenes(options, tasks, model, processor))
+            reports = dict(_scenes(options, tasks, model, processor, journal))
         else:
-            reports = dict(_folder(options, tasks, folder, model, processor))
+            reports = {}
+            for task, report, lost in _folder(options, tasks, folder, model, processor, drawing, journal):
+                reports[task] = report
+                left_out += lost
         first, processes = distributed.rank() == 0, distributed.world_size()
     if not first:
         return 0  # a code of its own would have torchrun end the first process, which still writes
     skipped = [(item.name, item.reason) for report in reports.values() for item in report.skipped]
-    for name, reason in [*left_out, *skipped]:
-        tell_skipped(name, reason)
+    _tell_left_out([*left_out, *skipped], options.output)
     if options.output != "-":
         print("\n".join(line for name, report in reports.items() for line in lines(name, report)))
     if options.output:
@@ -73,46 +89,40 @@ def main(argv: Sequence[str]) -> int:
         found = {name: report.as_dict() for name, report in reports.items()}
         content = {**about, "processes": processes, "tasks": found, "left_out": left_out}
         outputs.write_text(options.output, json.dumps(content, indent=1) + "\n")
+    if options.sheet is not None:
+        _write_sheet(options, reports)
+    if journal is not None:
+        journal.finish()
     return 1 if left_out or skipped else 0
 
 
-def lines(name: str, report: TaskReport) -> Iterator[str]:
-    """What is told of a task: a line for each figure, with what guessing scores."""
-    score, count = report.score, len(report.results)
-    yield f"{name}: {count} items" + (f", {len(report.skipped)} left out" if report.skipped else "")
-    if score is None:
-        yield "  not judged: the answers are not known"
-    elif "scores" in score:  # COCO's captions
-        yield from (f"  {metric:<10} {value:.4f}" for metric, value in score["scores"].items())
-        for reason in dict.fromkeys(score["skipped"].values()):
-            metrics = ", ".join(metric for metric, why in score["skipped"].items() if why == reason)
-            yield f"  skipped: {metrics}: {reason}"
-    elif "by_answer_type" in score:
-        yield _figure("all", score["overall"]["accuracy"])
-        yield from (_figure(kind, share["accuracy"]) for kind, share in score["by_answer_type"].items())
-    elif "by_kind" in score:
-        for kind, share in {"all": score["overall"], **score["by_kind"]}.items():
-            yield _figure(kind, share["accuracy"], share["constant"])
+def _tell_left_out(left_out: Sequence[tuple[str, str]], output: str | None) -> None:
+    for name, reason in left_out[:TOLD]:
+        tell_skipped(name, reason)
+    if left_out:
+        rest = f", {TOLD} of them told here" + (f", all in {output}" if output else "") if left_out[TOLD:] else ""
+        print(f"lavit: {len(left_out)} left out{rest}", file=sys.stderr)
+
+
+def _check_pictures(options: argparse.Namespace, folder: DataFolder) -> None:
+    """ValueError where the images drawn would be lost before they are shown, or taken for images of the folder."""
+    if options.output in (None, "-"):
+        if options.sheet is not None:
+            raise ValueError("--sheet: of images drawn needs --output F, beside which they are kept")
+    elif not folder.captions and Path(options.output).resolve().is_relative_to(folder.images.resolve()):
+        raise ValueError(f"--output: {options.output} is among the images that are read; images are drawn beside it")
+
+
+def _write_sheet(options: argparse.Namespace, reports: Mapping[str, TaskReport]) -> None:
+    drawn = sheet(reports, options.sheet_items)
+    if drawn is None:
+        print("lavit: no sheet: no item has a score of its own here", file=sys.stderr)
     else:
-        found = score["objects"]
-        for figure in ("exact", "recall", "precision"):
-            of_true = score["true_tokens"]["score"][figure] if "true_tokens" in score else None
-            guessed = score["wordless"][figure] if "wordless" in score else found["constant"][figure]
-            yield _figure(figure, found["score"][figure], guessed, of_true)
-        if "tokens" in score:
-            yield f"  tokens     {score['tokens']['drawn']:.1f} an image (true images: {score['tokens']['true']:.1f})"
-        if "readable" in score:
-            yield _figure("readable", score["readable"])
-
-
-def _figure(name: str, value: float, guessed: float | None = None, of_true: float | None = None) -> str:
-    beside = [] if guessed is None else [f"guessing: {guessed:.3f}"]
-    beside += [] if of_true is None else [f"tokens of the true images: {of_true:.3f}"]
-    return f"  {name:<10} {value:.3f}" + (f"  ({'; '.join(beside)})" if beside else "")
+        outputs.write_picture(drawn, options.sheet)
 
 
 def _scenes(
-    options: argparse.Namespace, tasks: Sequence[str], model: Model, processor: Any
+    options: argparse.Namespace, tasks: Sequence[str], model: Model, processor: Any, journal: Journal | None
 ) -> Iterator[tuple[str, TaskReport]]:
     world = ShapesWorld(options.seed, "test")
     scenes = world.scenes(options.limit or SCENES)
@@ -123,7 +133,7 @@ def _scenes(
         known = ShapesWorld(options.seed).scenes(options.probe_scenes)
         probe = evaluation.decoded_probe(model, processor, known, seed=options.seed)
     for task in tasks:
-        shared["progress"] = _progress(task)
+        shared |= {"progress": _progress(task), "kept": journal.task(task) if journal else None}
         if task == "caption":
             yield task, evaluation.caption_scenes(model, processor, scenes, **shared, **_text_settings(options))
         elif task == "vqa":
@@ -136,40 +146,118 @@ def _scenes(
 
 
 def _folder(
-    options: argparse.Namespace, tasks: Sequence[str], folder: CaptionedFolder, model: Model, processor: Any
-) -> Iterator[tuple[str, TaskReport]]:
+    options: argparse.Namespace,
+    tasks: Sequence[str],
+    folder: DataFolder,
+    model: Any,
+    processor: Any,
+    drawing: Any,
+    journal: Journal | None,
+) -> Iterator[tuple[str, TaskReport, list[tuple[str, str]]]]:
+    """Each task with its report, and what else was left out."""
     judge: dict[str, Any] = {"caption": evaluation.caption_folder, "vqa": evaluation.answer_folder}
     items: dict[str, Sequence[Any]] = {"caption": folder.captions, "vqa": folder.questions}
     for task in tasks:
-        chosen = items[task][: options.limit]
-        shared = {"batch_size": options.batch_size, "progress": _progress(task)}
-        yield task, judge[task](model, processor, chosen, **shared, **_text_settings(options))
+        if task in judge:
+            kept = journal.task(task) if journal else None
+            shared = {"batch_size": options.batch_size, "progress": _progress(task), "kept": kept}
+            more: dict[str, Any] = {}
+            if task == "vqa":
+                more = {"answerable_first": folder.vizwiz, "lemmatize": lemmatizer() if options.lemmatize else None}
+            chosen = items[task][: options.limit]
+            yield task, judge[task](model, processor, chosen, **shared, **more, **_text_settings(options)), []
+            continue
+        judges, pipeline = drawing
+        with of_pixels.pictures_folder(options.output, task) as pictures:
+            own = (judges, pictures, journal, _progress(task))
+            if task == "reconstruct":
+                yield task, of_pixels.reconstruct(options, folder, pipeline, *own), []
+            else:
+                yield task, *of_pixels.generate(options, folder, model, processor, pipeline, *own)
+
+
+@cache
+def lemmatizer() -> Any:
+    """The release's. ImportError naming what is to be installed for it."""
+    return import_module("lavit.language.postprocessing").spacy_lemmatizer()
 
 
 def _text_settings(options: argparse.Namespace) -> dict[str, Any]:
     return only_given(num_beams=options.beams, min_new=options.min_new, max_new=options.max_new)
 
 
-def _tasks(wanted: Sequence[str] | None, folder: CaptionedFolder | None, data: str) -> list[str]:
-    """What is asked for, or else everything that the data can be used for; checked before any work."""
+def _journal(
+    options: argparse.Namespace, tasks: Sequence[str], folder: DataFolder | None, place: str | None, lacking: list[str]
+) -> Journal | None:
+    """Beside the output: what is done before an interruption is not done again. Not without an output."""
+    if options.output in (None, "-"):
+        return None
+    settings: dict[str, Any] = {name: value for name, value in vars(options).items() if name not in ELSEWHERE}
+    settings |= {"lavit": __version__, "task": list(tasks), "lacking": lacking}
+    for name, used in (("model", options.model), ("pixels", place), ("clip", options.clip)):
+        settings[name] = _of_files(used, options.output)
+    if folder is not None:
+        asked: dict[str, Sequence[Any]] = {"caption": folder.captions, "vqa": folder.questions}
+        asked |= {"generate": folder.captions}
+        settings["data"] = {
+            task: fingerprint(asked[task] if task in asked else folder.pictures(), folder.images) for task in tasks
+        }
+    return Journal(f"{options.output}.progress", settings, restart=options.restart)
+
+
+def _of_files(folder: str | None, output: str) -> list[list[Any]] | None:
+    """Names, sizes and times of the files below a folder: of several gigabytes of weights, enough to tell another. What
+    an evaluation itself writes there does not count."""
     if folder is None:
-        return list(dict.fromkeys(wanted or TASKS))
-    there = {"caption": bool(folder.captions), "vqa": bool(folder.questions), "generate": False, "edit": False}
+        return None
+    own = str(Path(output).resolve())
+    files = sorted(path for path in Path(folder).resolve().rglob("*") if path.is_file())
+    files = [path for path in files if not str(path).startswith(own)]
+    folder = str(Path(folder).resolve())
+    return [[path.relative_to(folder).as_posix(), *_size_and_time(path)] for path in files]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+def _tasks(wanted: Sequence[str] | None, folder: DataFolder | None, data: str) -> list[str]:
+    """What is asked for, or else everything that the data can be used for, but for what draws pixels of annotated
+    images, which takes long; checked before any work."""
+    if folder is None:
+        if "reconstruct" in (wanted or ()):
+            raise ValueError("--task reconstruct: images of a folder are reconstructed (--data FOLDER)")
+        return list(dict.fromkeys(wanted or SCENE_TASKS))
+    captioned = any(item.captions for item in folder.captions)
+    there = {"caption": bool(folder.captions), "vqa": bool(folder.questions), "generate": captioned, "edit": False}
+    there["reconstruct"] = bool(folder.captions) or _any_image(folder)
     lacks = {
         "caption": f"{data} has no captions that can be used",
         "vqa": f"{data} has no questions that can be used (questions.json)",
-        **dict.fromkeys(DRAWN, "images drawn are judged in the shapes world only (--data shapes)"),
+        "generate": f"{data} has no captions that can be used, which ask for images",
+        "edit": "edits are judged in the shapes world only (--data shapes)",
+        "reconstruct": f"there is no folder {folder.images} with images, or no image in it",
     }
     for task in wanted or ():
         if not there[task]:
             raise ValueError(f"--task {task}: {lacks[task]}{_first_bad(folder)}")
-    tasks = list(dict.fromkeys(wanted or [task for task in TASKS if there[task]]))
+    tasks = list(dict.fromkeys(wanted or [task for task in ("caption", "vqa") if there[task]]))
+    if not tasks and not folder.annotated and there["reconstruct"]:
+        tasks = ["reconstruct"]
     if not tasks:
-        raise ValueError(f"--data: {lacks['caption']}{_first_bad(folder)}")
+        raise ValueError(f"--data: {lacks['caption' if folder.annotated else 'reconstruct']}{_first_bad(folder)}")
     return tasks
 
 
-def _first_bad(folder: CaptionedFolder) -> str:
+def _any_image(folder: DataFolder) -> bool:
+    try:
+        return bool(ImageFolder(folder.images))
+    except (ValueError, OSError):
+        return False
+
+
+def _first_bad(folder: DataFolder) -> str:
     return f"; {len(folder.bad)} entries left out, {': '.join(folder.bad[0])}" if folder.bad else ""
 
 
@@ -184,41 +272,3 @@ def _progress(task: str) -> evaluation.Progress:
             print(f"{task}: {done} of {total}", file=sys.stderr, flush=True)
 
     return tell
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = command_parser("evaluate", DESCRIPTION, EPILOG)
-    add = parser.add_argument
-    add("--model", metavar="DIR", help="folder of a model, as `lavit train language` writes it")
-    add("--data", metavar="D", help="shapes, or a folder of images with captions and questions")
-    add("--task", action="append", choices=TASKS, help="what to judge, once or more; else all that the data allows")
-    add("--output", metavar="F", help="write figures and all results to this file (JSON); - for the standard output")
-    add("--split", metavar="S", help="of Karpathy's captions: train, restval, val or test; else all")
-    add("--limit", type=int, metavar="N", help=f"at most N images (vqa of a folder: questions); scenes: [{SCENES}]")
-    add("--beams", type=int, metavar="N", help="of the search; else the release's, 2 for captions and 5 for answers")
-    add("--min-new", type=int, metavar="N", help="fewest tokens of a text; else the release's, 8 and 2; scenes: 1")
-    add("--max-new", type=int, metavar="N", help="most tokens of a text; else the release's, 36 and 10")
-    add(
-        "--guidance",
-        type=float,
-        metavar="G",
-        help="of images drawn; else the model's own, or the release's: 4, and 5 with an image",
-    )
-    add("--top-k", type=int, metavar="K", help="likeliest codes; else the model's own, or the release's: 50")
-    add(
-        "--probe-scenes",
-        type=int,
-        default=PROBE_SCENES,
-        metavar="N",
-        help=f"that the probe learns from [{PROBE_SCENES}]",
-    )
-    add("--seed", type=int, default=0, metavar="S", help="of the scenes and the images drawn [0]")
-    add_machine(parser, 32, "items at a time on each process")
-    options = parser.parse_args(argv)
-    for name in ("model", "data"):
-        if getattr(options, name) is None:
-            raise ValueError(f"--{name} is needed; `lavit evaluate --help` tells what it is")
-    check_at_least(options, limit=1, batch_size=1, probe_scenes=1)
-    if options.data == SHAPES_WORLD and options.split is not None:
-        raise ValueError(f"--split: the shapes world has none, got {options.split}")
-    return options

@@ -1,4 +1,5 @@
-"""Captions of image files, questions about them, edits of them, and texts: COCO, Karpathy's split, VQAv2, JSON lines.
+"""Captions of image files, questions about them, edits of them, and texts, in the formats that the data sets publish:
+COCO and NoCaps, Karpathy's split, Flickr30k; VQAv2 and OK-VQA, VizWiz; JSON lines.
 
 A file that cannot be used at all raises ``AnnotationError``. A single entry that cannot be used, an image that is not
 there, or an answer to no question, is left out and named with the reason; the rest goes on.
@@ -6,31 +7,42 @@ there, or an answer to no question, is left out and named with the reason; the r
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-Id = int | str
+from lavit.data.annotation_entries import AnnotationError as AnnotationError
+from lavit.data.annotation_entries import (
+    Id,
+    Unusable,
+    an_object,
+    decoded,
+    entries,
+    identity,
+    image_file,
+    image_folder,
+    load,
+    load_any,
+    parse,
+    text_of,
+)
+
 T = TypeVar("T")
 
 PEOPLE = 10
 """So many answers has a question of VQAv2."""
 
 
-class AnnotationError(ValueError):
-    """An annotation file that cannot be used; the message names it and the reason."""
-
-
 @dataclass(frozen=True)
 class CaptionItem:
-    """An image file and what people wrote about it."""
+    """An image file and what people wrote about it. ``group``: the domain that NoCaps puts it in, else empty."""
 
     image_id: Id
     image: Path
     captions: tuple[str, ...]
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,88 +70,147 @@ class EditItem:
 
 @dataclass(frozen=True)
 class Annotations(Generic[T]):
-    """What was read. ``bad``: (name, reason) of each entry left out, in the order of the files."""
+    """What was read. ``bad``: (name, reason) of each entry left out, in the order of the files. ``vizwiz``: whether
+    the questions are VizWiz's, of which some cannot be answered."""
 
     items: list[T]
     bad: list[tuple[str, str]] = field(default_factory=list)
+    vizwiz: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return {"items": len(self.items), "bad": [list(pair) for pair in self.bad]}
 
 
-class _Bad(Exception):
-    """The reason why one entry is left out."""
-
-
 def read_captions(
-    path: str | os.PathLike[str], images: str | os.PathLike[str], *, split: str | None = None
+    path: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    captionless: bool = False,
 ) -> Annotations[CaptionItem]:
     """Images with their captions, in the order of the file.
 
-    path: COCO's ``{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}``, or Karpathy's
-        ``{"images": [{"cocoid", "filename", "filepath", "split", "sentences": [{"raw"}]}]}``.
+    path: COCO's and NoCaps's ``{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}``;
+        Karpathy's ``{"images": [{"cocoid", "filename", "filepath", "split", "sentences": [{"raw"}]}]}``; or Flickr30k's
+        own table: .token, "36979.jpg#0", a tab and the caption a line, or .csv, "36979.jpg| 0| caption".
     images: the folder that the file names are relative to.
-    split: of Karpathy's file "train", "restval", "val" or "test" (None: all); COCO's files have none.
+    split: of Karpathy's file "train", "restval", "val" or "test" (None: all); the others have none.
+    captionless: images of a COCO file without any captions, as of a test set, are items too.
     Raises AnnotationError.
     """
-    path, folder = Path(path), _folder(images)
-    content = _load(path)
-    if "annotations" not in content:
+    path, folder = Path(path), image_folder(images)
+    if path.suffix in (".token", ".csv"):
+        if split is not None:
+            raise AnnotationError(f"split: {path} is Flickr30k's table, which has no splits (asked for {split!r})")
+        return _flickr(path, folder)
+    content = load(path)
+    listed = content.get("images")
+    bare = captionless and isinstance(listed, list) and not any("sentences" in e for e in listed if isinstance(e, dict))
+    if "annotations" not in content and not bare:
         return _karpathy(path, content, folder, split)
     if split is not None:
         raise AnnotationError(f"split: {path} is in COCO's format, which has no splits (asked for {split!r})")
+    return _coco(path, content, folder, "annotations" not in content)
+
+
+def _coco(path: Path, content: dict[str, Any], folder: Path, bare: bool) -> Annotations[CaptionItem]:
     bad: list[tuple[str, str]] = []
     files: dict[Id, Path] = {}
+    groups: dict[Id, str] = {}
     known: set[Id] = set()
-    for label, entry in _entries(path, content, "images"):
+    for label, entry in entries(path, content, "images"):
         try:
-            key = _id(entry, "id")
+            key = identity(entry, "id")
             label = f"{path.name}: image {key}"
             if key in known:
-                raise _Bad("is there twice; the first is taken")
+                raise Unusable("is there twice; the first is taken")
             known.add(key)
-            files[key] = _image(folder, [_text(entry, "file_name")])
-        except _Bad as reason:
+            files[key] = image_file(folder, [text_of(entry, "file_name")])
+            groups[key] = domain if isinstance(domain := entry.get("domain"), str) else ""
+        except Unusable as reason:
             bad.append((label, str(reason)))
     captions: dict[Id, list[str]] = {key: [] for key in files}
-    for label, entry in _entries(path, content, "annotations"):
+    numbers: set[Id] = set()
+    for label, entry in () if bare else entries(path, content, "annotations"):
         try:
             if "id" in entry:
                 label = f"{path.name}: annotation {entry['id']}"
-            key = _id(entry, "image_id")
+                if (number := identity(entry, "id")) in numbers:
+                    raise Unusable("is there twice; the first is taken")
+                numbers.add(number)
+            key = identity(entry, "image_id")
             if key not in known:
-                raise _Bad(f"image_id {key} is not among the images")
-            text = _text(entry, "caption")
+                raise Unusable(f"image_id {key} is not among the images")
+            text = text_of(entry, "caption")
             if key in files:  # else the image itself is named
                 captions[key].append(text)
-        except _Bad as reason:
+        except Unusable as reason:
             bad.append((label, str(reason)))
-    bad += [(f"{path.name}: image {key}", "has no caption") for key in files if not captions[key]]
-    return Annotations([CaptionItem(key, files[key], tuple(captions[key])) for key in files if captions[key]], bad)
+    items = [CaptionItem(key, files[key], tuple(captions[key]), groups[key]) for key in files]
+    if not bare:
+        bad += [(f"{path.name}: image {item.image_id}", "has no caption") for item in items if not item.captions]
+        items = [item for item in items if item.captions]
+    return Annotations(items, bad)
+
+
+def _flickr(path: Path, folder: Path) -> Annotations[CaptionItem]:
+    """Captions by file name, which is the image's id, too."""
+    captions: dict[str, dict[str, str]] = {}
+
+    def of_token(line: str) -> tuple[str, str, str]:
+        name, tab, text = line.partition("\t")
+        name, hash_, number = name.rpartition("#")
+        if not (tab and hash_ and name and number and text.strip()):
+            raise Unusable('expected "NAME#NUMBER", a tab and a caption')
+        return name, number.strip(), text.strip()
+
+    def of_csv(line: str) -> tuple[str, str, str]:
+        cells = [cell.strip() for cell in line.split("|", 2)]
+        if len(cells) != 3 or not cells[0] or not cells[2]:
+            raise Unusable('expected "NAME| NUMBER| CAPTION"')
+        return cells[0], cells[1], cells[2]
+
+    read = _lines("captions", path, of_csv if path.suffix == ".csv" else of_token)
+    bad = read.bad
+    for name, number, text in read.items:
+        if (name, number) == ("image_name", "comment_number"):
+            continue
+        own = captions.setdefault(name, {})
+        if number in own:
+            bad.append((f"{path.name}: {name}#{number}", "is there twice; the first is taken"))
+        else:
+            own[number] = text
+    items = []
+    for name, texts in captions.items():
+        try:
+            items.append(CaptionItem(name, image_file(folder, [name]), tuple(texts.values())))
+        except Unusable as reason:
+            bad.append((f"{path.name}: image {name}", str(reason)))
+    return Annotations(items, bad)
 
 
 def _karpathy(path: Path, content: dict[str, Any], folder: Path, split: str | None) -> Annotations[CaptionItem]:
     bad: list[tuple[str, str]] = []
     items: dict[Id, CaptionItem] = {}
     splits = set()
-    for label, entry in _entries(path, content, "images"):
+    for label, entry in entries(path, content, "images"):
         try:
-            key = _id(entry, "cocoid" if "cocoid" in entry else "imgid")
+            key = identity(entry, "cocoid" if "cocoid" in entry else "imgid")
             label = f"{path.name}: image {key}"
-            own = _text(entry, "split")
+            own = text_of(entry, "split")
             splits.add(own)
             if split is not None and own != split:
                 continue
             if key in items:
-                raise _Bad("is there twice; the first is taken")
-            name, sentences = _text(entry, "filename"), entry.get("sentences")
+                raise Unusable("is there twice; the first is taken")
+            name, sentences = text_of(entry, "filename"), entry.get("sentences")
             if not isinstance(sentences, list) or not sentences:
-                raise _Bad("has no caption")
-            captions = tuple(_text(sentence, "raw") for sentence in sentences)
+                raise Unusable("has no caption")
+            captions = tuple(text_of(sentence, "raw") for sentence in sentences)
             below = entry.get("filepath")
-            image = _image(folder, [f"{below}/{name}", name] if isinstance(below, str) and below else [name])
+            image = image_file(folder, [f"{below}/{name}", name] if isinstance(below, str) and below else [name])
             items[key] = CaptionItem(key, image, captions)
-        except _Bad as reason:
+        except Unusable as reason:
             bad.append((label, str(reason)))
     if split is not None and split not in splits:
         raise AnnotationError(f"split: expected one of {', '.join(sorted(splits))}, those of {path}, got {split!r}")
@@ -156,7 +227,9 @@ def read_vqa(
 ) -> Annotations[VQAItem]:
     """Questions about images, in the order of their file.
 
-    questions: ``{"questions": [{"question_id", "image_id", "question"}], "data_subtype": "val2014"}``.
+    questions: VQAv2's and OK-VQA's ``{"questions": [{"question_id", "image_id", "question"}], "data_subtype":
+        "val2014"}``; or VizWiz's ``[{"image": FILE, "question", "answers": [{"answer"}], "answer_type"}]``, which has
+        the answers in it, but for a test set; its questions are known by their image.
     annotations: ``{"annotations": [{"question_id", "image_id", "question_type", "answer_type", "answers": [ten of
         {"answer"}]}]}``, or None where the answers are not known.
     images: the folder of the image files.
@@ -165,32 +238,37 @@ def read_vqa(
     files: image files by id, where they are known; the others are looked for.
     Raises AnnotationError.
     """
-    path, folder = Path(questions), _folder(images)
-    content = _load(path)
+    path, folder = Path(questions), image_folder(images)
+    content = load_any(path)
+    if isinstance(content, list):
+        if annotations is not None:
+            raise AnnotationError(f"{annotations}: {path.name} is VizWiz's, which has the answers in it")
+        return _vizwiz(path, content, folder)
+    content = an_object(path, content)
     patterns = _patterns(content, pattern)
     bad: list[tuple[str, str]] = []
     truth = None if annotations is None else _answers(Path(annotations), bad)
     items: dict[Id, VQAItem] = {}
-    found: dict[Id, Path | _Bad] = dict(files or {})
+    found: dict[Id, Path | Unusable] = dict(files or {})
     seen: set[Id] = set()
-    for label, entry in _entries(path, content, "questions"):
+    for label, entry in entries(path, content, "questions"):
         try:
-            key = _id(entry, "question_id")
+            key = identity(entry, "question_id")
             label = f"{path.name}: question {key}"
             if key in seen:
-                raise _Bad("question_id is there twice; the first is taken")
+                raise Unusable("question_id is there twice; the first is taken")
             seen.add(key)
-            image_id, text = _id(entry, "image_id"), _text(entry, "question")
+            image_id, text = identity(entry, "image_id"), text_of(entry, "question")
             if image_id not in found:  # a dozen questions share an image; its file is looked for once
                 found[image_id] = _find(folder, patterns, image_id)
             image = found[image_id]
-            if isinstance(image, _Bad):
+            if isinstance(image, Unusable):
                 raise image
             item = VQAItem(key, image_id, image, text)
             if truth is not None:
                 item = _with_answers(item, truth)
             items[key] = item
-        except _Bad as reason:
+        except Unusable as reason:
             bad.append((label, str(reason)))
     if truth is not None and annotations is not None:
         name = Path(annotations).name
@@ -208,12 +286,12 @@ def read_edits(path: str | os.PathLike[str], images: str | os.PathLike[str]) -> 
     images: the folder that the file names are relative to. Empty lines are passed over. Raises AnnotationError for a
     file that cannot be read.
     """
-    folder = _folder(images)
+    folder = image_folder(images)
 
     def edit(line: str) -> EditItem:
-        entry = _json(line, "column {0.colno}")
-        before, after = (_image(folder, [_text(entry, key)]) for key in ("image", "result"))
-        return EditItem(before, _text(entry, "text"), after)
+        entry = parse(line, "column {0.colno}")
+        before, after = (image_file(folder, [text_of(entry, key)]) for key in ("image", "result"))
+        return EditItem(before, text_of(entry, "text"), after)
 
     return _lines("edits", Path(path), edit)
 
@@ -229,11 +307,11 @@ def read_texts(path: str | os.PathLike[str]) -> Annotations[str]:
         raise AnnotationError(f"text: expected a file that ends in .txt or .jsonl, got {path}")
 
     def text(line: str) -> str:
-        entry = _json(line, "column {0.colno}") if path.suffix == ".jsonl" else line
+        entry = parse(line, "column {0.colno}") if path.suffix == ".jsonl" else line
         entry = {"text": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-            raise _Bad('expected a text or an object with a text "text"')
-        return _text(entry, "text")
+            raise Unusable('expected a text or an object with a text "text"')
+        return text_of(entry, "text")
 
     read = _lines("text", path, text)
     if not read.items:
@@ -248,31 +326,13 @@ def _lines(argument: str, path: Path, item: Callable[[str], T]) -> Annotations[T
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    if words := _decoded(line).strip():
+                    if words := decoded(line).strip():
                         read.items.append(item(words))
-                except _Bad as reason:
+                except Unusable as reason:
                     read.bad.append((f"{path.name}: line {number}", str(reason)))
     except OSError as error:
         raise AnnotationError(f"{argument}: cannot read {path}: {error.strerror or error}") from None
     return read
-
-
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _Bad(f"is not UTF-8 text (byte {error.start})") from None
-
-
-def _json(text: str, place: str = "line {0.lineno} column {0.colno}") -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _Bad(f"is not JSON ({error.msg}, {place.format(error)})") from None
-    except RecursionError:
-        raise _Bad("is not JSON that can be read (nested too deeply)") from None
-    except ValueError as error:  # a number of more digits than Python reads
-        raise _Bad(f"is not JSON that can be read ({error})") from None
 
 
 def _patterns(content: dict[str, Any], pattern: str | None) -> list[str]:
@@ -293,26 +353,26 @@ def _patterns(content: dict[str, Any], pattern: str | None) -> list[str]:
     return names
 
 
-def _find(folder: Path, patterns: list[str], image_id: Id) -> Path | _Bad:
+def _find(folder: Path, patterns: list[str], image_id: Id) -> Path | Unusable:
     try:
-        return _image(folder, [pattern.format(image_id=image_id) for pattern in patterns])
-    except _Bad as reason:
+        return image_file(folder, [pattern.format(image_id=image_id) for pattern in patterns])
+    except Unusable as reason:
         return reason
     except ValueError:
-        return _Bad(f"image_id {image_id!r} does not fit the file names {patterns[0]}")
+        return Unusable(f"image_id {image_id!r} does not fit the file names {patterns[0]}")
 
 
 def _answers(path: Path, bad: list[tuple[str, str]]) -> dict[Id, dict[str, Any]]:
     """The entries of the annotations by question."""
     truth: dict[Id, dict[str, Any]] = {}
-    for label, entry in _entries(path, _load(path), "annotations"):
+    for label, entry in entries(path, load(path), "annotations"):
         try:
-            key = _id(entry, "question_id")
+            key = identity(entry, "question_id")
             if key in truth:
                 label = f"{path.name}: annotation {key}"
-                raise _Bad("question_id is there twice; the first is taken")
+                raise Unusable("question_id is there twice; the first is taken")
             truth[key] = entry
-        except _Bad as reason:
+        except Unusable as reason:
             bad.append((label, str(reason)))
     return truth
 
@@ -320,79 +380,36 @@ def _answers(path: Path, bad: list[tuple[str, str]]) -> dict[Id, dict[str, Any]]
 def _with_answers(item: VQAItem, truth: dict[Id, dict[str, Any]]) -> VQAItem:
     entry = truth.get(item.question_id)
     if entry is None:
-        raise _Bad("has no annotation")
-    if _id(entry, "image_id") != item.image_id:
-        raise _Bad(f"is about image {item.image_id}, its annotation about image {entry['image_id']}")
-    answers = entry.get("answers")
-    if not isinstance(answers, list) or len(answers) != PEOPLE:
-        count = len(answers) if isinstance(answers, list) else "none"
-        raise _Bad(f"expected {PEOPLE} answers, got {count}")
-    texts = tuple(_text(answer, "answer", empty=True) for answer in answers)
-    types = _text(entry, "question_type"), _text(entry, "answer_type")
+        raise Unusable("has no annotation")
+    if identity(entry, "image_id") != item.image_id:
+        raise Unusable(f"is about image {item.image_id}, its annotation about image {entry['image_id']}")
+    texts = _ten(entry)
+    types = text_of(entry, "question_type"), text_of(entry, "answer_type")
     return VQAItem(item.question_id, item.image_id, item.image, item.question, texts, *types)
 
 
-def _folder(path: str | os.PathLike[str]) -> Path:
-    if not Path(path).is_dir():
-        raise AnnotationError(f"images: there is no folder {os.fspath(path)}")
-    return Path(path)
+def _ten(entry: dict[str, Any]) -> tuple[str, ...]:
+    answers = entry.get("answers")
+    if not isinstance(answers, list) or len(answers) != PEOPLE:
+        count = len(answers) if isinstance(answers, list) else "none"
+        raise Unusable(f"expected {PEOPLE} answers, got {count}")
+    return tuple(text_of(answer, "answer", empty=True) for answer in answers)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = _json(_decoded(path.read_bytes()))
-    except OSError as error:
-        raise AnnotationError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except _Bad as reason:
-        raise AnnotationError(f"{path}: {reason}") from None
-    if not isinstance(content, dict):
-        raise AnnotationError(f"{path}: expected a JSON object, got {_kind(content)}")
-    return content
-
-
-def _entries(path: Path, content: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name of the entry, the entry) of a list of objects."""
-    entries = content.get(key)
-    if not isinstance(entries, list):
-        what = "none" if key not in content else _kind(entries)
-        raise AnnotationError(f'{path}: expected a list "{key}", got {what}')
-    for number, entry in enumerate(entries):
-        # What is no object has no fields: whoever asks for one says so.
-        yield f"{path.name}: {key}[{number}]", entry if isinstance(entry, dict) else {}
-
-
-def _id(entry: dict[str, Any], key: str) -> Id:
-    value = entry.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _Bad(f'expected a whole number or a text "{key}", got {_kind(value)}')
-    return value
-
-
-def _text(entry: Any, key: str, *, empty: bool = False) -> str:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, str):
-        raise _Bad(f'expected a text "{key}", got {_kind(value)}')
-    if not empty and not value.strip():
-        raise _Bad(f'"{key}" is empty')
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
-        raise _Bad(f'"{key}" is not text that UTF-8 can hold') from None
-    return value
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", type(None): "none"}
-    return names.get(type(value), json.dumps(value))
-
-
-def _image(folder: Path, names: list[str]) -> Path:
-    for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise _Bad(f"{name} leads out of the image folder")
+def _vizwiz(path: Path, content: list[Any], folder: Path) -> Annotations[VQAItem]:
+    bad: list[tuple[str, str]] = []
+    items: dict[Id, VQAItem] = {}
+    for label, entry in entries(path, {"entries": content}, "entries"):
         try:
-            if (folder / name).is_file():
-                return folder / name
-        except (OSError, ValueError):  # too long, or a NUL in it
-            raise _Bad(f"{name[:80]!r} is no file name") from None
-    raise _Bad(f"there is no image file {folder / names[0]}")
+            name = text_of(entry, "image")
+            label = f"{path.name}: {name}"
+            if name in items:
+                raise Unusable("is there twice; the first is taken")
+            item = VQAItem(name, name, image_file(folder, [name]), text_of(entry, "question"))
+            if "answers" in entry:
+                kind = text_of(entry, "answer_type") if "answer_type" in entry else ""
+                item = VQAItem(name, name, item.image, item.question, _ten(entry), "", kind)
+            items[name] = item
+        except Unusable as reason:
+            bad.append((label, str(reason)))
+    return Annotations(list(items.values()), bad, vizwiz=True)

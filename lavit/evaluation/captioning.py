@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,15 @@ def score_scene_captions(captions: Sequence[str], cells: np.ndarray) -> SceneCap
 class CaptionScores(Record):
     """scores: by metric, as pycocoevalcap gives them. skipped: metric -> why it was not computed. tokenizer: "ptb", the
     one of published numbers, or "plain" (words in lower case) where there is no Java for it; published numbers then do
-    not compare. captions: how many were judged. missing: references without a caption, which do not count."""
+    not compare. captions: how many were judged. missing: references without a caption, which do not count. each: the
+    CIDEr of each caption, in their order; none where there is no CIDEr."""
 
     scores: dict[str, float]
     skipped: dict[str, str]
     tokenizer: str
     captions: int
     missing: list[Hashable]
+    each: list[float] = field(default_factory=list)
 
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
@@ -93,11 +95,18 @@ def score_captions(captions: Mapping[Any, str], references: Mapping[Any, Sequenc
         given, known = _plain(given), _plain(known)
 
     scores: dict[str, float] = {}
+    each: list[float] = []
+
+    def cider(known: Any, given: Any) -> Any:
+        mean, single = _scorer("cider.cider", "Cider").compute_score(known, given)
+        each.extend(map(float, single if len(single) == len(captions) else []))
+        return mean
+
     runs: list[tuple[tuple[str, ...], Callable[[], str | None], Callable[[Any, Any], Any]]] = [
         (METRICS[:4], lambda: None, _bleu),
         (("METEOR",), lambda: java, _meteor),
         (("ROUGE-L",), lambda: None, lambda a, b: _scorer("rouge.rouge", "Rouge").compute_score(a, b)[0]),
-        (("CIDEr",), lambda: None, lambda a, b: _scorer("cider.cider", "Cider").compute_score(a, b)[0]),
+        (("CIDEr",), lambda: None, cider),
         (("SPICE",), lambda: java or _no_spice(), lambda a, b: _scorer("spice.spice", "Spice").compute_score(a, b)[0]),
     ]
     for names, unusable, run in runs:
@@ -109,7 +118,7 @@ def score_captions(captions: Mapping[Any, str], references: Mapping[Any, Sequenc
             scores |= dict(zip(names, map(float, values), strict=True))
         except Exception as error:  # one metric that fails here must not cost the others
             skipped |= dict.fromkeys(names, f"failed: {_why(error)}")
-    return CaptionScores(scores, skipped, tokenizer, len(captions), missing)
+    return CaptionScores(scores, skipped, tokenizer, len(captions), missing, each)
 
 
 def _scorer(module: str, name: str, *arguments: Any) -> Any:

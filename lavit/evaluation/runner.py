@@ -8,19 +8,26 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch.distributed as dist
 
 from lavit.data.stream import Dataset
 from lavit.data.stream import Skipped as Skipped
-from lavit.training.engine.distributed import is_distributed, rank, world_size
+from lavit.training.engine.distributed import from_first, is_distributed, rank, world_size
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 BAD = (ValueError, OSError)
 """What an item that cannot be used raises; `lavit.data.ImageError` is a ValueError."""
+
+
+class Kept(Protocol):
+    """Results on the disk; `lavit.evaluation.journal.TaskJournal` is one. What is skipped is not kept."""
+
+    def known(self) -> dict[int, Any]: ...
+    def add(self, done: Sequence[tuple[int, Any]]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ def evaluate_items(
     name: Callable[[int], str] | None = None,
     bad: tuple[type[Exception], ...] = BAD,
     progress: Callable[[int, int], None] | None = None,
+    kept: Kept | None = None,
 ) -> Evaluated[R]:
     """``function`` of all items, a batch at a time; every process gets the results of all.
 
@@ -51,7 +59,9 @@ def evaluate_items(
     name: of an item, for ``Skipped``; by default ``items.name(i)`` where there is such a method, else "item i".
     bad: what an unusable item raises, on being taken or in the function. Anything else is a failure of the whole: it is
         raised on every process, none is left waiting.
-    progress: gets how many items this process has done, of how many.
+    progress: gets how many items this process has done, of how many; those known from before are not its own.
+    kept: results known from before, as the first process has them, are not computed again; new ones are added, a batch
+        at a time.
     Raises ValueError for a batch size below 1; RuntimeError where another process failed or has another number of
     items, and for a wrong number of results.
     """
@@ -60,15 +70,20 @@ def evaluate_items(
     total, failure = -1, None
     results: list[tuple[int, R]] = []
     skipped: list[Skipped] = []
+    known = {} if kept is None else _known(kept)
     try:
         total = len(items)
         if name is None:
             own_name = getattr(items, "name", None)
             name = own_name if callable(own_name) else "item {}".format
-        own = range(rank(), total, world_size())
+        if rank() == 0:
+            results += known.items()
+        own = [index for index in range(total) if index not in known][rank() :: world_size()]
         for begin in range(0, len(own), batch_size):
             done, left_out = _batch(items, own[begin : begin + batch_size], function, bad)
             results += done
+            if kept is not None:
+                kept.add(done)
             skipped += [Skipped(index, name(index), _reason(error)) for index, error in left_out]
             if progress is not None:
                 progress(min(begin + batch_size, len(own)), len(own))
@@ -76,6 +91,20 @@ def evaluate_items(
     except Exception as error:
         failure = error
     return _gather(total, results, skipped, failure)
+
+
+def _known(kept: Kept) -> dict[int, Any]:
+    """What the first process has; its failure is raised on all."""
+    found: Any = None
+    if rank() == 0:
+        try:
+            found = kept.known()
+        except OSError as error:
+            found = error
+    found = from_first(found)
+    if isinstance(found, OSError):
+        raise found
+    return found
 
 
 def _batch(

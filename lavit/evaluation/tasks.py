@@ -1,13 +1,15 @@
 """What a whole model can do: captions, answers and drawn images, of a folder or of the shapes world, judged.
 
 Every function works on all processes that torchrun started, and gives each of them the report; a score is computed by
-the first process alone, the others have None. Items that cannot be used are named and left out.
+the first process alone, the others have None. Items that cannot be used are named and left out. ``kept`` is a journal
+of results that an interrupted run left, and that this one adds to.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -19,10 +21,11 @@ from lavit.data.annotations import CaptionItem, VQAItem
 from lavit.data.images import ImageError, load_image
 from lavit.data.stream import seed_of as seed_of
 from lavit.evaluation.captioning import score_captions, score_scene_captions
+from lavit.evaluation.journal import TaskJournal
 from lavit.evaluation.runner import Evaluated, Skipped, evaluate_items
 from lavit.evaluation.text_to_image import score_generated_scenes
 from lavit.evaluation.token_statistics import TokenStatistics, tokenize_and_decode
-from lavit.evaluation.vqa import evaluate_vqa, score_scene_answers
+from lavit.evaluation.vqa import evaluate_vqa, score_scene_answers, vqa_accuracy
 from lavit.shapes.edits import Edits
 from lavit.shapes.probe import CellProbe, train_probe
 from lavit.shapes.questions import questions
@@ -54,17 +57,31 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
+class Shown:
+    """An item as a person may look at it: picture files side by side, its score (more is better) and how that is told,
+    and a few texts."""
+
+    pictures: list[str]
+    score: float
+    told: str
+    words: list[str]
+
+
+@dataclass(frozen=True)
 class TaskReport:
     """score: as the scorers' ``as_dict`` have it; None on other processes than the first, and where nothing is known
     to judge by. results: an entry for each item, captions and answers in the form of COCO's and VQAv2's result files.
     skipped: items without one. settings: what was asked of the model, beyond its defaults. codes: of images drawn, the
-    tokens of each result; no part of ``as_dict``."""
+    tokens of each result. shown: of items with a score of their own, for a sheet; of the first process. Neither is part
+    of ``as_dict``. item_scores: of each result, where items have a score of their own."""
 
     score: dict[str, Any] | None
     results: list[dict[str, Any]]
     skipped: list[Skipped] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     codes: list[list[int]] = field(default_factory=list)
+    item_scores: list[float] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -73,10 +90,11 @@ class TaskReport:
             "skipped": [item.as_dict() for item in self.skipped],
             "settings": self.settings,
             "results": self.results,
+            "item_scores": self.item_scores,
         }
 
 
-class _Pictures(Generic[Item]):
+class Pictures(Generic[Item]):
     """Items with their images, read when they are taken."""
 
     def __init__(self, items: Sequence[Item]) -> None:
@@ -104,9 +122,11 @@ def caption_folder(
     *,
     batch_size: int = 32,
     progress: Progress | None = None,
+    kept: TaskJournal | None = None,
     **settings: Any,
 ) -> TaskReport:
-    """Captions of image files, judged as `lavit.evaluation.score_captions` does. settings: of ``LaVIT.caption``.
+    """Captions of image files, judged as `lavit.evaluation.score_captions` does, where people's captions are known.
+    settings: of ``LaVIT.caption``. Images that NoCaps puts in domains are judged in each domain by themselves, too.
 
     Raises ValueError where not a single image could be captioned.
     """
@@ -114,13 +134,32 @@ def caption_folder(
     def run(batch: list[tuple[CaptionItem, Image.Image]]) -> list[str]:
         return list(model.caption([image for _, image in batch], processor, batch_size=len(batch), **settings))
 
-    done = _all(_Pictures(items), run, batch_size, progress)
-    captions = {items[index].image_id: text for index, text in done.results.items()}
-    score = None
-    if distributed.rank() == 0:
-        score = score_captions(captions, {items[index].image_id: items[index].captions for index in done.results})
-    results = [{"image_id": key, "caption": text} for key, text in captions.items()]
-    return TaskReport(score.as_dict() if score is not None else None, results, done.skipped, settings)
+    done = _all(Pictures(items), run, batch_size, progress, kept)
+    told = [(items[index], text) for index, text in done.results.items()]
+    results = [{"image_id": item.image_id, "caption": text} for item, text in told]
+    score, each = None, []
+    if distributed.rank() == 0 and all(item.captions for item, _ in told):
+        score = _caption_score(told)
+        each = score.pop("each")
+        if groups := sorted({item.group for item, _ in told if item.group}):
+            score["by_domain"] = {
+                group: _caption_score([one for one in told if one[0].group == group])["scores"] for group in groups
+            }
+    shown = [
+        Shown([str(item.image)], value, f"CIDEr {value:.3f}", [text, f"people: {item.captions[0]}"])
+        for (item, text), value in zip(told, each, strict=False)
+    ]
+    return TaskReport(score, results, done.skipped, settings, item_scores=each, shown=shown)
+
+
+def _caption_score(told: Sequence[tuple[CaptionItem, str]]) -> dict[str, Any]:
+    captions = {item.image_id: text for item, text in told}
+    return score_captions(captions, {item.image_id: item.captions for item, _ in told}).as_dict()
+
+
+ANSWERABLE = 'Is the question: "{}" answerable?'
+"""What the release asks of VizWiz's images first; with "no" in what is said, the answer is the next."""
+UNANSWERABLE = "unanswerable"
 
 
 def answer_folder(
@@ -128,24 +167,56 @@ def answer_folder(
     processor: Any,
     items: Sequence[VQAItem],
     *,
+    answerable_first: bool = False,
+    lemmatize: Callable[[str], str] | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
+    kept: TaskJournal | None = None,
     **settings: Any,
 ) -> TaskReport:
     """Answers to questions about image files, judged by the standard accuracy where people's answers are known.
-    settings: of ``LaVIT.answer``. Raises ValueError where not a single question could be answered."""
+    settings: of ``LaVIT.answer``.
+
+    answerable_first: the questions are VizWiz's: the model is asked, as in the release, whether each can be answered,
+        and where it says no, that is the answer; results name the image.
+    lemmatize: made of the answers and, to judge them, of what people answered, as the release has it.
+    Raises ValueError where not a single question could be answered.
+    """
 
     def run(batch: list[tuple[VQAItem, Image.Image]]) -> list[str]:
         images, asked = [image for _, image in batch], [item.question for item, _ in batch]
-        return list(model.answer(images, asked, processor, batch_size=len(batch), **settings))
+        shared = {"batch_size": len(batch), **settings}
+        answers = list(model.answer(images, asked, processor, **shared))
+        if lemmatize is not None:
+            answers = [lemmatize(text) for text in answers]
+        if answerable_first:
+            said = model.answer(images, [ANSWERABLE.format(text) for text in asked], processor, **shared)
+            pairs = zip(answers, said, strict=True)
+            answers = [UNANSWERABLE if "no" in word.lower() else answer for answer, word in pairs]
+        return answers
 
-    done = _all(_Pictures(items), run, batch_size, progress)
-    answers: dict[Hashable, str] = {items[index].question_id: text for index, text in done.results.items()}
-    score = None
+    done = _all(Pictures(items), run, batch_size, progress, kept)
+    told = [(items[index], text) for index, text in done.results.items()]
+    key = "image" if answerable_first else "question_id"
+    results = [{key: item.question_id, "answer": text} for item, text in told]
+    score, each = None, []
     if distributed.rank() == 0 and all(item.answers for item in items):
-        score = evaluate_vqa((items[index] for index in done.results), answers).as_dict()
-    results = [{"question_id": key, "answer": text} for key, text in answers.items()]
-    return TaskReport(score, results, done.skipped, settings)
+        if lemmatize is not None:
+            known = {text: lemmatize(text) for text in {text for item, _ in told for text in item.answers}}
+            told = [(replace(item, answers=tuple(known[one] for one in item.answers)), text) for item, text in told]
+        answers: dict[Hashable, str] = {item.question_id: text for item, text in told}
+        score = evaluate_vqa((item for item, _ in told), answers).as_dict()
+        each = [vqa_accuracy(text, item.answers) for item, text in told]
+    shown = []
+    for (item, text), value in zip(told, each, strict=False):
+        words = [item.question, f"answer: {text}", f"people: {_usual(item.answers)}"]
+        shown.append(Shown([str(item.image)], value, f"accuracy {value:.2f}", words))
+    return TaskReport(score, results, done.skipped, settings, item_scores=each, shown=shown)
+
+
+def _usual(answers: Sequence[str]) -> str:
+    """What most people answered, at most three."""
+    return ", ".join(text for text, _ in Counter(answers).most_common(3))
 
 
 def caption_scenes(
@@ -155,6 +226,7 @@ def caption_scenes(
     *,
     batch_size: int = 32,
     progress: Progress | None = None,
+    kept: TaskJournal | None = None,
     **settings: Any,
 ) -> TaskReport:
     """Captions of the shapes world's scenes, by what they say is where, beside chance."""
@@ -163,7 +235,7 @@ def caption_scenes(
     def run(batch: list[int]) -> list[str]:
         return list(model.caption([scenes.images[i] for i in batch], processor, batch_size=len(batch), **asked))
 
-    done = _all(range(len(scenes)), run, batch_size, progress, "scene {}")
+    done = _all(range(len(scenes)), run, batch_size, progress, kept, "scene {}")
     found = list(done.results)
     score = score_scene_captions(list(done.results.values()), scenes.cells[found]).as_dict()
     true = scenes.captions
@@ -179,6 +251,7 @@ def answer_scenes(
     *,
     batch_size: int = 32,
     progress: Progress | None = None,
+    kept: TaskJournal | None = None,
     **settings: Any,
 ) -> TaskReport:
     """Answers to the four questions on each of the world's first scenes, by kind, beside chance."""
@@ -189,7 +262,7 @@ def answer_scenes(
         images, texts = [scenes.images[asked[i][0]] for i in batch], [asked[i][1].text for i in batch]
         return list(model.answer(images, texts, processor, batch_size=len(batch), **chosen))
 
-    done = _all(range(len(asked)), run, batch_size, progress, "question {}")
+    done = _all(range(len(asked)), run, batch_size, progress, kept, "question {}")
     score = score_scene_answers([asked[i][1] for i in done.results], list(done.results.values())).as_dict()
     results = [
         {"scene": asked[i][0], **asked[i][1].as_dict(), "true": asked[i][1].answer, "answer": text}
@@ -209,6 +282,7 @@ def generate_scenes(
     seed: int = 0,
     batch_size: int = 32,
     progress: Progress | None = None,
+    kept: TaskJournal | None = None,
     **settings: Any,
 ) -> TaskReport:
     """Images drawn for the captions of scenes, by the objects that a probe reads from their decoded features.
@@ -233,7 +307,7 @@ def generate_scenes(
             read = probe.read(model.visual_tokenizer.decode(drawn).float().to(device)).tolist()
         return list(zip(read, [ids.tolist() for ids in drawn.to("cpu").unbind()], strict=True))
 
-    done = _all(range(len(scenes)), run, batch_size, progress, "scene {}")
+    done = _all(range(len(scenes)), run, batch_size, progress, kept, "scene {}")
     found = list(done.results)
     cells = np.array([read for read, _ in done.results.values()], dtype=np.int64)
     codes = [ids for _, ids in done.results.values()]
@@ -263,6 +337,7 @@ def edit_scenes(
     seed: int = 0,
     batch_size: int = 32,
     progress: Progress | None = None,
+    kept: TaskJournal | None = None,
     **settings: Any,
 ) -> TaskReport:
     """Images drawn for an image and the words that ask for one change of it, as `generate_scenes` judges them.
@@ -271,7 +346,8 @@ def edit_scenes(
     at the image but do not read the words.
     """
     prompts = [[image, text] for image, text in zip(pairs.before.images, pairs.texts, strict=True)]
-    shared: dict[str, Any] = {"own": own, "seed": seed, "batch_size": batch_size, "progress": progress, **settings}
+    shared: dict[str, Any] = {"own": own, "seed": seed, "batch_size": batch_size, "progress": progress, "kept": kept}
+    shared |= settings
     report = generate_scenes(model, processor, pairs.after, probe, prompts=prompts, **shared)
     if report.score is not None:
         found = [one["scene"] for one in report.results]
@@ -300,10 +376,11 @@ def _all(
     function: Callable[[list[Any]], Sequence[R]],
     batch_size: int,
     progress: Progress | None,
+    kept: TaskJournal | None,
     name: str | None = None,
 ) -> Evaluated[R]:
     naming = None if name is None else name.format
-    done = evaluate_items(items, function, batch_size=batch_size, name=naming, progress=progress)
+    done = evaluate_items(items, function, batch_size=batch_size, name=naming, progress=progress, kept=kept)
     if not done.results:
         first = f"; {done.skipped[0].name}: {done.skipped[0].reason}" if done.skipped else ""
         raise ValueError(f"items: none of {len(items)} could be used{first}")

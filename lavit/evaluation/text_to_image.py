@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavit.data.record import Record
+from lavit.evaluation.frechet import Moments, Statistics, distance
+from lavit.evaluation.inception import load_inception
+from lavit.evaluation.metric_weights import WeightsError
 from lavit.shapes.probe import CellProbe
 from lavit.shapes.scores import SceneReport, score_scenes
 
 Scorer = Callable[[Sequence[str], Sequence[Any]], Sequence[float] | np.ndarray | Tensor]
 """(prompts, images), n of each -> n numbers, the higher the better the image shows its prompt."""
-
-_FID_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,20 @@ class ClipScorer:
         return 100 * F.cosine_similarity(found.image_embeds.float(), found.text_embeds.float()).cpu()
 
 
+    @torch.inference_mode()
+    def similarities(self, first: Sequence[Image.Image], second: Sequence[Image.Image]) -> Tensor:
+        """n RGB images and as many -> (n,) float32 on the CPU: 100 times the cosine of the images' embeddings."""
+        if len(first) != len(second):
+            raise ValueError(f"second: expected one for each of {len(first)} images, got {len(second)}")
+        if not first:
+            return torch.empty(0)
+        pixels = self.image_processor([*first, *second], return_tensors="pt")["pixel_values"]
+        found = self.model.get_image_features(pixel_values=pixels.to(self.model.device, self.model.dtype))
+        found = getattr(found, "pooler_output", found)  # the embeddings alone, in older transformers
+        one, two = found.float().chunk(2)
+        return 100 * F.cosine_similarity(one, two).cpu()
+
+
 @dataclass(frozen=True)
 class Figure(Record):
     """A number, or the reason why there is none here."""
@@ -133,47 +147,35 @@ def frechet_distance(
     device: str | torch.device = "cpu",
     across_processes: bool = False,
 ) -> Figure:
-    """FID (Heusel et al., 2017) by torchmetrics, as the release measures it; without it, the reason.
+    """FID (Heusel et al., 2017) as the release measures it, or the reason why there is none.
 
     real, generated: batches (n, 3, H, W) uint8; at least two images each.
-    weights: of torch-fidelity's Inception, a pickle (only from a source that you trust); None: where torch's hub keeps
-        them. They are not downloaded here.
-    features: another network than Inception, (n, 3, H, W) uint8 -> (n, D); then neither weights nor torch-fidelity
-        are needed.
+    weights: of Inception, see `lavit.evaluation.inception.load_inception`; they are not downloaded here.
+    features: another network than Inception, with ``num_features`` D: (n, 3, H, W) uint8 -> (n, D).
     across_processes: each process gives its own part of the images, and all get the figure of the whole. Else every
         process counts alone.
     Raises ValueError for batches of another form and for fewer than two images.
     """
-    if find_spec("torchmetrics") is None:
-        return Figure(None, "torchmetrics is not installed (pip install 'lavit[evaluation]')")
-    arguments: dict[str, Any] = {"feature": features}
     if features is None:
-        if find_spec("torch_fidelity") is None:
-            return Figure(None, "torch-fidelity, which has the Inception of FID, is not installed")
-        path = Path(weights) if weights is not None else Path(torch.hub.get_dir(), "checkpoints", _FID_WEIGHTS)
-        if not path.is_file():
-            return Figure(None, f"the weights of FID's Inception are not there: {path}")
-        arguments = {"feature": 2048, "feature_extractor_weights_path": str(path)}
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-
-        metric = FrechetInceptionDistance(**arguments, sync_on_compute=across_processes).to(device)
-    except Exception as error:  # torch-fidelity wants torchvision, which may not fit this torch
-        return Figure(None, f"torchmetrics' FID cannot be set up ({' '.join(str(error).split())[:200]})")
-    counted = {"real": 0, "generated": 0}
+        try:
+            features = load_inception(weights, option="weights")
+        except WeightsError as error:
+            return Figure(None, str(error))
+    network: Any = features.to(device)
+    found: list[Statistics] = []
     for name, batches in (("real", real), ("generated", generated)):
+        moments = Moments(network.num_features)
         for batch in batches:
             if batch.dtype != torch.uint8 or batch.dim() != 4 or batch.shape[1] != 3:
                 raise ValueError(
                     f"{name}: expected batches (n, 3, H, W) of uint8, got {tuple(batch.shape)} of {batch.dtype}"
                 )
-            metric.update(batch.to(device), real=name == "real")
-            counted[name] += len(batch)
-    if not across_processes:
-        for name, count in counted.items():
-            if count < 2:
-                raise ValueError(f"{name}: expected at least two images, got {count}")
-    return Figure(float(metric.compute()))
+            moments.add(network(batch.to(device)))
+        try:
+            found.append(moments.statistics(across_processes=across_processes))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return Figure(distance(*found))
 
 
 def score_generated_scenes(probe: CellProbe, features: Tensor, asked: np.ndarray) -> SceneReport:

@@ -130,6 +130,27 @@ def test_a_tokenizer_that_loses_lines_is_not_used(stand_in, monkeypatch):
     assert scores.tokenizer == "plain" and "another number of lines" in scores.skipped["METEOR"]
 
 
+def test_scores_are_the_packages_own_of_all_and_of_each(monkeypatch):
+    cider = pytest.importorskip("pycocoevalcap.cider.cider", reason=captioning.INSTALL)
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    monkeypatch.setattr(captioning.shutil, "which", lambda name: None)
+    captions = {"a": "a dog runs on the grass", "b": "two cats sleep", "c": "a red car"}
+    references = {
+        "a": ["a dog running on grass", "the dog runs over a field"],
+        "b": ["two cats are asleep on a bed", "cats sleeping"],
+        "c": ["a man rides a bicycle", "a bicycle on the road"],
+    }
+    found = score_captions(captions, references)
+    given = {key: [text] for key, text in captions.items()}
+    mean, each = cider.Cider().compute_score(references, given)
+    assert found.scores["CIDEr"] == pytest.approx(mean) and found.each == pytest.approx(list(each))
+    assert found.scores["ROUGE-L"] == pytest.approx(Rouge().compute_score(references, given)[0])
+    bleu = Bleu(4).compute_score(references, given, verbose=0)[0]
+    assert [found.scores[f"BLEU-{n}"] for n in range(1, 5)] == pytest.approx(bleu)
+
+
 def test_the_package_itself_scores_true_captions_highest(monkeypatch):
     pytest.importorskip("pycocoevalcap.bleu.bleu", reason=captioning.INSTALL)
     monkeypatch.setattr(captioning.shutil, "which", lambda name: None)

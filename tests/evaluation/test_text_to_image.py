@@ -8,10 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lavit.evaluation import text_to_image
 from lavit.evaluation.text_to_image import (
     ClipScorer,
-    Figure,
     Ranked,
     frechet_distance,
     rerank,
@@ -109,6 +107,20 @@ def test_clip_score_does_not_depend_on_the_other_pairs(clip):
     assert ranked[0].scores[1] == pytest.approx(float(together[1]), abs=1e-4)
 
 
+def test_similarity_of_images_is_the_cosine_of_their_embeddings(clip):
+    scorer = ClipScorer(clip)
+    first, second = [picture("red"), picture("blue")], [picture("red"), picture("green", (30, 8))]
+    found = scorer.similarities(first, second)
+    vision = scorer.model.visual_projection(
+        scorer.model.vision_model(**scorer.image_processor([*first, *second], return_tensors="pt")).pooler_output
+    )
+    vision = vision / vision.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(found, 100 * (vision[:2] * vision[2:]).sum(1), rtol=1e-5, atol=1e-4)
+    assert found[0] == pytest.approx(100, abs=1e-3) and scorer.similarities([], []).shape == (0,)
+    with pytest.raises(ValueError, match="second: expected one for each of 2 images, got 1"):
+        scorer.similarities(first, second[:1])
+
+
 def test_errors_of_clip_name_the_argument(clip, tmp_path):
     with pytest.raises(ValueError, match="folder.*none"):
         ClipScorer(tmp_path / "none")
@@ -136,7 +148,6 @@ def batches(seed, shift):
 
 def test_frechet_distance_is_the_formula():
     """With features in three independent directions of which only the mean differs: its squared distance."""
-    pytest.importorskip("torchmetrics", reason="pip install 'lavit[evaluation]'")
     real, shifted = batches(0, 0), batches(0, 30)
     assert frechet_distance(real, real, features=Moments()).value == pytest.approx(0, abs=1e-6)
     assert frechet_distance(real, shifted, features=Moments()).value == pytest.approx(3 * 30**2, rel=1e-6)
@@ -146,15 +157,21 @@ def test_frechet_distance_is_the_formula():
         frechet_distance([real[0].float()], real, features=Moments())
 
 
-def test_without_what_it_needs_frechet_distance_says_why(monkeypatch, tmp_path):
-    there = {"torchmetrics": True, "torch_fidelity": True}
-    monkeypatch.setattr(text_to_image, "find_spec", lambda name: there.get(name) or None)
+def test_frechet_distance_is_torchmetrics():
+    package = pytest.importorskip("torchmetrics.image.fid", reason="pip install 'lavit[evaluation]'")
+    real, generated = (torch.randint(0, 256, (9, 3, 4, 4), dtype=torch.uint8) for _ in range(2))
+    metric = package.FrechetInceptionDistance(feature=Moments()).set_dtype(torch.float64)
+    metric.update(real, real=True)
+    metric.update(generated, real=False)
+    found = frechet_distance([real], [generated], features=Moments())
+    assert found.value == pytest.approx(float(metric.compute()), rel=1e-9)
+
+
+def test_without_weights_frechet_distance_says_why(monkeypatch, tmp_path):
     missing = frechet_distance([], [], weights=tmp_path / "none.pth")
     assert missing.value is None and "none.pth" in missing.reason
-    there["torch_fidelity"] = False
-    assert "torch-fidelity" in frechet_distance([], []).reason
-    there["torchmetrics"] = False
-    assert frechet_distance([], []) == Figure(None, "torchmetrics is not installed (pip install 'lavit[evaluation]')")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert frechet_distance([], []).reason.startswith("the weights of FID's Inception are not there")
 
 
 # --------------------------------------------------------------------------------------------------------------- scenes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -117,6 +118,15 @@ def first_says(answer: bool) -> bool:
     flag = torch.tensor(int(answer), device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.broadcast(flag, 0)
     return bool(flag.item())
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value, which can be pickled, on all."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
 
 
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:

@@ -1,0 +1,73 @@
+"""What `lavit evaluate` tells of a task: a line for each figure, and the sheet of its worst and best items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from PIL import Image
+
+from lavit.evaluation.tasks import TaskReport
+
+SIDE_BY_SIDE = {"generate": " (drawn, and the captioned image)", "reconstruct": " (the image, and from its tokens)"}
+
+
+def lines(name: str, report: TaskReport) -> Iterator[str]:
+    """What is told of a task: a line for each figure, with what guessing scores."""
+    score, count = report.score, len(report.results)
+    yield f"{name}: {count} items" + (f", {len(report.skipped)} left out" if report.skipped else "")
+    if score is None:
+        yield "  not judged: the answers are not known"
+    elif "figures" in score:  # of pixels
+        yield from (f"  {figure:<28} {value:.4f}" for figure, value in score["figures"].items())
+        if "use" in score:
+            use = score["use"]
+            yield f"  {'tokens an image':<28} {use['tokens']:.1f} ({use['fewest_tokens']} to {use['most_tokens']})"
+            yield f"  {'codes used':<28} {use['codes_used']} of {use['codes']} (perplexity {use['perplexity']:.1f})"
+        yield from _skipped(score["skipped"])
+    elif "scores" in score:  # COCO's captions
+        yield from (f"  {metric:<10} {value:.4f}" for metric, value in score["scores"].items())
+        for group, scores in score.get("by_domain", {}).items() if score["scores"] else ():
+            yield f"  {group}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())
+        if score["scores"] and score["tokenizer"] == "plain":
+            yield "  without Java's tokenizer: does not compare with published numbers"
+        yield from _skipped(score["skipped"])
+    elif "by_answer_type" in score:
+        yield _figure("all", score["overall"]["accuracy"])
+        yield from (_figure(kind, share["accuracy"]) for kind, share in score["by_answer_type"].items())
+    elif "by_kind" in score:
+        for kind, share in {"all": score["overall"], **score["by_kind"]}.items():
+            yield _figure(kind, share["accuracy"], share["constant"])
+    else:
+        found = score["objects"]
+        for figure in ("exact", "recall", "precision"):
+            of_true = score["true_tokens"]["score"][figure] if "true_tokens" in score else None
+            guessed = score["wordless"][figure] if "wordless" in score else found["constant"][figure]
+            yield _figure(figure, found["score"][figure], guessed, of_true)
+        if "tokens" in score:
+            yield f"  tokens     {score['tokens']['drawn']:.1f} an image (true images: {score['tokens']['true']:.1f})"
+        if "readable" in score:
+            yield _figure("readable", score["readable"])
+
+
+def sheet(reports: Mapping[str, TaskReport], count: int) -> Image.Image | None:
+    """The worst and the best items of each task; None where no task has items with a score of their own."""
+    from lavit.report.sheet import draw_sheet, extremes
+
+    sections = []
+    for name, report in reports.items():
+        if report.shown:
+            worst, best = extremes(report.shown, count)
+            beside = SIDE_BY_SIDE.get(name, "")
+            sections += [(f"{name}: the worst of {len(report.shown)}{beside}", worst), (f"{name}: the best", best)]
+    return draw_sheet(sections) if sections else None
+
+
+def _skipped(reasons: Mapping[str, str]) -> Iterator[str]:
+    for reason in dict.fromkeys(reasons.values()):
+        yield f"  skipped: {', '.join(metric for metric, why in reasons.items() if why == reason)}: {reason}"
+
+
+def _figure(name: str, value: float, guessed: float | None = None, of_true: float | None = None) -> str:
+    beside = [] if guessed is None else [f"guessing: {guessed:.3f}"]
+    beside += [] if of_true is None else [f"tokens of the true images: {of_true:.3f}"]
+    return f"  {name:<10} {value:.3f}" + (f"  ({'; '.join(beside)})" if beside else "")
