@@ -289,12 +289,12 @@ def variants(every: bool = False) -> list[Variant]:
         for served in (80, 90, 100):
             for dim in (13, 16, 29, 32, 61, 64, 125, 128, 131, 192, 1024):
                 width = "narrow" if dim <= NARROW else "middle" if dim <= MIDDLE else "wide"
-                one = (served,), newest(TABLE, served)[width], dim
-                cases += [(*one, dtype, way, 8) for dtype in (f16, bf16, f32, f64) for way in ("cosine", "euclidean")]
-                cases += [(*one, f32, "cosine", bits) for bits in (12, 16)]
+                at = (served,), newest(TABLE, served)[width], dim
+                cases += [(*at, dtype, way, 8) for dtype in (f16, bf16, f32, f64) for way in ("cosine", "euclidean")]
+                cases += [(*at, f32, "cosine", bits) for bits in (12, 16)]
     found: dict[tuple[Any, ...], Variant] = {}
-    for architectures, *case in cases:
-        for one in _variants_of(*case):
+    for architectures, name, dim, dtype, metric, id_bits in cases:
+        for one in _variants_of(name, dim, dtype, metric, id_bits):
             key = one.kernel, *map(str, (one.signature, one.constants, one.num_warps, one.num_stages))
             before = found[key].architectures if key in found else ()
             found[key] = replace(found.get(key, one), architectures=(*before, *(set(architectures) - set(before))))
