@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,9 @@ def _folder(
 @cache
 def lemmatizer() -> Any:
     """The release's. ImportError naming what is to be installed for it."""
-    return import_module("lavit.language.postprocessing").spacy_lemmatizer()
+    from lavit.language.postprocessing import spacy_lemmatizer
+
+    return spacy_lemmatizer()
 
 
 def _text_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from PIL import Image
 from lavit.language.inference import QUESTION
 from lavit.language.postprocessing import cut_answer, cut_caption
 from lavit.language.prompt_embedding import PromptReader
-from lavit.language.text_generation import without_unused
 from lavit.training.engine import distributed
 
 CUTS: dict[str, Callable[[str], str]] = {"answer": cut_answer, "caption": cut_caption, "none": str.strip}
@@ -148,7 +147,7 @@ class LaVITForLmmsEval(lmms):
         language_model = self.model.language_model
         after = language_model.get_input_embeddings()(ids).to(before.dtype)
         logits = language_model(inputs_embeds=torch.cat([before, after]).unsqueeze(0)).logits[0]
-        rows = without_unused(logits[len(before) - 1 : -1].float(), self.model.vocabulary).log_softmax(-1)
+        rows = logits[len(before) - 1 : -1, : self.model.vocabulary.size].float().log_softmax(-1)
         likeliest = rows[:, : self.model.vocabulary.text_size].argmax(-1)  # as texts are written
         return -float(rows.gather(1, ids.unsqueeze(1)).sum()), bool((likeliest == ids).all())
 
