@@ -1,0 +1,100 @@
+"""Whether a module's own methods and the new ones give the same, on small random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lavit.acceleration.registry import Case, Part, first_tensor, swap, swap_back
+from lavit.acceleration.structure import Odd
+
+# Of discrete results, so many must be equal: where two are nearly tied, rounding may decide.
+EQUAL_SHARE = 0.75
+SEED = 20240423
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Without gradients, with the global generators as they were afterwards, and, for weights in half precision, under
+    autocast, as the release runs them."""
+    like = first_tensor(module)
+    devices = [like.device] if like.device.type == "cuda" else []
+    half = like.dtype in (torch.float16, torch.bfloat16)
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with torch.autocast(like.device.type, dtype=like.dtype if half else None, enabled=half):
+            yield
+
+
+def randoms(module: nn.Module) -> Callable[..., Tensor]:
+    """(sizes) -> a normal tensor on the module's device, the same numbers for every call of this function."""
+    like = first_tensor(module)
+    generator = torch.Generator().manual_seed(SEED)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator, dtype=dtype).to(like.device)
+
+    return normal
+
+
+def swap_compared(module: nn.Module, part: Part) -> None:
+    """Give the module the part's methods, by the policy that keeps the release's formulas: "exact". Raises Odd, the
+    module as it was, where they give something else.
+
+    Continuous results may differ by the square root of the precision's unit roundoff, in norm: half the digits. A
+    formula that is another differs by more; the order of sums, by less.
+    """
+    with undisturbed(module):
+        cases = list(part.cases(module, randoms(module)))
+        before = _results(module, cases, "its own methods")
+        swap(module, part, "exact")
+        try:
+            after = _results(module, cases, "the new methods")
+            for was, now in zip(before, after, strict=True):
+                _compare(was, now, first_tensor(module).dtype)
+        except BaseException:
+            swap_back(module)
+            raise
+
+
+def _results(module: nn.Module, cases: list[Case], whose: str) -> list[Any]:
+    found = []
+    for case in cases:
+        torch.manual_seed(SEED)
+        try:
+            found.append(case(module))
+        except Exception as error:
+            raise Odd(f"{whose} fail on a small input: {type(error).__name__}: {error}") from error
+    return found
+
+
+def _compare(was: Any, now: Any, dtype: torch.dtype) -> None:
+    if isinstance(was, (list, tuple)):
+        if type(was) is not type(now) or len(was) != len(now):
+            raise Odd(f"its own methods give {_kind(was)}, the new ones {_kind(now)}")
+        for one, other in zip(was, now, strict=True):
+            _compare(one, other, dtype)
+        return
+    if was.shape != now.shape or was.dtype != now.dtype:
+        raise Odd(
+            f"its own methods give {tuple(was.shape)} {was.dtype}, the new ones {tuple(now.shape)} {now.dtype}, on a "
+            "small input"
+        )
+    if not was.is_floating_point():
+        share = (was == now).double().mean().item() if was.numel() else 1.0
+        if share < EQUAL_SHARE:
+            raise Odd(f"its own methods and the new ones agree in {share:.0%} of the ids of a small input")
+        return
+    error = ((now.double() - was.double()).norm() / was.double().norm().clamp(min=1e-30)).item()
+    # Weights in half precision beside results in float32 have the weights' roundoff.
+    allowed = max(torch.finfo(kind).eps for kind in (dtype, was.dtype)) ** 0.5
+    if not error <= allowed:
+        raise Odd(f"its results differ from the new ones by {error:.1e} on a small input, of {allowed:.1e} allowed")
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple)) else type(value).__name__
