@@ -100,6 +100,8 @@ def _recognise(model: nn.Module) -> tuple[list[tuple[str, nn.Module, Part]], lis
                 found.append((name, module, part))
             except Odd as odd:
                 left.append(Left(name, part.name, str(odd)))
+            except (AttributeError, IndexError, TypeError, ValueError) as error:  # what only looks alike
+                left.append(Left(name, part.name, f"is not built like it: {error}"))
             break
     return found, left
 
@@ -142,5 +144,6 @@ def _check_devices(model: nn.Module, modules: list[nn.Module]) -> None:
 
 def _nothing(left: list[Left]) -> str:
     if not left:
-        return "model: nothing in it is recognised as a part of the released LaVIT; see lavit.acceleration.families"
-    return f"model: nothing in it can be replaced:\n{Report('', (), tuple(left))}".replace("accelerated, policy ''\n", "")
+        return "model: nothing in it has the names of a part of the released LaVIT"
+    reasons = "; ".join(f"{entry.name or 'the model'}, {entry.part}: {entry.reason}" for entry in reversed(left))
+    return f"model: nothing in it can be replaced: {reasons}"

@@ -7,6 +7,7 @@ are the random numbers drawn: the same seed gives the same ids, but where roundi
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,14 +93,18 @@ def guided_ids(language_model: Any, ids: Tensor, mask: Tensor, copies: int, pad:
 
     A row that has drawn [/IMG] is padded with ``pad``. The host waits once a token, from the first that may be the end.
     """
-    rows = len(ids) * copies
-    alone = torch.zeros_like(mask[:1])
-    alone[:, -1] = 1
-    ids, mask = torch.cat((ids, ids[-1:])), torch.cat((mask, alone))
+    batch, longest = ids.shape
+    rows = batch * copies
+    # The unconditional stream is [IMG] alone. It stands first in its row, and what follows there is never looked at:
+    # padding before it would be rows without a key, which eager attention in float16 may turn into NaN.
+    alone = ids[-1:, -1:].expand(1, longest)
+    mask = torch.cat((mask, torch.ones_like(mask[:1])))
     positions = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, 1)
-    hidden, cache = _pass(language_model, ids, mask, positions, None)
-    of = torch.arange(len(ids) - 1, device=ids.device).repeat_interleave(copies, output_size=rows)
-    of = torch.cat((of, torch.full_like(of, len(ids) - 1)))
+    hidden, cache = _pass(language_model, torch.cat((ids, alone)), mask, positions, None)
+    hidden = torch.cat((hidden[:batch, -1], hidden[batch:, 0]))
+    mask[batch, 1:], positions[batch, -1] = 0, 0
+    of = torch.arange(batch, device=ids.device).repeat_interleave(copies, output_size=rows)
+    of = torch.cat((of, torch.full_like(of, batch)))
     hidden, cache, mask, positions = hidden[of], _rows(cache, of), mask[of], positions[of, -1:]
     head = _Head(language_model.lm_head)
     drawn = [torch.full((rows,), BEGIN, dtype=torch.int64, device=ids.device)]
@@ -109,6 +114,7 @@ def guided_ids(language_model: Any, ids: Tensor, mask: Tensor, copies: int, pad:
         if number:
             mask, positions = torch.cat((mask, one), dim=1), positions + 1
             hidden, cache = _pass(language_model, drawn[-1].repeat(2)[:, None], mask, positions, cache)
+            hidden = hidden[:, -1]
         conditional, unconditional = head(hidden).chunk(2)
         scores = draw.allowed(conditional, unconditional, number, head.end)
         token = torch.multinomial(head.spread(scores.softmax(dim=-1)), num_samples=1).squeeze(1)
@@ -142,18 +148,18 @@ class _Head:
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def spread(self, probabilities: Tensor) -> Tensor:
-        """(R, A) -> (R, V), 0 at the suppressed ids, so that a draw takes the random numbers that the release's takes."""
+        """(R, A) -> (R, V), 0 at the suppressed ids, so that a draw takes the same random numbers as the release's."""
         low, high = probabilities.split((FIRST_SUPPRESSED, probabilities.shape[1] - FIRST_SUPPRESSED), dim=1)
         none = probabilities.new_zeros(len(probabilities), FIRST_ALLOWED - FIRST_SUPPRESSED)
         return torch.cat((low, none, high), dim=1)
 
 
 def _pass(language_model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
-    """The last hidden state (R, C) of a pass over ids (R, L), and the cache that holds them."""
-    out = language_model.model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )
-    return out.last_hidden_state[:, -1], out.past_key_values
+    """The last layer's states (R, L, C) of a pass over ids (R, L), and the cache that holds them."""
+    inner = language_model.model
+    name = "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
+    out = inner(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **{name: cache})
+    return out.last_hidden_state, getattr(out, name)
 
 
 def _rows(cache: Any, of: Tensor) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lavit.tokenizer.layers import cross_attention, self_attention
 from lavit.tokenizer.merger import Layout, Packed
@@ -21,3 +22,10 @@ def merge_kept(merger: Any, features: Tensor, layout: Layout) -> Tensor:
         x = x + cross_attention(others, others.num_heads, block.norm1(x), context.origin, context.cross, context.whole)
         x = x + block.mlp(block.norm2(x))
     return merger.norm(x)
+
+
+def passed_by(merger: Any) -> Iterator[nn.Module]:
+    """The modules that :func:`merge_kept` does not call, while it calls those within."""
+    yield merger
+    for block in merger.blocks:
+        yield from (block, block.token_causal_attn, block.token_cross_attn)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Case = Callable[[nn.Module], Any]
+Case = Callable[[Any], Any]
 """One call of a method, the result being tensors or lists and tuples of them."""
 
 
@@ -26,17 +26,17 @@ class Part:
     alike: whether a module's names are this kind's; cheap, asked of every module.
     check: raises Odd where a shape, an attribute or an argument is not this kind's, for all that the methods rely on.
     methods: a class whose functions replace the module's of the same name. In them ``policy_of(self)`` is the policy.
-    cases: calls on small inputs, from the module and the way to make random numbers, by which the module's own methods
-        and the new ones are compared before the change stands.
+    cases: calls on small inputs, from the module and a function that makes them, by which the module's own methods and
+        the new ones are compared before the change stands. A call is made twice, and draws no inputs of its own.
     needs: of a module, paths of submodules and the names of the parts that these must have become.
     on_one_device: the modules whose parameters must lie on one device.
     """
 
     name: str
-    alike: Callable[[nn.Module], bool]
-    check: Callable[[nn.Module], None]
+    alike: Callable[[Any], bool]
+    check: Callable[[Any], None]
     methods: type
-    cases: Callable[[nn.Module, Callable[..., Tensor]], Iterable[Case]]
+    cases: Callable[[Any, Callable[..., Tensor]], Iterable[Case]]
     needs: Callable[[nn.Module], Iterable[tuple[str, str]]] = lambda module: ()
     on_one_device: Callable[[nn.Module], Iterable[nn.Module]] = lambda module: (module,)
 
@@ -58,7 +58,7 @@ def register(part: Part) -> None:
 class Change:
     part: Part
     policy: str
-    own: type
+    own: Any
 
 
 def change_of(module: nn.Module) -> Change | None:
@@ -72,8 +72,8 @@ def policy_of(module: nn.Module) -> str:
     return change.policy
 
 
-@lru_cache(maxsize=None)
-def _changed(own: type, name: str, policy: str) -> type:
+@cache
+def _changed(own: Any, name: str, policy: str) -> Any:
     part = PARTS[name]
     space = {
         "__module__": own.__module__,
@@ -89,17 +89,18 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
     """A copy, by copy.deepcopy or pickle, is changed alike; to read the pickle, this library must be there."""
     change = change_of(self)
     assert change is not None
-    _, _, *state = object.__reduce_ex__(self, 2)
+    state: Any = object.__reduce_ex__(self, 2)[2:]
     return _rebuild, (change.own, change.part.name, change.policy), *state
 
 
-def _rebuild(own: type, name: str, policy: str) -> nn.Module:
+def _rebuild(own: Any, name: str, policy: str) -> nn.Module:
     changed = _changed(own, name, policy)
     return changed.__new__(changed)
 
 
 def swap(module: nn.Module, part: Part, policy: str) -> None:
-    module.__class__ = _changed(type(module), part.name, policy)
+    own: Any = type(module)
+    module.__class__ = _changed(own, part.name, policy)
 
 
 def swap_back(module: nn.Module) -> None:

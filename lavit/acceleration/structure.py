@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,7 +20,23 @@ def has_names(module: nn.Module, children: Iterable[str], parameters: Iterable[s
     return held == set(children) and own == set(parameters)
 
 
-def child(module: nn.Module, path: str) -> nn.Module:
+def holds(module: nn.Module, children: Iterable[str], parameters: Iterable[str] = ()) -> bool:
+    """Whether the module has children and parameters of these names, and perhaps others."""
+    return set(children) <= set(module._modules) and set(parameters) <= set(module._parameters)
+
+
+def expect_names(module: nn.Module, children: Iterable[str], parameters: Iterable[str] = ()) -> None:
+    """As :func:`has_names`; Odd names what is missing or too much."""
+    held = {name for name, inner in module._modules.items() if inner is not None}
+    held |= {name for name, value in module._parameters.items() if value is not None}
+    wanted = {*children, *parameters}
+    if missing := wanted - held:
+        raise Odd(f"has no {', '.join(sorted(missing))}")
+    if surplus := held - wanted:
+        raise Odd(f"has {', '.join(sorted(surplus))} besides")
+
+
+def child(module: nn.Module, path: str) -> Any:
     """The submodule at a dotted path; Odd where there is none."""
     found = module
     for name in path.split("."):
@@ -42,19 +59,19 @@ def expect_linear(module: nn.Module, path: str, inputs: int, outputs: int, bias:
     layer = child(module, path)
     if not has_names(layer, (), ("weight", "bias") if bias else ("weight",)):
         raise Odd(f"{path}: expected a weight {'and a' if bias else 'without'} bias alone")
-    expect_shape(f"{path}.weight", layer.weight, (outputs, inputs))  # type: ignore[arg-type]
+    expect_shape(f"{path}.weight", layer.weight, (outputs, inputs))
     if bias:
-        expect_shape(f"{path}.bias", layer.bias, (outputs,))  # type: ignore[arg-type]
+        expect_shape(f"{path}.bias", layer.bias, (outputs,))
 
 
 def expect_norm(module: nn.Module, path: str, width: int) -> None:
     layer = child(module, path)
     if not has_names(layer, (), ("weight", "bias")) or not hasattr(layer, "eps"):
         raise Odd(f"{path}: expected a LayerNorm with weight and bias")
-    expect_shape(f"{path}.weight", layer.weight, (width,))  # type: ignore[arg-type]
+    expect_shape(f"{path}.weight", layer.weight, (width,))
 
 
-def expect_types(module: nn.Module, path: str, *types: type) -> nn.Module:
+def expect_types(module: nn.Module, path: str, *types: type) -> Any:
     """A chain of layers without surprises: of just these classes of torch, or of classes made from them."""
     layers = child(module, path)
     if not isinstance(layers, nn.Sequential) or len(layers) != len(types):
@@ -108,9 +125,13 @@ def expect_arguments(module: nn.Module, method: str, wanted: str) -> None:
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something runs with the module's calls beside its class's forward."""
+    return any(getattr(module, kind) for kind in HOOKS) or "forward" in vars(module)
+
+
 def expect_no_hooks(module: nn.Module, paths: Iterable[str]) -> None:
     """None of these submodules, which will no longer be called, has a hook that would no longer run."""
     for path in paths:
-        inner = child(module, path)
-        if any(getattr(inner, kind) for kind in HOOKS) or "forward" in vars(inner):
+        if has_hooks(child(module, path)):
             raise Odd(f"{path}: has a hook, which would no longer run")

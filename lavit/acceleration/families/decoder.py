@@ -1,4 +1,4 @@
-"""The release's decoders, from codes to what conditions a U-Net: no loops over images, attention without its weights."""
+"""The release's decoders, from codes to what conditions a U-Net: no loop over images, no weights of attention kept."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from lavit.acceleration.structure import (
     expect_arguments,
     expect_heads,
     expect_linear,
+    expect_names,
     expect_no_dropout,
     expect_no_hooks,
     expect_shape,
     expect_types,
-    has_names,
+    holds,
 )
 from lavit.kernels import Ragged, pad
 
 SELF, CROSS, WHOLE = "x", "x, codebook_embeds, codebook_mask", "x, token_num"
+OUTPUT = ("attn_drop", "proj", "proj_drop")
 COMMON = ("in_proj", "pos_drop", "blocks", "norm", "decode_task_layer")
 HIDDEN = -10000.0
 """Added to the logits of padding. An image without codes sees nothing but padding, all of it alike."""
@@ -73,30 +75,31 @@ def decoded(decoder: Any, x: Tensor, token_num: Tensor) -> Tensor:
     return decoder.decode_task_layer(decoder.norm(queries))
 
 
-def self_alike(module: nn.Module) -> bool:
-    return has_names(module, ("qkv", "attn_drop", "proj", "proj_drop")) and arguments(module, "forward") == SELF
+def self_alike(module: Any) -> bool:
+    return holds(module, ("qkv", *OUTPUT)) and arguments(module, "forward") == SELF
 
 
-def cross_alike(module: nn.Module) -> bool:
-    names = ("query", "key", "value", "attn_drop", "proj", "proj_drop")
-    return has_names(module, names) and arguments(module, "forward") == CROSS
+def cross_alike(module: Any) -> bool:
+    return holds(module, ("query", "key", "value", *OUTPUT)) and arguments(module, "forward") == CROSS
 
 
-def check_attention(module: nn.Module) -> None:
-    width = child(module, "proj").weight.shape[0]  # type: ignore[index, union-attr]
-    expect_linear(module, "proj", width, width)
-    for name in ("query", "key", "value"):
-        if cross_alike(module):
-            expect_linear(module, name, width, width)
+def check_attention(module: Any) -> None:
+    width = child(module, "proj").weight.shape[0]
     if self_alike(module):
+        expect_names(module, ("qkv", *OUTPUT))
         expect_linear(module, "qkv", width, 3 * width)
+    else:
+        expect_names(module, ("query", "key", "value", *OUTPUT))
+        for name in ("query", "key", "value"):
+            expect_linear(module, name, width, width)
+    expect_linear(module, "proj", width, width)
     expect_heads(module, width)
     expect_no_dropout(module)
     expect_no_hooks(module, ("attn_drop", "proj_drop"))
 
 
-def attention_cases(module: nn.Module, normal: Callable[..., Tensor]) -> Iterable[Case]:
-    width = module.proj.weight.shape[0]  # type: ignore[union-attr, index]
+def attention_cases(module: Any, normal: Callable[..., Tensor]) -> Iterable[Case]:
+    width = module.proj.weight.shape[0]
     x, memory = normal(3, 9, width), normal(3, 5, width)
     mask = (torch.arange(5) < torch.tensor([[5], [2], [0]])).to(x)
     if self_alike(module):
@@ -106,35 +109,32 @@ def attention_cases(module: nn.Module, normal: Callable[..., Tensor]) -> Iterabl
 
 
 def alike(*heads: str) -> Callable[[nn.Module], bool]:
-    return lambda module: has_names(module, (*COMMON, *heads), ("pos_embed", "query_embed"))
+    return lambda module: holds(module, (*COMMON, *heads), ("pos_embed", "query_embed"))
 
 
-def check(module: nn.Module) -> None:
-    _, patches, width = module.pos_embed.shape  # type: ignore[union-attr, misc]
-    expect_shape("pos_embed", module.pos_embed, (1, patches, width))  # type: ignore[arg-type]
-    expect_shape("query_embed", module.query_embed, (1, patches, width))  # type: ignore[arg-type]
-    expect_linear(module, "in_proj", module.in_proj.weight.shape[1], width)  # type: ignore[union-attr, index, arg-type]
-    expect_types(module, "decode_task_layer", nn.Linear, nn.Tanh, nn.Linear)
-    expect_no_dropout(module)
-    expect_no_hooks(module, ("pos_drop",))
-    expect_arguments(module, "forward", WHOLE)
+def checked(*heads: str) -> Callable[[Any], None]:
+    def check(module: Any) -> None:
+        expect_names(module, (*COMMON, *heads), ("pos_embed", "query_embed"))
+        _, patches, width = module.pos_embed.shape
+        expect_shape("pos_embed", module.pos_embed, (1, patches, width))
+        expect_shape("query_embed", module.query_embed, (1, patches, width))
+        expect_linear(module, "in_proj", module.in_proj.weight.shape[1], width)
+        expect_types(module, "decode_task_layer", nn.Linear, nn.Tanh, nn.Linear)
+        expect_no_dropout(module)
+        expect_no_hooks(module, ("pos_drop",))
+        expect_arguments(module, "forward", WHOLE)
+
+    return check
 
 
-def cases(module: nn.Module, normal: Callable[..., Tensor]) -> Iterable[Case]:
-    codes = normal(7, module.in_proj.weight.shape[1])  # type: ignore[union-attr, index, arg-type]
+def cases(module: Any, normal: Callable[..., Tensor]) -> Iterable[Case]:
+    codes = normal(7, module.in_proj.weight.shape[1])
     lengths = torch.tensor([4, 0, 3], device=codes.device)
     yield lambda decoder: decoder(codes.to(decoder.in_proj.weight.dtype), lengths)
 
 
 register(Part("decoder self-attention", self_alike, check_attention, SelfAttention, attention_cases))
 register(Part("decoder cross-attention", cross_alike, check_attention, CrossAttention, attention_cases))
-register(Part("low-resolution decoder", alike("unet_proj"), check, LowresDecoder, cases))
-register(
-    Part(
-        "high-resolution decoder",
-        alike("unet_proj_1", "unet_proj_2", "unet_attnpool"),
-        check,
-        HighresDecoder,
-        cases,
-    )
-)
+LOWRES, HIGHRES = ("unet_proj",), ("unet_proj_1", "unet_proj_2", "unet_attnpool")
+register(Part("low-resolution decoder", alike(*LOWRES), checked(*LOWRES), LowresDecoder, cases))
+register(Part("high-resolution decoder", alike(*HIGHRES), checked(*HIGHRES), HighresDecoder, cases))

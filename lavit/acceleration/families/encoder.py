@@ -16,10 +16,11 @@ from lavit.acceleration.structure import (
     expect_attribute,
     expect_heads,
     expect_linear,
+    expect_names,
     expect_no_dropout,
     expect_no_hooks,
     expect_shape,
-    has_names,
+    holds,
 )
 
 CHILDREN = ("qkv", "attn_drop", "inner_attn_ln", "proj", "proj_drop")
@@ -46,12 +47,13 @@ def _added(q: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor | None
     return bias.type_as(q).masked_fill(~seen, -torch.inf)
 
 
-def alike(module: nn.Module) -> bool:
-    return has_names(module, CHILDREN, ("q_bias", "v_bias"))
+def alike(module: Any) -> bool:
+    return holds(module, CHILDREN)
 
 
-def check(module: nn.Module) -> None:
-    width = module.qkv.weight.shape[1]  # type: ignore[union-attr, index]
+def check(module: Any) -> None:
+    expect_names(module, CHILDREN, ("q_bias", "v_bias"))
+    width = module.qkv.weight.shape[1]
     expect_linear(module, "qkv", width, 3 * width, bias=False)
     expect_linear(module, "proj", width, width)
     for name in ("q_bias", "v_bias"):
@@ -70,8 +72,8 @@ def check(module: nn.Module) -> None:
     expect_arguments(module, "forward", "x, rel_pos_bias=None, attn_mask=None")
 
 
-def cases(module: nn.Module, normal: Callable[..., Tensor]) -> Iterable[Case]:
-    x = normal(2, 17, module.qkv.weight.shape[1])  # type: ignore[union-attr, index]
+def cases(module: Any, normal: Callable[..., Tensor]) -> Iterable[Case]:
+    x = normal(2, 17, module.qkv.weight.shape[1])
     bias = normal(2, 1, 17, 17)
     mask = (normal(2, 17) > 0).index_fill(1, torch.zeros(1, dtype=torch.int64, device=x.device), True)
     yield lambda attention: attention(x)

@@ -43,7 +43,7 @@ class Generation:
         if not (guided and use_nucleus_sampling and num_beams == 1 and temperature > 0 and neutral(self.llama_model)):
             change = change_of(self)
             assert change is not None
-            return change.own.generate_image_tokenids(  # type: ignore[attr-defined]
+            return change.own.generate_image_tokenids(
                 self,
                 prompts,
                 use_nucleus_sampling,
@@ -99,12 +99,12 @@ def _prompts(model: Any, prompts: Any, as_ids: bool) -> tuple[Tensor, Tensor]:
     return rows, mask
 
 
-def generation_alike(module: nn.Module) -> bool:
+def generation_alike(module: Any) -> bool:
     held = {"llama_model", "tokenizer_decoder", "unet", "vae"} <= set(module._modules)
     return held and arguments(module, "generate_image_tokenids") is not None
 
 
-def check_generation(module: nn.Module) -> None:
+def check_generation(module: Any) -> None:
     expect_arguments(module, "generate_image_tokenids", TOKEN_IDS)
     expect_arguments(module, "generate_image_embeds", "image_tokens")
     for name in ("llama_tokenizer", "maybe_autocast", "dtype", "device"):
@@ -115,13 +115,13 @@ def check_generation(module: nn.Module) -> None:
     model: Any = child(module, "llama_model")
     for path in ("model", "lm_head"):
         child(model, path)
-    wanted, rows = FIRST_CODE + len(book), len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    wanted, rows = FIRST_CODE + len(book), len(model.get_input_embeddings().weight)
     if rows < wanted or len(model.lm_head.weight) != rows:
         raise Odd(f"llama_model: expected embeddings and a head of {wanted} ids at least, got {rows}")
 
 
-def generation_cases(module: nn.Module, normal: Callable[..., Tensor]) -> Iterable[Case]:
-    device = module.llama_model.device  # type: ignore[union-attr]
+def generation_cases(module: Any, normal: Callable[..., Tensor]) -> Iterable[Case]:
+    device = module.llama_model.device
     prompts = [torch.tensor([5, 6, 7], device=device), torch.tensor([8, 9], device=device)]
 
     def ids(model: Any) -> Tensor:
@@ -132,7 +132,7 @@ def generation_cases(module: nn.Module, normal: Callable[..., Tensor]) -> Iterab
     yield lambda model: model.generate_image_embeds(tokens)
 
 
-def generation_devices(module: nn.Module) -> Iterable[nn.Module]:
+def generation_devices(module: Any) -> Iterable[nn.Module]:
     spread = len(getattr(module.llama_model, "hf_device_map", None) or {}) > 1
     return [part for name, part in module.named_children() if not (spread and name == "llama_model")]
 
@@ -142,7 +142,7 @@ class Untouched:
 
 
 def untouched(name: str, alike: Callable[[nn.Module], bool], reason: str) -> Part:
-    def check(module: nn.Module) -> None:
+    def check(module: Any) -> None:
         raise Odd(reason)
 
     return Part(name, alike, check, Untouched, lambda module, normal: ())

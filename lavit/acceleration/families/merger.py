@@ -13,14 +13,14 @@ from lavit.acceleration.registry import Case, Part, policy_of, register
 from lavit.acceleration.structure import (
     Odd,
     arguments,
-    expect_arguments,
     expect_heads,
     expect_linear,
+    expect_names,
     expect_no_dropout,
     expect_no_hooks,
     expect_norm,
     expect_types,
-    has_names,
+    holds,
 )
 from lavit.kernels import policy_attention
 
@@ -30,6 +30,7 @@ EPS = 1e-6
 
 # What the forward methods take. A decoder's attention has the same names, and takes others.
 CAUSAL, CROSS = "x, decisions", "x, x_origin, decisions"
+OUTPUT = ("attn_drop", "proj", "proj_drop")
 
 
 def epsilon(policy: str) -> float:
@@ -78,12 +79,13 @@ class CrossAttention:
         return self.proj(out)
 
 
-def selector_alike(module: nn.Module) -> bool:
-    return has_names(module, ("in_conv", "out_conv"))
+def selector_alike(module: Any) -> bool:
+    return holds(module, ("in_conv", "out_conv")) and arguments(module, "forward") == "x, policy"
 
 
-def check_selector(module: nn.Module) -> None:
-    first = expect_types(module, "in_conv", nn.Module, nn.Linear, nn.GELU)[1]  # type: ignore[index]
+def check_selector(module: Any) -> None:
+    expect_names(module, ("in_conv", "out_conv"))
+    first = expect_types(module, "in_conv", nn.Module, nn.Linear, nn.GELU)[1]
     width = first.in_features
     expect_types(module, "out_conv", nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear, nn.LogSoftmax)
     if width % 4:
@@ -93,11 +95,10 @@ def check_selector(module: nn.Module) -> None:
     for path, inputs, outputs in (("0", width, width // 2), ("2", width // 2, width // 4), ("4", width // 4, 2)):
         expect_linear(module, f"out_conv.{path}", inputs, outputs)
     expect_no_hooks(module, ("out_conv", "out_conv.0"))
-    expect_arguments(module, "forward", "x, policy")
 
 
-def selector_cases(module: nn.Module, normal: Callable[..., Tensor]) -> Iterable[Case]:
-    width = module.in_conv[1].in_features  # type: ignore[index, union-attr]
+def selector_cases(module: Any, normal: Callable[..., Tensor]) -> Iterable[Case]:
+    width = module.in_conv[1].in_features
     x, mask = normal(2, 7, width).float(), (normal(2, 7, 1) > 0).float().index_fill(1, _first(normal), 1)
     yield lambda selector: selector(x.to(selector.in_conv[0].weight.dtype), torch.ones_like(mask))
     yield lambda selector: selector(x.to(selector.in_conv[0].weight.dtype), mask)
@@ -107,37 +108,38 @@ def _first(normal: Callable[..., Tensor]) -> Tensor:
     return torch.zeros(1, dtype=torch.int64, device=normal(1).device)
 
 
-def causal_alike(module: nn.Module) -> bool:
-    return has_names(module, ("qkv", "attn_drop", "proj", "proj_drop")) and arguments(module, "forward") == CAUSAL
+def causal_alike(module: Any) -> bool:
+    return holds(module, ("qkv", *OUTPUT)) and arguments(module, "forward") == CAUSAL
 
 
-def check_causal(module: nn.Module) -> None:
-    width = module.qkv.weight.shape[1]  # type: ignore[union-attr, index]
+def check_causal(module: Any) -> None:
+    expect_names(module, ("qkv", *OUTPUT))
+    width = module.qkv.weight.shape[1]
     expect_linear(module, "qkv", width, 3 * width)
     _check_attention(module, width)
 
 
-def cross_alike(module: nn.Module) -> bool:
-    names = ("query", "key", "value", "attn_drop", "proj", "proj_drop")
-    return has_names(module, names) and arguments(module, "forward") == CROSS
+def cross_alike(module: Any) -> bool:
+    return holds(module, ("query", "key", "value", *OUTPUT)) and arguments(module, "forward") == CROSS
 
 
-def check_cross(module: nn.Module) -> None:
-    width = module.query.weight.shape[1]  # type: ignore[union-attr, index]
+def check_cross(module: Any) -> None:
+    expect_names(module, ("query", "key", "value", *OUTPUT))
+    width = module.query.weight.shape[1]
     for name in ("query", "key", "value"):
         expect_linear(module, name, width, width)
     _check_attention(module, width)
 
 
-def _check_attention(module: nn.Module, width: int) -> None:
+def _check_attention(module: Any, width: int) -> None:
     expect_linear(module, "proj", width, width)
     expect_heads(module, width)
     expect_no_dropout(module)
     expect_no_hooks(module, ("attn_drop", "proj_drop"))
 
 
-def attention_cases(module: nn.Module, normal: Callable[..., Tensor]) -> Iterable[Case]:
-    width = module.proj.weight.shape[0]  # type: ignore[union-attr, index]
+def attention_cases(module: Any, normal: Callable[..., Tensor]) -> Iterable[Case]:
+    width = module.proj.weight.shape[0]
     x, origin = normal(3, 24, width), normal(3, 24, width)
     keep = (normal(3, 24) > 0.4).to(x.dtype)
     keep[1] = 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lavit.acceleration.packed_merger import merge_kept
+from lavit.acceleration.packed_merger import merge_kept, passed_by
 from lavit.acceleration.registry import Case, Part, first_tensor, policy_of, register
 from lavit.acceleration.structure import (
     Odd,
@@ -17,12 +17,14 @@ from lavit.acceleration.structure import (
     child,
     expect_arguments,
     expect_linear,
+    expect_names,
     expect_no_dropout,
-    expect_no_hooks,
     expect_norm,
     expect_shape,
     expect_types,
+    has_hooks,
     has_names,
+    holds,
 )
 from lavit.kernels import Selection, nearest_code, pack, partition
 from lavit.tokenizer.merger import Layout
@@ -90,77 +92,72 @@ def kept_rows(tokenizer: Any, images: Tensor) -> tuple[Tensor, list[int], Tensor
     counts = lengths.tolist()  # the one wait
     patches = features.shape[1]
     layout = Layout.from_sizes(selection, [sum(counts), max(counts, default=0), min(counts, default=patches)])
-    if policy_of(tokenizer) == "fast" and not keep.requires_grad:
-        return merge_kept(tokenizer.causal_encoder, features, layout), counts, lengths
+    merger = tokenizer.causal_encoder
     # A selector that learns is told by all rows what a dropped patch would have changed.
-    merged = tokenizer.causal_encoder(features, keep)
+    if policy_of(tokenizer) == "fast" and not keep.requires_grad and not any(map(has_hooks, passed_by(merger))):
+        return merge_kept(merger, features, layout), counts, lengths
+    merged = merger(features, keep)
     return pack(merged, selection.order, selection.cu_kept, total=layout.total), counts, lengths
 
 
-def quantizer_alike(module: nn.Module) -> bool:
-    return has_names(module, ("embedding",)) and arguments(module, "tokenize") is not None
+def quantizer_alike(module: Any) -> bool:
+    return holds(module, ("embedding",)) and arguments(module, "tokenize") is not None
 
 
-def check_quantizer(module: nn.Module) -> None:
+def check_quantizer(module: Any) -> None:
+    expect_names(module, ("embedding",))
     book = child(module, "embedding")
-    if not has_names(book, (), ("weight",)) or book.weight.dim() != 2:  # type: ignore[union-attr, operator]
+    if not has_names(book, (), ("weight",)) or book.weight.dim() != 2:
         raise Odd("embedding: expected a codebook (K, D) alone")
-    if module.codebook_dim != book.weight.shape[1]:  # type: ignore[union-attr, index]
-        raise Odd(f"codebook_dim: expected {book.weight.shape[1]}, got {module.codebook_dim}")  # type: ignore[union-attr, index]
+    if module.codebook_dim != book.weight.shape[1]:
+        raise Odd(f"codebook_dim: expected {book.weight.shape[1]}, got {module.codebook_dim}")
     expect_arguments(module, "tokenize", "z")
 
 
-def quantizer_cases(module: nn.Module, normal: Callable[..., Tensor]) -> Iterable[Case]:
-    z = normal(2, 19, module.codebook_dim)  # type: ignore[arg-type]
+def quantizer_cases(module: Any, normal: Callable[..., Tensor]) -> Iterable[Case]:
+    z = normal(2, 19, module.codebook_dim)
     yield lambda quantizer: quantizer.tokenize(z)[1]
     yield lambda quantizer: quantizer.tokenize(z[0, :1])[0].shape[0] * z.new_ones(1)
 
 
-def tokenizer_alike(module: nn.Module) -> bool:
-    return all(name in module._modules for name in ("encoder", "token_predictor", "causal_encoder", "quantize"))
+def tokenizer_alike(module: Any) -> bool:
+    return holds(module, ("encoder", "token_predictor", "causal_encoder", "quantize"))
 
 
-def check_tokenizer(module: nn.Module) -> None:
+def check_tokenizer(module: Any) -> None:
     names = ("encoder", "token_predictor", "causal_encoder", "quantize", "encode_task_layer", "vit_proj")
-    if not has_names(module, names):
-        raise Odd(f"expected the parts {', '.join(names)} alone, got {', '.join(module._modules)}")
+    expect_names(module, names)
     merger = child(module, "causal_encoder")
-    if not has_names(merger, ("blocks", "ln_vision", "norm")):
-        raise Odd("causal_encoder: expected blocks, ln_vision and norm alone")
-    width = child(module, "encode_task_layer.0").weight.shape[1]  # type: ignore[index, union-attr]
-    code = child(module, "quantize.embedding").weight.shape[1]  # type: ignore[index, union-attr]
+    expect_names(merger, ("blocks", "ln_vision", "norm"))
+    width = child(module, "encode_task_layer.0").weight.shape[1]
+    code = child(module, "quantize.embedding").weight.shape[1]
     expect_types(module, "encode_task_layer", nn.Linear, nn.Tanh, nn.Linear)
     expect_linear(module, "encode_task_layer.0", width, width)
     expect_linear(module, "encode_task_layer.2", width, code)
-    expect_shape("vit_proj.weight", module.vit_proj.weight, (module.vit_proj.weight.shape[0], width))  # type: ignore
+    expect_shape("vit_proj.weight", module.vit_proj.weight, (module.vit_proj.weight.shape[0], width))
     for norm in ("ln_vision", "norm"):
         expect_norm(merger, norm, width)
     for number, block in enumerate(child(merger, "blocks").children()):
         check_block(block, width, f"causal_encoder.blocks.{number}")
-    expect_no_hooks(merger, [name for name, _ in merger.named_modules() if name.startswith("blocks") and not _leaf(name)])
-    expect_no_hooks(module, ("causal_encoder",))
     expect_arguments(merger, "forward", "x, decisions")
     expect_arguments(module, "encode_features", "x")
     expect_arguments(module, "tokenize_image", "x_tensor, add_special=False, used_for_llm=True")
 
 
-def check_block(block: nn.Module, width: int, name: str) -> None:
-    if not has_names(block, ("norm0", "token_causal_attn", "norm1", "token_cross_attn", "norm2", "mlp")):
-        raise Odd(f"{name}: expected norm0, token_causal_attn, norm1, token_cross_attn, norm2 and mlp alone")
+def check_block(block: Any, width: int, name: str) -> None:
+    try:
+        expect_names(block, ("norm0", "token_causal_attn", "norm1", "token_cross_attn", "norm2", "mlp"))
+    except Odd as odd:
+        raise Odd(f"{name} {odd}") from None
     for norm in ("norm0", "norm1", "norm2"):
         expect_norm(block, norm, width)
-    hidden = child(block, "mlp.fc1").weight.shape[0]  # type: ignore[index, union-attr]
+    hidden = child(block, "mlp.fc1").weight.shape[0]
     expect_linear(block, "mlp.fc1", width, hidden)
     expect_linear(block, "mlp.fc2", hidden, width)
     expect_no_dropout(block)
 
 
-def _leaf(name: str) -> bool:
-    """Whether the merger's packed form calls this submodule, so that its hooks run."""
-    return name.endswith((".qkv", ".proj", ".query", ".key", ".value", ".mlp")) or ".norm" in name or ".mlp." in name
-
-
-def tokenizer_needs(module: nn.Module) -> Iterable[tuple[str, str]]:
+def tokenizer_needs(module: Any) -> Iterable[tuple[str, str]]:
     yield "token_predictor", "selector"
     yield "quantize", "quantizer"
     for number in range(len(child(module, "causal_encoder.blocks")._modules)):
@@ -168,9 +165,9 @@ def tokenizer_needs(module: nn.Module) -> Iterable[tuple[str, str]]:
         yield f"causal_encoder.blocks.{number}.token_cross_attn", "merger cross-attention"
 
 
-def tokenizer_cases(module: nn.Module, normal: Callable[..., Tensor]) -> Iterable[Case]:
+def tokenizer_cases(module: Any, normal: Callable[..., Tensor]) -> Iterable[Case]:
     """With features of a few patches in the encoder's place, which is what it is and is called alike by both."""
-    width = module.encode_task_layer[0].in_features  # type: ignore[index, union-attr]
+    width = module.encode_task_layer[0].in_features
     features = normal(2, 1 + 24, width)
     like = first_tensor(module)
     features = features.to(like.dtype)
