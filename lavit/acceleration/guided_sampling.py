@@ -117,13 +117,19 @@ def guided_ids(language_model: Any, ids: Tensor, mask: Tensor, copies: int, pad:
             hidden = hidden[:, -1]
         conditional, unconditional = head(hidden).chunk(2)
         scores = draw.allowed(conditional, unconditional, number, head.end)
-        token = torch.multinomial(head.spread(scores.softmax(dim=-1)), num_samples=1).squeeze(1)
+        token = drawn_from(head.spread(scores.softmax(dim=-1)))
         token = token.where(unfinished, pad)
         drawn.append(token)
         unfinished = unfinished & (token != END)
         if number >= draw.min_tokens and not unfinished.any():
             break
     return torch.stack(drawn, dim=1)
+
+
+def drawn_from(probabilities: Tensor) -> Tensor:
+    """(R, V) -> (R,) ids, those of ``torch.multinomial(probabilities, 1)`` by its numbers and its way, the least of
+    exponential variables over p, without its looks at the values, for each of which the host waits."""
+    return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(dim=-1)
 
 
 class _Head:
