@@ -1,6 +1,6 @@
 """The merger's masked attention image by image, so that the N x N weights of one image's heads stay in the cache.
 
-For 16 heads and 256 tokens they are 4 MB in float32, and every step after the product is in place. With epsilon a row is
+For 16 heads and 256 tokens they are 4 MB in float32; every step after the product is in place. With epsilon a row is
 
     out_i = (sum_j e_ij P_ij v_j + eps mean(v)) / den_i,   e_ij = exp(s_ij - m_i),   den_i = sum_j e_ij P_ij + eps
 
@@ -8,6 +8,8 @@ Without epsilon, and backward, one image at a time goes by the definition.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,7 +27,8 @@ def policy_attention(
     if q.shape[0] == 0 or q.numel() == 0:
         return reference.policy_attention(q, k, v, keep, kind, eps, scale)
     forward = with_epsilon if eps > 0 else reference.policy_attention
-    images = [forward(*(x[b : b + 1] for x in (q, k, v, keep)), kind, eps, scale) for b in range(q.shape[0])]
+    each = zip(*(x.split(1) for x in (q, k, v, keep)), strict=True)
+    images = [forward(qb, kb, vb, keep_b, kind, eps, scale) for qb, kb, vb, keep_b in each]
     out, lse, leak, mean = (torch.cat(parts) for parts in zip(*images, strict=True))
     return out, lse, leak, mean
 
@@ -62,11 +65,12 @@ def policy_attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of reference.py."""
-    tensors = (grad, q, k, v, keep, out, lse, leak, mean)
+    if len(q) == 0:
+        return reference.policy_attention_backward(grad, q, k, v, keep, out, lse, leak, mean, kind, eps, scale)
+    backward: Callable[..., tuple[Tensor, ...]] = reference.policy_attention_backward
     images = [
-        reference.policy_attention_backward(*(x[b : b + 1] for x in tensors), kind, eps, scale) for b in range(len(q))
+        backward(*each, kind, eps, scale)
+        for each in zip(*[x.split(1) for x in (grad, q, k, v, keep, out, lse, leak, mean)], strict=True)
     ]
-    if not images:
-        return reference.policy_attention_backward(*tensors, kind, eps, scale)
     dq, dk, dv, dkeep = (torch.cat(parts) for parts in zip(*images, strict=True))
     return dq, dk, dv, dkeep

@@ -236,7 +236,7 @@ class Tokenizer(nn.Module):
             return codes, counts
         images = (ids + FIRST).split(counts.tolist())
         if add_special:
-            begin, end = torch.tensor([BEGIN]), torch.tensor([END])
+            begin, end = torch.tensor([[BEGIN], [END]], device=ids.device)
             return [torch.cat((begin, image, end)) for image in images]
         return images
 
@@ -308,8 +308,8 @@ class Decoder(nn.Module):
     def forward(self, x, token_num):
         x = self.in_proj(x)
         parts, longest = x.split(token_num.tolist()), token_num.max().item()
-        padded = torch.zeros(len(parts), longest, x.shape[-1], dtype=x.dtype)
-        mask = torch.zeros(len(parts), longest, dtype=x.dtype)
+        padded = x.new_zeros(len(parts), longest, x.shape[-1])
+        mask = x.new_zeros(len(parts), longest)
         for i, part in enumerate(parts):
             padded[i, : len(part)] = part
             mask[i, : len(part)] = 1
@@ -342,13 +342,13 @@ class Tokens(SimpleNamespace):
         return Tokens(input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device))
 
 
-def small_language_model(codes=CODES):
+def small_language_model(codes=CODES, width=24, depth=2, heads=2):
     config = LlamaConfig(
         vocab_size=FIRST + codes + 4,
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+        hidden_size=width,
+        intermediate_size=4 * width // 3,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
         max_position_embeddings=256,
         initializer_range=0.3,
     )
@@ -356,11 +356,11 @@ def small_language_model(codes=CODES):
 
 
 class Generation(nn.Module):
-    """The model for drawing images, its U-Net and VAE empty; ``passes`` counts what the language model runs."""
+    """The model for drawing images, its U-Net and VAE empty."""
 
-    def __init__(self, kind="highres", load_tokenizer=True):
+    def __init__(self, kind="highres", load_tokenizer=True, language_model=None):
         super().__init__()
-        self.llama_tokenizer, self.llama_model = Words(), small_language_model()
+        self.llama_tokenizer, self.llama_model = Words(), language_model or small_language_model()
         self.llama_model.requires_grad_(False)
         self.visual_tokenizer = Tokenizer() if load_tokenizer else None
         if not load_tokenizer:
@@ -398,17 +398,17 @@ class Generation(nn.Module):
     ):
         if is_token_prompt:
             max_length = max(map(len, prompts))
-            ids = torch.full((len(prompts), max_length), 2)
+            ids = torch.full((len(prompts), max_length), 2, device=self.device)
             mask = torch.zeros_like(ids)
             for i, prompt in enumerate(prompts):
                 ids[i, -len(prompt) :], mask[i, -len(prompt) :] = prompt, 1
         else:
             tokens = self.llama_tokenizer(prompts, padding="longest", return_tensors="pt", add_special_tokens=False)
-            ids, mask = tokens.input_ids, tokens.attention_mask
+            ids, mask = tokens.to(self.device).input_ids, tokens.to(self.device).attention_mask
         ids = F.pad(ids, (0, 1), value=BEGIN).repeat_interleave(num_return_images, 0)
         mask = F.pad(mask, (0, 1), value=1).repeat_interleave(num_return_images, 0)
         alone, cache, other_cache = ids[:, -1:], None, None
-        drawn, ended = [ids[:, -1]], torch.zeros(len(ids), dtype=torch.bool)
+        drawn, ended = [ids[:, -1]], torch.zeros_like(ids[:, -1], dtype=torch.bool)
         for number in range(max_length):
             positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             out = self.llama_model(
@@ -449,6 +449,6 @@ class Generation(nn.Module):
     @torch.no_grad()
     def generate_image_embeds(self, image_tokens):
         parts = [ids[ids >= FIRST] - FIRST for ids in image_tokens]
-        counts = torch.tensor([len(part) for part in parts])
+        counts = torch.tensor([len(part) for part in parts], device=self.device)
         book = (self.quantize if self.visual_tokenizer is None else self.visual_tokenizer.quantize).embedding
         return self.tokenizer_decoder(book(torch.cat(parts)).to(self.dtype), counts)
