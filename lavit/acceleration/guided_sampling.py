@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BEGIN, END = 32000, 32001
-FIRST_SUPPRESSED, FIRST_ALLOWED = 3, 32000
+from lavit.acceleration.structure import has_hooks
+
+BEGIN, END, FIRST_CODE = 32000, 32001, 32002
+FIRST_SUPPRESSED, FIRST_ALLOWED = 3, BEGIN
 
 # What generation configurations may ask for beside what is done here, and the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -105,7 +107,7 @@ def guided_ids(language_model: Any, ids: Tensor, mask: Tensor, copies: int, pad:
     mask[batch, 1:], positions[batch, -1] = 0, 0
     of = torch.arange(batch, device=ids.device).repeat_interleave(copies, output_size=rows)
     of = torch.cat((of, torch.full_like(of, batch)))
-    hidden, cache, mask, positions = hidden[of], _rows(cache, of), mask[of], positions[of, -1:]
+    hidden, cache, mask, positions = hidden[of.to(hidden.device)], _rows(cache, of), mask[of], positions[of, -1:]
     head = _Head(language_model.lm_head)
     drawn = [torch.full((rows,), BEGIN, dtype=torch.int64, device=ids.device)]
     unfinished = torch.ones_like(drawn[0], dtype=torch.bool)
@@ -115,7 +117,7 @@ def guided_ids(language_model: Any, ids: Tensor, mask: Tensor, copies: int, pad:
             mask, positions = torch.cat((mask, one), dim=1), positions + 1
             hidden, cache = _pass(language_model, drawn[-1].repeat(2)[:, None], mask, positions, cache)
             hidden = hidden[:, -1]
-        conditional, unconditional = head(hidden).chunk(2)
+        conditional, unconditional = head(hidden).to(ids.device).chunk(2)
         scores = draw.allowed(conditional, unconditional, number, head.end)
         token = drawn_from(head.spread(scores.softmax(dim=-1)))
         token = token.where(unfinished, pad)
@@ -139,10 +141,8 @@ class _Head:
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
-        self.size = len(layer.weight)
-        self.plain = type(layer) is torch.nn.Linear and layer.bias is None and "forward" not in vars(layer)
-        weight = layer.weight
-        self.parts = weight[:FIRST_SUPPRESSED], weight[FIRST_ALLOWED:]
+        self.plain = type(layer) is torch.nn.Linear and layer.bias is None and not has_hooks(layer)
+        self.parts = layer.weight[:FIRST_SUPPRESSED], layer.weight[FIRST_ALLOWED:]
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(R, C) -> float32 logits (R, A) of ids 0 to 2 and from 32000 on."""

@@ -77,7 +77,7 @@ def test_isinstance_names_and_signature_hold():
     assert repr(model) == repr(release.Tokenizer())
 
 
-def test_random_generators_modes_and_requires_grad_are_as_they_were():
+def test_random_generators_modes_and_gradients_are_as_they_were():
     model = release.Generation().train()
     wanted = torch.random.get_rng_state()
     asked = [p.requires_grad for p in model.parameters()]
@@ -85,6 +85,7 @@ def test_random_generators_modes_and_requires_grad_are_as_they_were():
     assert torch.random.get_rng_state().equal(wanted)
     assert all(module.training for module in (model, model.tokenizer_decoder, model.visual_tokenizer))
     assert [p.requires_grad for p in model.parameters()] == asked
+    assert all(p.grad is None for p in model.parameters())
 
 
 ODD = {
@@ -159,6 +160,29 @@ def test_another_formula_behind_the_same_names_and_shapes_is_left():
     assert "differ" in left["0"] and "agree in" in left["1"]
     assert type(model[2]) is Deterministic and type(model[0]) is OtherEpsilon
     assert "accelerated" not in str(left)
+
+
+class StraightThrough(release.Quantizer):
+    def tokenize(self, z):
+        codes, ids = super().tokenize(z)
+        unit = torch.nn.functional.normalize(z, dim=-1).reshape(-1, self.codebook_dim)
+        return unit + (codes - unit).detach(), ids
+
+
+class FrozenKeys(release.CausalAttention):
+    def forward(self, x, decisions):
+        weight = self.qkv.weight
+        self.qkv.weight = nn.Parameter(weight.detach())
+        try:
+            return super().forward(x, decisions)
+        finally:
+            self.qkv.weight = weight
+
+
+@pytest.mark.parametrize("module", [StraightThrough(64, 8), FrozenKeys(48, 4)], ids=["to the input", "to a parameter"])
+def test_the_same_values_with_another_gradient_are_left(module):
+    with pytest.raises(ValueError, match="differ from the new ones"):
+        accelerate(module)
 
 
 def test_without_comparison_names_and_shapes_decide():

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lavit.acceleration.families.tokenizer import BEGIN, FIRST_CODE
-from lavit.acceleration.guided_sampling import Draw, guided_ids, neutral
+from lavit.acceleration.guided_sampling import BEGIN, FIRST_CODE, Draw, guided_ids, neutral
 from lavit.acceleration.registry import Case, Part, change_of, register
 from lavit.acceleration.structure import Odd, arguments, child, expect_arguments
 

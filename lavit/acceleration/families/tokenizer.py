@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lavit.acceleration.guided_sampling import BEGIN, END, FIRST_CODE
 from lavit.acceleration.packed_merger import merge_kept, passed_by
 from lavit.acceleration.registry import Case, Part, first_tensor, policy_of, register
 from lavit.acceleration.structure import (
@@ -29,7 +30,6 @@ from lavit.acceleration.structure import (
 from lavit.kernels import Selection, nearest_code, pack, partition
 from lavit.tokenizer.merger import Layout
 
-BEGIN, END, FIRST_CODE = 32000, 32001, 32002
 DISTANCES = 1 << 22
 """Distances in memory at once, where they are computed in the precision of autocast."""
 
@@ -116,8 +116,18 @@ def check_quantizer(module: Any) -> None:
 
 def quantizer_cases(module: Any, normal: Callable[..., Tensor]) -> Iterable[Case]:
     z = normal(2, 19, module.codebook_dim)
+    learned = z[0, :1].clone().requires_grad_()  # one row: its code is another only where two tie
     yield lambda quantizer: quantizer.tokenize(z)[1]
-    yield lambda quantizer: quantizer.tokenize(z[0, :1])[0].shape[0] * z.new_ones(1)
+    yield lambda quantizer: quantizer.tokenize(learned)[0]
+    yield lambda quantizer: gradient_to(learned, quantizer.tokenize(learned)[0])
+
+
+def gradient_to(rows: Tensor, codes: Tensor) -> Tensor:
+    """Of the codes' sum: none is zeros. A straight-through gradient is the same values and another gradient."""
+    if not codes.requires_grad:
+        return torch.zeros_like(rows)
+    (gradient,) = torch.autograd.grad(codes.sum(), rows, allow_unused=True)
+    return torch.zeros_like(rows) if gradient is None else gradient
 
 
 def tokenizer_alike(module: Any) -> bool:
