@@ -70,6 +70,39 @@ def test_report_says_what_and_why_in_lines_of_blocks_together():
     assert "causal_encoder.blocks.1.token_causal_attn" in left[1] and "scale: expected 0.288675" in left[1]
 
 
+def test_what_gains_nothing_is_named_with_the_reason():
+    model = nn.Module()
+    model.visual_tokenizer, model.llama_model = release.Tokenizer(), nn.Linear(2, 2)
+    names = ("conv_in", "time_proj", "down_blocks", "mid_block", "up_blocks")
+    unet = nn.ModuleDict({name: nn.Linear(2, 2) for name in names})
+    report = accelerate(nn.ModuleDict({"understanding": model, "unet": unet}))
+    reasons = {entry.part: entry.reason for entry in report.left}
+    assert set(reasons) == {"text generation", "U-Net"}
+    assert "beam search" in reasons["text generation"] and "one pass already" in reasons["U-Net"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_compared_under_autocast_and_replaced(dtype):
+    """As the release casts them: linear and convolution layers, and the language model."""
+    model = release.Generation()
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            layer.to(dtype)
+    model.llama_model.to(dtype)
+    before = {name: value.dtype for name, value in model.state_dict().items()}
+    assert not accelerate(model).left
+    assert {name: value.dtype for name, value in model.state_dict().items()} == before
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        x = images()
+        torch.manual_seed(1)
+        found = model.visual_tokenizer.tokenize_image(x)
+        restore(model)
+        torch.manual_seed(1)
+        wanted = model.visual_tokenizer.tokenize_image(x)
+    same = torch.cat([(a == b).double() for a, b in zip(found, wanted, strict=True)])
+    assert same.mean() > 0.75  # bfloat16 decides between near codes
+
+
 def test_isinstance_names_and_signature_hold():
     model = release.Tokenizer()
     accelerate(model)
