@@ -13,7 +13,7 @@ from torch import nn
 
 import lavit
 from lavit import accelerate, restore
-from lavit.acceleration import registry
+from lavit.acceleration import comparison, registry
 
 
 def state(model):
@@ -216,6 +216,19 @@ class FrozenKeys(release.CausalAttention):
 def test_the_same_values_with_another_gradient_are_left(module):
     with pytest.raises(ValueError, match="differ from the new ones"):
         accelerate(module)
+
+
+def test_a_gradient_of_bounded_size_is_compared(monkeypatch):
+    """A whole tokenizer's gradient would be gigabytes at the release's size."""
+    monkeypatch.setattr(comparison, "COMPARED", 100)
+    sizes = []
+    own = comparison._compare_gradients
+    monkeypatch.setattr(
+        comparison, "_compare_gradients", lambda was, now, dtype: (sizes.append(was), own(was, now, dtype))
+    )
+    accelerate(release.Tokenizer())
+    assert 512 in [x.numel() for x in sizes if x is not None]  # of the codebook, one parameter in any case
+    assert all(x is None or x.numel() <= 512 for x in sizes)
 
 
 def test_without_comparison_names_and_shapes_decide():

@@ -31,8 +31,8 @@ class Norm(nn.LayerNorm):
 class Mlp(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.fc1, self.act, self.fc2, self.drop = nn.Linear(width, 3 * width), nn.GELU(), None, nn.Dropout(0.0)
-        self.fc2 = nn.Linear(3 * width, width)
+        self.fc1, self.act = nn.Linear(width, 3 * width), nn.GELU()
+        self.fc2, self.drop = nn.Linear(3 * width, width), nn.Dropout(0.0)
 
     def forward(self, x):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
@@ -128,9 +128,8 @@ class CrossAttention(nn.Module):
         self.attn_drop, self.proj, self.proj_drop = nn.Dropout(0.0), nn.Linear(width, width), nn.Dropout(0.0)
 
     def forward(self, x, x_origin, decisions):
-        q, k, v = (
-            heads_apart(p, self.num_heads) for p in (self.query(x), self.key(x_origin), self.value(x_origin))
-        )
+        rows = (self.query(x), self.key(x_origin), self.value(x_origin))
+        q, k, v = (heads_apart(p, self.num_heads) for p in rows)
         seen = (1 - decisions)[:, None, None, :]
         a = self.attn_drop(weighted((q @ k.transpose(-1, -2)) * self.scale, seen))
         return self.proj_drop(self.proj(heads_together(a @ v)))
@@ -433,10 +432,7 @@ class Generation(nn.Module):
                 cut = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
                 cut[:, -1] = False
                 scores[torch.zeros_like(cut).scatter(1, order, cut)] = -torch.inf
-            if use_nucleus_sampling:
-                token = torch.multinomial(scores.softmax(-1), 1)[:, 0]
-            else:
-                token = scores.argmax(-1)
+            token = torch.multinomial(scores.softmax(-1), 1)[:, 0] if use_nucleus_sampling else scores.argmax(-1)
             token = token.where(~ended, 2)
             drawn.append(token)
             ended |= token == END
