@@ -1,4 +1,6 @@
 from . import kernels as kernels
+from .acceleration import accelerate as accelerate
+from .acceleration import restore as restore
 from .language.configuration import LaVITConfig as LaVITConfig
 from .language.model import LaVIT as LaVIT
 from .language.processing import LaVITProcessor as LaVITProcessor

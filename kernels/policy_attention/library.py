@@ -8,11 +8,17 @@ from torch import Tensor
 from lavit.kernels.dispatch import Implementation, register, without_autocast
 from lavit.kernels.triton_support import triton_unusable
 
+
+def _not_cpu(device_type: str) -> str | None:
+    return None if device_type == "cpu" else "made for the CPU's caches"
+
+
 OPERATION = register(
     "policy_attention",
     Implementation("triton", "streams the keys, the N x N weights never in memory", triton_unusable),
+    Implementation("cpu", "image by image, one image's weights in the cache", _not_cpu),
     Implementation("reference", "the definition in PyTorch"),
-    preference={"cuda": ("triton", "reference"), "cpu": ("reference",)},
+    preference={"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
 )
 
 

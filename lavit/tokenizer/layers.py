@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,18 @@ class SelfAttention(nn.Module):
         return self.proj(self_attention(self.qkv(x), self.heads, attend))
 
 
+def cross_attention(
+    layers: Any, heads: int, x: Tensor, origin: Tensor, attend: Attend, whole: tuple[Tensor, Tensor, Tensor] | None
+) -> Tensor:
+    """:class:`CrossAttention` with the layers query, key, value and proj of any module."""
+    q, k, v = (rows.unflatten(-1, (heads, -1)) for rows in (layers.query(x), layers.key(origin), layers.value(origin)))
+    out = attend(q, k, v).flatten(-2)
+    if whole is not None:
+        rows, image, instead = whole
+        out = torch.where(instead, layers.value(rows).to(out.dtype)[image], out)
+    return layers.proj(out)
+
+
 class CrossAttention(nn.Module):
     """Attention of rows to those of another tensor, in the merger the kept patches' to the dropped ones."""
 
@@ -72,11 +85,4 @@ class CrossAttention(nn.Module):
 
         whole: (B, C) rows, (T,) image ids and (T, 1) bool: where x is to get the value of its image's row instead.
         """
-        q, k, v = (
-            rows.unflatten(-1, (self.heads, -1)) for rows in (self.query(x), self.key(origin), self.value(origin))
-        )
-        out = attend(q, k, v).flatten(-2)
-        if whole is not None:
-            rows, image, instead = whole
-            out = torch.where(instead, self.value(rows).to(out.dtype)[image], out)
-        return self.proj(out)
+        return cross_attention(self, self.heads, x, origin, attend, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +77,7 @@ class _Dense:
 
 
 @dataclass(frozen=True)
-class _Packed:
+class Packed:
     """What every block needs to compute kept rows: offsets, dropped rows as they left the encoder, mask weights.
 
     causal_weight (T,), cross_weight (T'): the mask's values, all 1, that carry its gradient; None without a gradient.
@@ -90,6 +91,22 @@ class _Packed:
     causal_weight: Tensor | None
     cross_weight: Tensor | None
     whole: tuple[Tensor, Tensor, Tensor] | None
+
+    @classmethod
+    def of(cls, ln_vision: Callable[[Tensor], Tensor], features: Tensor, kept: Ragged, layout: Layout) -> Packed:
+        """From features (B, N, C), their kept rows, and the norm of the rows that cross-attention reads."""
+        keep = layout.selection.keep
+        causal_weight = cross_weight = whole = None
+        if torch.is_grad_enabled() and keep.requires_grad:
+            causal_weight, cross_weight = layout.kept(keep).values, layout.dropped(1 - keep).values
+        dropped = layout.dropped(features)
+        origin = dropped.with_values(ln_vision(dropped.values))
+        if layout.max_kept == layout.num_patches and layout.total > 0:
+            lengths = layout.selection.cu_kept.diff()
+            image = torch.repeat_interleave(lengths, output_size=layout.total)
+            is_whole = (lengths == layout.num_patches)[image].unsqueeze(1)
+            whole = (ln_vision(features).mean(dim=1), image, is_whole)
+        return cls(kept, origin, causal_weight, cross_weight, whole)
 
     @property
     def origin(self) -> Tensor:
@@ -118,7 +135,7 @@ class MergerBlock(nn.Module):
         self.norm2 = LayerNorm(width, eps)
         self.mlp = Mlp(width, config.mlp_ratio)
 
-    def forward(self, x: Tensor, context: _Dense | _Packed) -> Tensor:
+    def forward(self, x: Tensor, context: _Dense | Packed) -> Tensor:
         x = x + self.token_causal_attn(self.norm0(x), context.causal)
         x = x + self.token_cross_attn(self.norm1(x), context.origin, context.cross, context.whole)
         return x + self.mlp(self.norm2(x))
@@ -154,23 +171,9 @@ class Merger(nn.Module):
         patches as cross-attention keys.
         """
         kept = layout.kept(features)
-        return kept.with_values(self._run(kept.values, self._packed(features, kept, layout)))
+        return kept.with_values(self._run(kept.values, Packed.of(self.ln_vision, features, kept, layout)))
 
-    def _run(self, x: Tensor, context: _Dense | _Packed) -> Tensor:
+    def _run(self, x: Tensor, context: _Dense | Packed) -> Tensor:
         for block in self.blocks:
             x = block(x, context)
         return self.norm(x)
-
-    def _packed(self, features: Tensor, kept: Ragged, layout: Layout) -> _Packed:
-        keep = layout.selection.keep
-        causal_weight = cross_weight = whole = None
-        if torch.is_grad_enabled() and keep.requires_grad:
-            causal_weight, cross_weight = layout.kept(keep).values, layout.dropped(1 - keep).values
-        dropped = layout.dropped(features)
-        origin = dropped.with_values(self.ln_vision(dropped.values))
-        if layout.max_kept == layout.num_patches and layout.total > 0:
-            lengths = layout.selection.cu_kept.diff()
-            image = torch.repeat_interleave(lengths, output_size=layout.total)
-            is_whole = (lengths == layout.num_patches)[image].unsqueeze(1)
-            whole = (self.ln_vision(features).mean(dim=1), image, is_whole)
-        return _Packed(kept, origin, causal_weight, cross_weight, whole)

@@ -8,7 +8,7 @@ from lavit.kernels import policy_attention
 from lavit.kernels.policy_attention.library import policy_attention_op
 
 KINDS = ["causal", "cross"]
-IMPLEMENTATIONS = ["reference", "triton"]
+IMPLEMENTATIONS = ["reference", "cpu", "triton"]
 
 
 def case(batch, patches, heads, dim, seed=0, dtype=torch.float64, mask="between"):
@@ -54,11 +54,12 @@ def formula(q, k, v, keep, kind, eps):
     st.sampled_from([1e-6, 0.3]),
     st.sampled_from(["between", "hard", "none", "all"]),
     st.integers(0, 2**31),
+    st.sampled_from(["reference", "cpu"]),
 )
-def test_forward_and_explicit_backward_are_those_of_the_formula(b, n, h, d, kind, eps, mask, seed):
+def test_forward_and_explicit_backward_are_those_of_the_formula(b, n, h, d, kind, eps, mask, seed, impl):
     inputs = [x.requires_grad_() for x in case(b, n, h, d, seed, mask=mask)]
     weight = torch.randn(b, n, h, d, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    expected, got = formula(*inputs, kind, eps), policy_attention(*inputs, kind=kind, eps=eps)
+    expected, got = formula(*inputs, kind, eps), policy_attention(*inputs, kind=kind, eps=eps, impl=impl)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
     grads = torch.autograd.grad((got * weight).sum(), inputs)
     # Where nothing is visible, rounding comes back divided by the row's sum, which is eps.
@@ -70,11 +71,12 @@ def test_forward_and_explicit_backward_are_those_of_the_formula(b, n, h, d, kind
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("eps", [1e-6, 0.0, 0.2])
-def test_gradcheck_with_a_mask_at_0_at_1_and_between(kind, eps):
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_gradcheck_with_a_mask_at_0_at_1_and_between(impl, kind, eps):
     q, k, v, keep = case(2, 4, 2, 3)
     keep[0, 1], keep[1, 2] = 0.0, 1.0
     inputs = [x.requires_grad_() for x in (q, k, v, keep)]
-    assert torch.autograd.gradcheck(lambda *a: policy_attention(*a, kind=kind, eps=eps), inputs)
+    assert torch.autograd.gradcheck(lambda *a: policy_attention(*a, kind=kind, eps=eps, impl=impl), inputs)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -157,7 +159,15 @@ def test_laws_of_a_batch_for_any_mask(data, kind, eps, n, seed):
 
 @pytest.mark.parametrize(
     ("impl", "b", "n"),
-    [("reference", 0, 3), ("reference", 2, 0), ("reference", 1, 1), ("reference", 2, 5), ("triton", 2, 5)],
+    [
+        ("reference", 0, 3),
+        ("reference", 2, 0),
+        ("reference", 1, 1),
+        ("reference", 2, 5),
+        ("cpu", 0, 3),
+        ("cpu", 2, 5),
+        ("triton", 2, 5),
+    ],
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_opcheck(device, impl, b, n, kind):
