@@ -42,16 +42,28 @@ FLOAT_WIDE = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 2), Tile(16, 16, 8, 2))
 SINGLE = {64: FLOAT_NARROW, 96: FLOAT_LAVIT, 128: FLOAT_MIDDLE, 256: FLOAT_WIDE}
 
 
-def _row(middle: Tiles = HALF_MIDDLE, wide: Tiles = HALF_WIDE) -> dict[int, dict[int, Tiles]]:
-    return {2: {64: HALF_NARROW, 128: middle, 256: wide}, 4: SINGLE}
+def _row(
+    narrow: Tiles = HALF_NARROW, middle: Tiles = HALF_MIDDLE, wide: Tiles = HALF_WIDE
+) -> dict[int, dict[int, Tiles]]:
+    return {2: {64: narrow, 128: middle, 256: wide}, 4: SINGLE}
 
 
+# Tensor cores that take their operands from registers (8 and 12) leave fewer for the rest.
+OPERANDS_IN_REGISTERS = replace(HALF_NARROW, queries=Tile(64, 32, 4, 2))
 TABLE = {
-    80: _row(),
+    80: _row(OPERANDS_IN_REGISTERS),
     # 8.6, 8.9 and 12 have 99 KiB of shared memory, where HALF_WIDE's queries want 101.
-    86: _row(replace(HALF_MIDDLE, keys=Tile(32, 32, 8, 2)), replace(HALF_WIDE, queries=Tile(32, 32, 8, 2))),
+    86: _row(
+        OPERANDS_IN_REGISTERS,
+        replace(HALF_MIDDLE, keys=Tile(32, 32, 8, 2)),
+        replace(HALF_WIDE, queries=Tile(32, 32, 8, 2)),
+    ),
     90: _row(),
-    120: _row(replace(HALF_MIDDLE, keys=Tile(16, 64, 4, 2)), replace(HALF_WIDE, queries=Tile(32, 16, 8, 2))),
+    120: _row(
+        OPERANDS_IN_REGISTERS,
+        replace(HALF_MIDDLE, keys=Tile(16, 64, 4, 2)),
+        replace(HALF_WIDE, queries=Tile(32, 16, 8, 2)),
+    ),
 }
 LARGEST = 256
 
@@ -175,7 +187,7 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def variants(every: bool = False) -> list[Variant]:
     """Every kernel with every tile of TABLE: LaVIT's width as the merger calls it, the ends of the others plainly.
     every: all widths that are compiled otherwise than another, in every type."""
-    cases = [(88, "bf16", True, True), (88, "bf16", False, False), (88, "fp32", True, True)]
+    cases = [(88, "bf16", True, True), (88, "bf16", False, False), (88, "fp32", True, True), (64, "bf16", True, True)]
     cases += [(dim, kind, False, True) for dim in (64, 128, 256) for kind in ("bf16", "fp32")]
     if every:
         forms = ((True, True), (False, False))
