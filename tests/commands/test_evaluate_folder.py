@@ -275,6 +275,21 @@ def test_folders_that_cannot_be_used_are_told_in_a_line(run, images, tmp_path):
         assert code == 2 and found is None and message in err and err.count("\n") == 1, (words, err)
 
 
+def test_outputs_take_the_place_of_nothing_that_is_read(run, images, captions, vizwiz, tmp_path):
+    folder, other = images.parent, write(tmp_path / "other.json", captions.read_text())
+    for words, message in (
+        (["--data", folder, "--output", captions], "--output: "),
+        (["--data", folder, "--captions", other, "--output", other], "--output: "),
+        (["--data", folder, "--questions", vizwiz, "--output", vizwiz], "--output: "),
+        (["--data", folder, "--sheet", images / "3.png"], "3.png is one of the images to be read"),
+        (["--data", images, "--sheet", images / "new.png"], "new.png is among the images that are read"),
+    ):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        code, _, _, err = run(*words, output=False)
+        assert code == 2 and message in err and err.count("\n") == 1, (words, err)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_what_is_left_out_is_counted_and_not_told_without_end(run, images, captions, tmp_path):
     listed = [{"id": n, "file_name": f"{n}.png"} for n in range(400)]
     rows = [{"id": n, "image_id": n, "caption": "text"} for n in range(400)]
