@@ -211,7 +211,7 @@ def _journal(
     settings: dict[str, Any] = {name: value for name, value in vars(options).items() if name not in ELSEWHERE}
     settings |= {"lavit": __version__, "task": list(tasks), "lacking": lacking}
     for name, used in (("model", options.model), ("pixels", place), ("clip", options.clip)):
-        settings[name] = _of_files(used, options.output)
+        settings[name] = _of_files(used, options)
     if folder is not None:
         asked: dict[str, Sequence[Any]] = {"caption": folder.captions, "vqa": folder.questions}
         asked |= {"generate": folder.captions}
@@ -221,14 +221,15 @@ def _journal(
     return Journal(f"{options.output}.progress", settings, restart=options.restart)
 
 
-def _of_files(folder: str | None, output: str) -> list[list[Any]] | None:
+def _of_files(folder: str | None, options: argparse.Namespace) -> list[list[Any]] | None:
     """Names, sizes and times of the files below a folder: of several gigabytes of weights, enough to tell another. What
     an evaluation itself writes there does not count."""
     if folder is None:
         return None
-    own = str(Path(output).resolve())
+    written = (options.output, f"{options.output}.progress", f"{options.output}.pictures")
+    own = {Path(name).resolve() for name in (*written, options.sheet, options.statistics) if name is not None}
     files = sorted(path for path in Path(folder).resolve().rglob("*") if path.is_file())
-    files = [path for path in files if not str(path).startswith(own)]
+    files = [path for path in files if own.isdisjoint((path, *path.parents))]
     folder = str(Path(folder).resolve())
     return [[path.relative_to(folder).as_posix(), *_size_and_time(path)] for path in files]
 

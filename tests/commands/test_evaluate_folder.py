@@ -227,6 +227,19 @@ def test_restart_forgets_and_a_model_that_changed_is_noticed(run, images, captio
     assert code == 0 and len(model.seen) == 8
 
 
+def test_of_a_model_s_folder_only_what_is_written_there_does_not_count(run, images, captions, model, tmp_path):
+    place = tmp_path / "model"
+    words = ("--data", images.parent, "--batch-size", 2, "--output", place / "con", "--sheet", place / "s.png")
+    model.stop = 50
+    assert run(*words, output=False)[0] == 130
+    model.seen, model.stop = [], None
+    write(place / "config.json", {})  # begins as the output does
+    assert run(*words, output=False)[0] == 2 and model.seen == []
+    (place / "config.json").unlink()
+    write(place / "s.png", "of an earlier run")
+    assert run(*words, output=False)[0] == 0 and model.seen == [40, 50, 60, 70]
+
+
 # --------------------------------------------------------------------------------------------------------------- sheet
 
 
