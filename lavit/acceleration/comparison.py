@@ -40,13 +40,14 @@ def seed(device: torch.device) -> None:
 
 
 def randoms(module: nn.Module) -> Callable[..., Tensor]:
-    """(sizes) -> a normal tensor on the module's device, the same numbers for every call of this function."""
+    """(sizes) -> a normal tensor on the module's device, the same numbers for every call of this function, whatever the
+    default device."""
     like = first_tensor(module)
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator("cpu").manual_seed(SEED)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
 
     def normal(*sizes: int) -> Tensor:
-        return torch.randn(*sizes, generator=generator, dtype=dtype).to(like.device)
+        return torch.randn(*sizes, generator=generator, dtype=dtype, device="cpu").to(like.device)
 
     return normal
 

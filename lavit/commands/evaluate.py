@@ -20,7 +20,7 @@ from lavit.commands.model_folders import load_lavit, pixels_folder
 from lavit.commands.options import only_given, pick_device
 from lavit.data.image_folder import ImageFolder
 from lavit.evaluation import tasks as evaluation
-from lavit.evaluation.data_folder import DataFolder, fingerprint, read_data
+from lavit.evaluation.data_folder import ANNOTATIONS, DataFolder, fingerprint, read_data
 from lavit.evaluation.journal import Journal
 from lavit.evaluation.tasks import Model, TaskReport
 from lavit.shapes.edits import edits
@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     if options.data != SHAPES_WORLD:
         given = {name: getattr(options, name) for name in ("images", "captions", "questions", "answers", "split")}
         folder = read_data(options.data, **given)
+        _check_outputs(options, folder)
     tasks = _tasks(options.task, folder, options.data)
     if options.lemmatize:
         lemmatizer()  # what is missing for it is told before the work
@@ -101,6 +102,20 @@ def _tell_left_out(left_out: Sequence[tuple[str, str]], output: str | None) -> N
     if left_out:
         rest = f", {TOLD} of them told here" + (f", all in {output}" if output else "") if left_out[TOLD:] else ""
         print(f"lavit: {len(left_out)} left out{rest}", file=sys.stderr)
+
+
+def _check_outputs(options: argparse.Namespace, folder: DataFolder) -> None:
+    """ValueError where an output would take the place of what is read, or be read as an image the next time."""
+    given = (options.captions, options.questions, options.answers, options.statistics)
+    files = [*(path for path in given if path), *(Path(options.data, name) for name in ANNOTATIONS)]
+    for option, target in (("--output", options.output), ("--sheet", options.sheet)):
+        if target not in (None, "-"):
+            outputs.check_not_read(option, [target], files, "one of the files")
+            for items in (folder.captions, folder.questions):
+                outputs.check_not_read(option, [target], [item.image for item in items])
+    sheet = options.sheet
+    if sheet and not folder.annotated and Path(sheet).resolve().is_relative_to(folder.images.resolve()):
+        raise ValueError(f"--sheet: {sheet} is among the images that are read")
 
 
 def _check_pictures(options: argparse.Namespace, folder: DataFolder) -> None:
@@ -196,7 +211,7 @@ def _journal(
     settings: dict[str, Any] = {name: value for name, value in vars(options).items() if name not in ELSEWHERE}
     settings |= {"lavit": __version__, "task": list(tasks), "lacking": lacking}
     for name, used in (("model", options.model), ("pixels", place), ("clip", options.clip)):
-        settings[name] = _of_files(used, options.output)
+        settings[name] = _of_files(used, options)
     if folder is not None:
         asked: dict[str, Sequence[Any]] = {"caption": folder.captions, "vqa": folder.questions}
         asked |= {"generate": folder.captions}
@@ -206,14 +221,15 @@ def _journal(
     return Journal(f"{options.output}.progress", settings, restart=options.restart)
 
 
-def _of_files(folder: str | None, output: str) -> list[list[Any]] | None:
+def _of_files(folder: str | None, options: argparse.Namespace) -> list[list[Any]] | None:
     """Names, sizes and times of the files below a folder: of several gigabytes of weights, enough to tell another. What
     an evaluation itself writes there does not count."""
     if folder is None:
         return None
-    own = str(Path(output).resolve())
+    written = (options.output, f"{options.output}.progress", f"{options.output}.pictures")
+    own = {Path(name).resolve() for name in (*written, options.sheet, options.statistics) if name is not None}
     files = sorted(path for path in Path(folder).resolve().rglob("*") if path.is_file())
-    files = [path for path in files if not str(path).startswith(own)]
+    files = [path for path in files if own.isdisjoint((path, *path.parents))]
     folder = str(Path(folder).resolve())
     return [[path.relative_to(folder).as_posix(), *_size_and_time(path)] for path in files]
 

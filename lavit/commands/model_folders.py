@@ -75,6 +75,7 @@ def pixels_folder(model: str | None, pixels: str | None) -> str:
     for found in (place, place / PIXELS):
         if (found / PIPELINE_FILE).is_file():
             return str(found)
+    _refuse_released(place, model)
     raise ValueError(
         f"--model: {model} holds nothing that draws pixels (no {PIPELINE_FILE}, no {PIXELS}/{PIPELINE_FILE}); give "
         "--pixels DIR, the folder that `lavit train pixels` left"
@@ -119,10 +120,14 @@ def _folder(folder: str, option: str) -> Path:
 
 def _kind(place: Path, folder: str, wanted: str) -> str | None:
     if not (place / CONFIG_FILE).is_file():
-        if place.name == RELEASED or (place / RELEASED).is_dir():
-            raise ValueError(f"--model: {folder} is a released folder; `lavit convert {folder} OUT` makes one to use")
+        _refuse_released(place, folder)
         raise ValueError(f"--model: {folder} holds no {wanted} (it has no {(place / CONFIG_FILE).relative_to(folder)})")
     return _read_json(place / CONFIG_FILE, "--model").get("model_type")
+
+
+def _refuse_released(place: Path, folder: str) -> None:
+    if place.name == RELEASED or (place / RELEASED).is_dir():
+        raise ValueError(f"--model: {folder} is a released folder; `lavit convert {folder} OUT` makes one to use")
 
 
 def _read_json(path: Path, option: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -29,12 +29,17 @@ def check_picture(option: str, target: str, suffixes: Sequence[str] = PICTURES) 
         raise ValueError(f"{option}: expected a name that ends in {wanted}, got {target}")
 
 
-def check_not_read(option: str, targets: Sequence[str | Path], sources: Sequence[str]) -> None:
-    """ValueError where a result would take the place of an image that is read."""
+def check_not_read(
+    option: str, targets: Sequence[str | Path], sources: Iterable[str | Path], what: str = "one of the images"
+) -> None:
+    """ValueError where a result would take the place of an image, or of ``what``, that is read."""
+    targets = [target for target in targets if Path(target).exists()]
+    if not targets:
+        return
     read = {Path(source).resolve() for source in sources}
     for target in targets:
         if Path(target).resolve() in read:
-            raise ValueError(f"{option}: {target} is one of the images to be read, and would be overwritten")
+            raise ValueError(f"{option}: {target} is {what} to be read, and would be overwritten")
 
 
 def write_picture(image: Image.Image, target: str | Path) -> None:

@@ -32,8 +32,8 @@ the same tokenizer."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of the pixels."""
     add = parser.add_argument
-    add("--steps", type=int, metavar="N", help="of denoising; else the pipeline's own, 50 or 25")
-    add("--guidance", type=float, metavar="G", help="of the pixels by the tokens, 1 is off; else its own, 5 or 7")
+    add("--steps", type=int, metavar="N", help="of denoising; else the pipeline's own, or 25")
+    add("--guidance", type=float, metavar="G", help="of the pixels by the tokens, 1 is off; else its own, or 7")
     add("--size", metavar="WxH", help="width and height in pixels, such as 1152x896; else what the model was made for")
     add("--scheduler", metavar="NAME", help="of the steps: DPMSolverMultistep, Euler, ...; else the pipeline's own")
     add("--compile", action="store_true", help="compile the U-Net: a minute or more at first, faster steps after it")

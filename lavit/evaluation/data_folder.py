@@ -13,6 +13,7 @@ from lavit.data.image_folder import ImageFolder
 
 CAPTIONS = ("captions.json", "captions.token", "captions.csv")
 QUESTIONS, ANSWERS, IMAGES = "questions.json", "answers.json", "images"
+ANNOTATIONS = (*CAPTIONS, QUESTIONS, ANSWERS)
 
 
 @dataclass(frozen=True)

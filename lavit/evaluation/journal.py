@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,29 @@ from typing import Any
 from lavit.data.atomic_write import atomic_write, sync_folder
 from lavit.training.engine import distributed
 
-SETTINGS = "settings.json"
+try:
+    import fcntl
+except ImportError:  # not a Unix: two runs at once are not told from each other
+    fcntl = None  # type: ignore[assignment]
+
+SETTINGS, LOCK = "settings.json", "lock"
 
 
 class Journal:
     """The results of a run, kept as they come. Those of all processes go where the first one says, and only it reads.
 
     folder: made if it is not there; its parent must be. settings: plain data, all that the results depend on.
-    restart: what another or an earlier run left there is removed.
-    Raises ValueError on every process where the folder holds work that was done with other settings, or cannot be used.
+    restart: what an earlier run left there is removed.
+    Until it is finished, or its process ends, the folder is its own: two runs would mix their results, and the pictures
+    beside them.
+    Raises ValueError on every process where the folder holds work that was done with other settings, is another run's
+    that goes on, or cannot be used.
     """
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], *, restart: bool = False) -> None:
         self.folder = Path(distributed.from_first(os.fspath(folder)))
         self._settings = json.loads(json.dumps(settings))
+        self._release: Callable[[], object] | None = None
         problem = None
         if distributed.rank() == 0:
             try:
@@ -48,12 +58,20 @@ class Journal:
     def finish(self) -> None:
         """Removes it: the results are written elsewhere. For the first process."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._release is not None:
+            self._release()
 
     def _open(self, restart: bool) -> str | None:
-        if restart:
-            shutil.rmtree(self.folder, ignore_errors=True)
         path = self.folder / SETTINGS
-        if path.is_file():
+        if restart:
+            if problem := self._take():
+                return problem
+            for left in self.folder.iterdir():
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
+                elif left.name != LOCK:
+                    left.unlink()
+        elif path.is_file():
             try:
                 known = json.loads(path.read_text(encoding="utf-8"))
             except ValueError:
@@ -63,12 +81,29 @@ class Journal:
                     f"{self.folder} holds the results of a run with other settings ({'; '.join(other)}): finish that "
                     "one with its own, or begin anew with --restart"
                 )
-            return None
-        if self.folder.exists() and any(self.folder.iterdir()):
+            return self._take()
+        elif self.folder.exists() and any(left.name != LOCK for left in self.folder.iterdir()):
             return f"{self.folder} is no folder of an interrupted run (it has no {SETTINGS})"
-        self.folder.mkdir(exist_ok=True)
+        elif problem := self._take():
+            return problem
         with atomic_write(path, "w") as file:
             json.dump(self._settings, file, indent=1)
+        return None
+
+    def _take(self) -> str | None:
+        """Makes the folder, and makes it this run's own; the reason why it cannot be."""
+        self.folder.mkdir(exist_ok=True)
+        if fcntl is None:
+            return None
+        file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        self._release = weakref.finalize(self, os.close, file)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process, and no child's
+        except (BlockingIOError, PermissionError):
+            self._release()
+            return f"{self.folder} belongs to a run that goes on; wait for its end, or give another output"
+        except OSError:  # a disk without locks
+            pass
         return None
 
 

@@ -77,8 +77,8 @@ def load_released_lavit(
     text_size: number of text ids; [IMG] is the one after them. dtype: of the language model; None: as it is stored.
     visual_dtype: of the visual tokenizer, the second merger and the projector; see :func:`load_released_tokenizer` for
         what stays in float32.
-    device_map: of the language model, as transformers takes it (a device, "auto", ...); the visual parts go where its
-        embedding is. None: the CPU.
+    device_map: of the language model, as transformers takes it (a device, "auto", ...), for which it needs the package
+        accelerate; the visual parts go where its embedding is. None: the CPU.
 
     The weights are copied out of the files, which may change afterwards; besides the model about one tensor is in
     memory. No code of a file is run. Raises FileNotFoundError that names every missing file, and ValueError for a

@@ -112,7 +112,8 @@ def check_parts(folder: Path, kind: str, checked: bool) -> None:
         of_checker = [str(path) for path in files if not path.is_file()]
         of_checker += filter(None, [_lacks(checker / CHECKER, CHECKER_FILES)])
     if missing or of_checker:
-        hint = " (safety_checker=False leaves the safety checker out)" if of_checker else ""
+        way = "safety_checker=False leaves the safety checker out, of a command --no-safety-checker"
+        hint = f" ({way})" if of_checker else ""
         raise FileNotFoundError(f"the released pixel stage ({kind}) lacks {', '.join(missing + of_checker)}{hint}")
 
 

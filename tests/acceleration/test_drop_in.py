@@ -51,6 +51,16 @@ def test_everything_of_the_release_is_replaced_and_state_dict_is_untouched(polic
     assert all(value.data_ptr() == before[name][0] and value.equal(before[name][1]) for name, value in after.items())
 
 
+def test_a_default_device_of_the_program_makes_no_difference():
+    model = release.Generation()
+    torch.set_default_device("meta")
+    try:
+        report = accelerate(model)
+    finally:
+        torch.set_default_device(None)
+    assert not report.left and report.replaced
+
+
 def test_without_a_tokenizer_the_rest_is_replaced():
     report = accelerate(release.Generation("lowres", load_tokenizer=False))
     assert {"image generation", "low-resolution decoder", "quantizer"} <= {entry.part for entry in report.replaced}

@@ -83,12 +83,23 @@ def test_the_converted_model_is_evaluated(own: Path, capsys: pytest.CaptureFixtu
     assert code == 0 and "caption: 2 items" in out, error
 
 
-@pytest.mark.parametrize("command", ["tokenize", "generate"])
+@pytest.mark.parametrize(
+    ("command", "pixels"),
+    [("tokenize", False), ("generate", False), ("generate", True), ("reconstruct", False), ("evaluate", False)],
+)
 def test_a_released_folder_itself_is_told_what_to_do(
-    release: Path, own: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+    release: Path,
+    own: Path,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    pixels: bool,
 ) -> None:
-    words = ("--out", tmp_path / "drawn.png", "--pixels", own / "pixels") if command == "generate" else ()
-    code, _, error = run(capsys, command, photo, "--model", release, *words)
+    words = ("--data", photo.parent, "--task", "reconstruct") if command == "evaluate" else (photo,)
+    words += ("--out", tmp_path / "drawn.png") if command in ("generate", "reconstruct") else ()
+    words += ("--pixels", own / "pixels") if pixels else ()
+    code, _, error = run(capsys, command, *words, "--model", release)
     assert code == 2 and "is a released folder; `lavit convert" in error
 
 

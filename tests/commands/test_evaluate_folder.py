@@ -227,6 +227,19 @@ def test_restart_forgets_and_a_model_that_changed_is_noticed(run, images, captio
     assert code == 0 and len(model.seen) == 8
 
 
+def test_of_a_model_s_folder_only_what_is_written_there_does_not_count(run, images, captions, model, tmp_path):
+    place = tmp_path / "model"
+    words = ("--data", images.parent, "--batch-size", 2, "--output", place / "con", "--sheet", place / "s.png")
+    model.stop = 50
+    assert run(*words, output=False)[0] == 130
+    model.seen, model.stop = [], None
+    write(place / "config.json", {})  # begins as the output does
+    assert run(*words, output=False)[0] == 2 and model.seen == []
+    (place / "config.json").unlink()
+    write(place / "s.png", "of an earlier run")
+    assert run(*words, output=False)[0] == 0 and model.seen == [40, 50, 60, 70]
+
+
 # --------------------------------------------------------------------------------------------------------------- sheet
 
 
@@ -273,6 +286,21 @@ def test_folders_that_cannot_be_used_are_told_in_a_line(run, images, tmp_path):
     for words, message in cases:
         code, found, out, err = run(*words)
         assert code == 2 and found is None and message in err and err.count("\n") == 1, (words, err)
+
+
+def test_outputs_take_the_place_of_nothing_that_is_read(run, images, captions, vizwiz, tmp_path):
+    folder, other = images.parent, write(tmp_path / "other.json", captions.read_text())
+    for words, message in (
+        (["--data", folder, "--output", captions], "--output: "),
+        (["--data", folder, "--captions", other, "--output", other], "--output: "),
+        (["--data", folder, "--questions", vizwiz, "--output", vizwiz], "--output: "),
+        (["--data", folder, "--sheet", images / "3.png"], "3.png is one of the images to be read"),
+        (["--data", images, "--sheet", images / "new.png"], "new.png is among the images that are read"),
+    ):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        code, _, _, err = run(*words, output=False)
+        assert code == 2 and message in err and err.count("\n") == 1, (words, err)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_what_is_left_out_is_counted_and_not_told_without_end(run, images, captions, tmp_path):

@@ -98,6 +98,49 @@ def test_other_settings_are_refused_by_name_until_a_restart(tmp_path):
     assert not (tmp_path / "progress").exists()
 
 
+def in_a_child(function):
+    """What the function gives in another process, as a text."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        try:
+            said = str(function())
+        except Exception as error:
+            said = str(error)
+        os.write(write, said.encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        said = file.read()
+    os.wait()
+    return said
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_run_that_goes_on_is_not_joined_by_another(tmp_path, restart):
+    def other():
+        return Journal(tmp_path / "progress", SETTINGS, restart=restart).task("t").known()
+
+    first = journal(tmp_path)
+    task = first.task("t")
+    task.add([(0, 1)])
+    assert "belongs to a run that goes on" in in_a_child(other)
+    task.add([(1, 1)])
+    assert task.known() == {0: 1, 1: 1}  # nothing was touched
+    first.finish()
+    assert not (tmp_path / "progress").exists()
+    assert in_a_child(other) == "{}"
+
+
+def test_a_run_that_was_killed_keeps_nobody_out(tmp_path):
+    child = os.fork()
+    if child == 0:
+        held = journal(tmp_path)
+        held.task("t").add([(0, 1)])
+        os.kill(os.getpid(), 9)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == 9
+    assert journal(tmp_path).task("t").known() == {0: 1}
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "progress").mkdir()
     (tmp_path / "progress" / "mine.txt").write_text("x")

@@ -101,7 +101,7 @@ def check_attention(module: Any) -> None:
 def attention_cases(module: Any, normal: Callable[..., Tensor]) -> Iterable[Case]:
     width = module.proj.weight.shape[0]
     x, memory = normal(3, 9, width), normal(3, 5, width)
-    mask = (torch.arange(5) < torch.tensor([[5], [2], [0]])).to(x)
+    mask = (torch.arange(5, device=x.device) < torch.tensor([[5], [2], [0]], device=x.device)).to(x)
     if self_alike(module):
         yield lambda attention: attention(x)
     else:
