@@ -125,6 +125,8 @@ def _compare(was: Any, now: Any, dtype: torch.dtype) -> None:
         if share < EQUAL_SHARE:
             raise Odd(f"its own methods and the new ones agree in {share:.0%} of the ids of a small input")
         return
+    if not was.isfinite().all():
+        raise Odd("its own results are not finite on a small input")
     error, allowed = _difference(was, now, dtype)
     if not error <= allowed:
         raise Odd(f"its results differ from the new ones by {error:.1e} on a small input, of {allowed:.1e} allowed")

@@ -38,8 +38,9 @@ def accelerate(model: nn.Module, policy: str = "exact", *, compare: bool = True)
         raise ValueError(f"policy: expected one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
     for name, module in model.named_modules():
         if (change := change_of(module)) is not None:
-            where = f"its {name} " if name else "it "
-            raise ValueError(f"model: {where}is accelerated already, policy {change.policy!r}; lavit.restore undoes it")
+            where = f"its module {name!r}" if name else "it"
+            done = f"is accelerated already, policy {change.policy!r}"
+            raise ValueError(f"model: {where} {done}; lavit.restore undoes it")
     found, left = _recognise(model)
     if found:
         _check_devices(model, [held for _, module, part in found for held in part.on_one_device(module)])
@@ -87,7 +88,7 @@ def restore(model: nn.Module) -> Report:
         replaced.append(Replaced(name, change.part.name, change.part.replaced()))
     for _, module in changed:
         swap_back(module)
-    return Report(policy, tuple(replaced))
+    return Report(policy, tuple(replaced), restored=True)
 
 
 def _recognise(model: nn.Module) -> tuple[list[tuple[str, nn.Module, Part]], list[Left]]:

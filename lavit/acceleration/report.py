@@ -27,15 +27,20 @@ class Left:
 
 @dataclass(frozen=True)
 class Report:
-    """policy: "exact" or "fast". ``str()`` is a table, modules of a list of blocks together."""
+    """policy: "exact" or "fast". restored: what was replaced has its own methods again.
+
+    ``str()`` is a table, modules of a list of blocks together.
+    """
 
     policy: str
     replaced: tuple[Replaced, ...] = ()
     left: tuple[Left, ...] = ()
+    restored: bool = False
 
     def __str__(self) -> str:
         done = [(entry.name, f"{entry.part}: {', '.join(entry.methods)}") for entry in self.replaced]
-        lines = [f"accelerated, policy {self.policy!r}", *_grouped(done)]
+        what = "restored, accelerated until now by" if self.restored else "accelerated,"
+        lines = [f"{what} policy {self.policy!r}", *_grouped(done)]
         if self.left:
             lines += ["left as they are", *_grouped([(e.name, f"{e.part}: {e.reason}") for e in self.left])]
         return "\n".join(lines)

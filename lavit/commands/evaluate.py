@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         given = {name: getattr(options, name) for name in ("images", "captions", "questions", "answers", "split")}
         folder = read_data(options.data, **given)
         _check_outputs(options, folder)
+    _check_model_kept(options)
     tasks = _tasks(options.task, folder, options.data)
     if options.lemmatize:
         lemmatizer()  # what is missing for it is told before the work
@@ -116,6 +117,22 @@ def _check_outputs(options: argparse.Namespace, folder: DataFolder) -> None:
     sheet = options.sheet
     if sheet and not folder.annotated and Path(sheet).resolve().is_relative_to(folder.images.resolve()):
         raise ValueError(f"--sheet: {sheet} is among the images that are read")
+
+
+def _check_model_kept(options: argparse.Namespace) -> None:
+    """ValueError where an output would take the place of a file of a model. An earlier result is none."""
+    for option, target in (("--output", options.output), ("--sheet", options.sheet)):
+        path = Path(target or "-")
+        for folder in filter(None, (options.model, options.pixels)):
+            if path.is_file() and path.resolve().is_relative_to(Path(folder).resolve()) and not _own_result(path):
+                raise ValueError(f"{option}: {target} is in the folder of a model, and would be overwritten")
+
+
+def _own_result(path: Path) -> bool:
+    try:
+        return path.suffix in outputs.PICTURES or "tasks" in json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        return False
 
 
 def _check_pictures(options: argparse.Namespace, folder: DataFolder) -> None:

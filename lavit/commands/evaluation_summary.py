@@ -23,6 +23,8 @@ def lines(name: str, report: TaskReport) -> Iterator[str]:
             use = score["use"]
             yield f"  {'tokens an image':<28} {use['tokens']:.1f} ({use['fewest_tokens']} to {use['most_tokens']})"
             yield f"  {'codes used':<28} {use['codes_used']} of {use['codes']} (perplexity {use['perplexity']:.1f})"
+        if score["blackened"]:
+            yield f"  blackened by the safety checker, and counted so: {score['blackened']}"
         yield from _skipped(score["skipped"])
     elif "scores" in score:  # COCO's captions
         yield from (f"  {metric:<10} {value:.4f}" for metric, value in score["scores"].items())

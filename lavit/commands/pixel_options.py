@@ -13,6 +13,7 @@ from PIL import Image
 
 from lavit.commands.model_folders import load_pixels
 from lavit.commands.options import add_machine, check_at_least, only_given
+from lavit.data.images import BLACKENED
 from lavit.kernels import Ragged
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def _short(name: str) -> str:
 def draw(
     pipeline: LaVITPixelPipeline, codes: Ragged, seeds: Sequence[int], names: Sequence[str], settings: dict[str, Any]
 ) -> list[Image.Image]:
-    """An image for each row of codes; says which of them (by their names) the safety checker has blackened."""
+    """An image for each row of codes; says which of them (by their names) the safety checker has blackened, and marks
+    them by BLACKENED in their ``info``."""
     try:
         drawn = pipeline(codes, seeds=seeds, **settings)
     except RuntimeError as error:
@@ -103,8 +105,9 @@ def draw(
         if isinstance(error, TorchDynamoException):
             raise ValueError(f"--compile: the U-Net cannot be compiled here: {_in_a_line(error)}") from error
         raise
-    for name, flagged in zip(names, drawn.nsfw_content_detected or (), strict=False):
+    for name, image, flagged in zip(names, drawn.images, drawn.nsfw_content_detected or (), strict=False):
         if flagged:
+            image.info[BLACKENED] = True
             print(f"lavit: {name} was blackened by the safety checker", file=sys.stderr)
     return list(drawn.images)
 

@@ -16,6 +16,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 MAX_PIXELS = 100_000_000
 """Default limit of `load_image`: 10 000 x 10 000, 300 MB as RGB."""
 
+BLACKENED = "blackened"
+"""In the ``info`` of an image drawn: a safety checker has put black in its place."""
+
 # Pillow decodes EPS by starting Ghostscript on the file: not for files of unknown origin.
 REFUSED_FORMATS = frozenset({"EPS"})
 

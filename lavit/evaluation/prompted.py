@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from lavit.data.annotations import CaptionItem
+from lavit.data.images import BLACKENED
 from lavit.evaluation.frechet import Statistics, distance
 from lavit.evaluation.journal import TaskJournal
 from lavit.evaluation.picture_sets import Files, picture_statistics
-from lavit.evaluation.reconstruction import Draw, write_png
+from lavit.evaluation.reconstruction import Draw, blackened, write_png
 from lavit.evaluation.runner import evaluate_items
 from lavit.evaluation.tasks import Model, Progress, Shown, TaskReport, seed_of
 from lavit.evaluation.text_to_image import Scorer, rerank
@@ -101,7 +102,7 @@ def generate_files(
         for place, (i, group, rank) in enumerate(zip(batch, groups, ranked, strict=True)):
             best = 0 if rank is None else rank.best
             write_png(group[best], pictures / f"{i}.png")
-            row = {"number": i, "best": best, "tokens": len(codes[place * samples + best])}
+            row = {"number": i, "best": best, "tokens": len(codes[place * samples + best]), **blackened(group[best])}
             found.append(row | ({} if rank is None else {"clip": list(rank.scores)}))
         return found
 
@@ -135,7 +136,8 @@ def generate_files(
     asked = {"samples": samples, **settings}
     if distributed.rank() != 0:
         return TaskReport(None, results, done.skipped, asked)
-    score = {"figures": figures, "skipped": skipped, "true_images": true.count if true is not None else 0}
+    score = {"figures": figures, "skipped": skipped, BLACKENED: sum(BLACKENED in row for row in rows)}
+    score["true_images"] = true.count if true is not None else 0
     shown = [
         Shown([row["file"], str(prompts[i].item.image)], value, f"CLIP {value:.1f}", [row["prompt"]])
         for i, row, value in zip(done.results, results, each, strict=False)

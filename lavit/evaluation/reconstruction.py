@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from lavit.data.atomic_write import atomic_write
+from lavit.data.images import BLACKENED
 from lavit.evaluation.frechet import distance
 from lavit.evaluation.journal import TaskJournal
 from lavit.evaluation.perceptual import LPIPS, psnr, ssim
@@ -22,7 +23,7 @@ from lavit.kernels import Ragged
 from lavit.training.engine import distributed
 
 Draw = Callable[[Ragged, Sequence[int], Sequence[str]], Sequence[Image.Image]]
-"""(tokens of n images, a seed and a name for each) -> n images."""
+"""(tokens of n images, a seed and a name for each) -> n images, with BLACKENED in the ``info`` of those that are."""
 
 
 class Alike(Protocol):
@@ -102,7 +103,7 @@ def reconstruct_files(
                 row["clip"] = value
         for row, (index, _), again, ids in zip(found, batch, drawn, tokens.unbind(), strict=True):
             write_png(again, pictures / f"{index}.png")
-            row |= {"ids": ids.tolist(), "number": index}
+            row |= {"ids": ids.tolist(), "number": index, **blackened(again)}
         return found
 
     done = evaluate_items(Originals(paths), run, batch_size=batch_size, progress=progress, kept=kept)
@@ -118,10 +119,11 @@ def reconstruct_files(
         if name in rows[0]:
             score["figures"][label] = float(np.mean([row[name] for row in rows]))
     score["figures"] = {name: value for name, value in score["figures"].items() if value is not None}
+    score[BLACKENED] = sum(BLACKENED in row for row in rows)
     score["use"] = token_use([row["ids"] for row in rows], tokenizer.config.num_codes)
     results: list[dict[str, Any]] = [
         {"file": str(paths[i]), "drawn": str(pictures / f"{i}.png"), "tokens": len(row["ids"])}
-        | {name: row[name] for name in ("psnr", "ssim", "lpips", "clip") if name in row}
+        | {name: row[name] for name in ("psnr", "ssim", "lpips", "clip", BLACKENED) if name in row}
         for i, row in done.results.items()
     ]
     if distributed.rank() != 0:
@@ -130,6 +132,11 @@ def reconstruct_files(
     each = [-row["lpips"] if "lpips" in row else row["psnr"] for row in rows]
     shown = [Shown([row["file"], row["drawn"]], value, *_said(row)) for row, value in zip(results, each, strict=True)]
     return TaskReport(score, results, done.skipped, {}, item_scores=each, shown=shown)
+
+
+def blackened(image: Image.Image) -> dict[str, bool]:
+    """What an item's row says of it."""
+    return {BLACKENED: True} if image.info.get(BLACKENED) else {}
 
 
 def write_png(image: Image.Image, path: Path) -> None:

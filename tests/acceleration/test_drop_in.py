@@ -66,6 +66,14 @@ def test_without_a_tokenizer_the_rest_is_replaced():
     assert {"image generation", "low-resolution decoder", "quantizer"} <= {entry.part for entry in report.replaced}
 
 
+def test_results_that_are_not_finite_are_told_as_such():
+    model = release.Tokenizer(depth=1)
+    with torch.no_grad():
+        model.token_predictor.in_conv[1].weight.fill_(torch.nan)
+    (left,) = [entry for entry in accelerate(model).left if entry.part == "selector"]
+    assert left.reason == "its own results are not finite on a small input"
+
+
 def test_report_says_what_and_why_in_lines_of_blocks_together():
     model = release.Tokenizer(depth=3)
     model.causal_encoder.blocks[1].token_causal_attn.scale *= 2
@@ -73,6 +81,7 @@ def test_report_says_what_and_why_in_lines_of_blocks_together():
     assert text.splitlines()[0] == "accelerated, policy 'exact'"
     assert "encoder.blocks.*.attn (2)" in text and "causal_encoder.blocks.*.token_cross_attn (3)" in text
     left = text.split("left as they are\n")[1].splitlines()
+    assert str(restore(model)).splitlines()[0] == "restored, accelerated until now by policy 'exact'"
     assert len(left) == 2
     assert left[0].split() == (
         "(the model) tokenizer: its causal_encoder.blocks.1.token_causal_attn is no merger self-attention, or was left"
@@ -278,7 +287,7 @@ def test_an_accelerated_model_is_refused_and_stays_accelerated():
     kind = classes(model)
     with pytest.raises(ValueError, match="it is accelerated already, policy 'fast'"):
         accelerate(model, "exact")
-    with pytest.raises(ValueError, match="its 0 is accelerated already"):
+    with pytest.raises(ValueError, match="its module '0' is accelerated already"):
         accelerate(nn.ModuleList([model]))
     assert classes(model) == kind
 

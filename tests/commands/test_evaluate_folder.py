@@ -303,6 +303,13 @@ def test_outputs_take_the_place_of_nothing_that_is_read(run, images, captions, v
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_an_output_takes_the_place_of_no_file_of_a_model(pixels, images, whole, tmp_path):
+    config = whole / "config.json"
+    before = config.read_bytes()
+    assert main(["evaluate", "--model", str(whole), "--data", str(images), "--output", str(config)]) == 2
+    assert config.read_bytes() == before
+
+
 def test_what_is_left_out_is_counted_and_not_told_without_end(run, images, captions, tmp_path):
     listed = [{"id": n, "file_name": f"{n}.png"} for n in range(400)]
     rows = [{"id": n, "image_id": n, "caption": "text"} for n in range(400)]

@@ -11,7 +11,9 @@ import torch
 import torch.multiprocessing as mp
 from PIL import Image
 
+from lavit.commands.evaluation_summary import lines
 from lavit.data.annotations import CaptionItem
+from lavit.data.images import BLACKENED
 from lavit.evaluation.frechet import distance
 from lavit.evaluation.journal import Journal
 from lavit.evaluation.perceptual import psnr, ssim
@@ -170,6 +172,22 @@ def test_an_image_that_cannot_be_read_costs_no_other_and_moves_no_seed(paths, pi
         path.unlink(missing_ok=True)
     with pytest.raises(ValueError, match="images: none of 7 could be used; .*0.png"):
         reconstruct(paths, pictures)
+
+
+def test_images_that_the_safety_checker_has_blackened_are_counted(paths, pictures):
+    class Checked(Draw):
+        def __call__(self, codes, seeds, names):
+            drawn = super().__call__(codes, seeds, names)
+            for image, seed in zip(drawn, seeds, strict=True):
+                if seed in (101, 104):
+                    image.info[BLACKENED] = True
+            return drawn
+
+    report = reconstruct(paths, pictures, draw=Checked(), batch_size=3)
+    assert [i for i, row in enumerate(report.results) if row.get(BLACKENED)] == [1, 4]
+    assert report.score[BLACKENED] == 2
+    assert "  blackened by the safety checker, and counted so: 2" in list(lines("reconstruct", report))
+    assert reconstruct(paths, pictures).score[BLACKENED] == 0
 
 
 def test_what_judges_are_absent_costs_their_figures_alone(paths, pictures):
