@@ -39,8 +39,8 @@ def accelerate(model: nn.Module, policy: str = "exact", *, compare: bool = True)
     for name, module in model.named_modules():
         if (change := change_of(module)) is not None:
             where = f"its module {name!r}" if name else "it"
-            done = f"is accelerated already, policy {change.policy!r}"
-            raise ValueError(f"model: {where} {done}; lavit.restore undoes it")
+            already = f"is accelerated already, policy {change.policy!r}"
+            raise ValueError(f"model: {where} {already}; lavit.restore undoes it")
     found, left = _recognise(model)
     if found:
         _check_devices(model, [held for _, module, part in found for held in part.on_one_device(module)])
