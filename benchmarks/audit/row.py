@@ -11,7 +11,8 @@ ARCHITECTURES = (80, 90, 100)
 SMALLER = (86, 89, 120)  # with less shared memory; audited where asked for
 
 # ptxas spills a few registers where one block more then fits on a multiprocessor, which it takes for the better bargain
-# and which differs from version to version. In bytes: what it may do so, as long as a thread could have had more.
+# and which differs from version to version. Bytes of a thread's local memory that it may use so, as long as the thread
+# could have had more registers.
 BARGAIN = 32
 
 # Shared memory that one block may have, in bytes (CUDA programming guide, technical specifications).
@@ -49,9 +50,9 @@ class Row:
     @property
     def bargain(self) -> bool:
         """Whether it spills a little and had registers left."""
-        if not self.spilled or self.registers is None or self.registers_at_most is None:
+        if not self.spilled or self.stack is None or self.registers is None or self.registers_at_most is None:
             return False
-        return self.spilled <= BARGAIN and self.registers < self.registers_at_most
+        return self.stack <= BARGAIN and self.registers < self.registers_at_most
 
     def problems(self) -> Iterator[str]:
         where = self.where
