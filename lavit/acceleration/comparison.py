@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -94,12 +95,9 @@ def _results(module: nn.Module, cases: list[Case], whose: str) -> list[Any]:
 
 def _smallest(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
     """As many as COMPARED allows, and one in any case."""
-    chosen: list[nn.Parameter] = []
-    for parameter in sorted(parameters, key=torch.Tensor.numel):
-        if chosen and sum(p.numel() for p in (*chosen, parameter)) > COMPARED:
-            break
-        chosen.append(parameter)
-    return chosen
+    ordered = sorted(parameters, key=torch.Tensor.numel)
+    within = sum(total <= COMPARED for total in accumulate(p.numel() for p in ordered))
+    return ordered[: max(1, within)]
 
 
 def _flat(result: Any) -> list[Tensor]:

@@ -40,7 +40,7 @@ def read_images(files: Iterable[str], skipped: list[Unread]) -> Iterator[tuple[s
         try:
             yield file, load_image(file)
         except ImageError as error:
-            skip(skipped, file, str(error).removeprefix(f"{file}: "))
+            skip(skipped, file, error.reason)
 
 
 def skip(skipped: list[Unread], file: str, reason: str) -> None:

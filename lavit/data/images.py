@@ -37,7 +37,11 @@ _SIXTEEN_TO_EIGHT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message names it and the reason."""
+    """An image that cannot be used; the message is its name, if it has one, and the ``reason``."""
+
+    def __init__(self, reason: str, name: str = "") -> None:
+        super().__init__(f"{name}: {reason}" if name else reason)
+        self.reason = reason
 
 
 def load_image(
@@ -67,7 +71,7 @@ def load_image(
         with _opened(source) as file:
             return _to_rgb(_identify(file), max_pixels)
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
-        raise ImageError(f"{name}: {_reason(error)}") from error
+        raise ImageError(_reason(error), name) from error
 
 
 def image_size(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> tuple[int, int]:
@@ -81,7 +85,7 @@ def image_size(source: str | os.PathLike[str] | bytes, *, name: str | None = Non
             turned = _orientation(image) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:
-        raise ImageError(f"{name or _name(source)}: {_reason(error)}") from error
+        raise ImageError(_reason(error), name or _name(source)) from error
 
 
 def _name(source: str | os.PathLike[str] | bytes | Image.Image) -> str:

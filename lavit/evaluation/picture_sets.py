@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lavit.data.images import ImageError, load_image
+from lavit.data.images import load_image
 from lavit.evaluation.frechet import Moments, Statistics, check_about, load_statistics, save_statistics
 from lavit.evaluation.runner import Skipped, evaluate_items
 from lavit.training.engine import distributed
@@ -30,14 +30,8 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load(self, index: int) -> Image.Image:
-        try:
-            return load_image(self.paths[index])
-        except ImageError as error:  # the name says which image
-            raise ImageError(str(error).removeprefix(f"{self.paths[index]}: ")) from error
-
     def __getitem__(self, index: int) -> Tensor:
-        image = self.load(index)
+        image = load_image(self.paths[index])
         return as_tensor(image if self.change is None else self.change(index, image))
 
     def name(self, index: int) -> str:

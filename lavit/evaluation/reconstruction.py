@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lavit.data.atomic_write import atomic_write
-from lavit.data.images import BLACKENED
+from lavit.data.images import BLACKENED, load_image
 from lavit.evaluation.frechet import distance
 from lavit.evaluation.journal import TaskJournal
 from lavit.evaluation.perceptual import LPIPS, psnr, ssim
@@ -82,7 +82,7 @@ def reconstruct_files(
 
     class Originals(Files):
         def __getitem__(self, index: int) -> Any:
-            return index, self.load(index)
+            return index, load_image(self.paths[index])
 
     def run(batch: list[tuple[int, Image.Image]]) -> list[dict[str, Any]]:
         pixels = torch.cat([processor(image) for _, image in batch]).to(device, tokenizer.dtype)

@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch.distributed as dist
 
+from lavit.data.images import ImageError
 from lavit.data.stream import Dataset
 from lavit.data.stream import Skipped as Skipped
 from lavit.training.engine.distributed import from_first, is_distributed, rank, world_size
@@ -145,7 +146,8 @@ def _call(function: Callable[[list[T]], Sequence[R]], taken: list[tuple[int, T]]
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    told = error.reason if isinstance(error, ImageError) else str(error)  # the item's name says which image
+    return " ".join(told.split()) or type(error).__name__
 
 
 def _gather(

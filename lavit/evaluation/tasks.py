@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from lavit.data.annotations import CaptionItem, VQAItem
-from lavit.data.images import ImageError, load_image
+from lavit.data.images import load_image
 from lavit.data.stream import seed_of as seed_of
 from lavit.evaluation.captioning import score_captions, score_scene_captions
 from lavit.evaluation.journal import TaskJournal
@@ -105,10 +105,7 @@ class Pictures(Generic[Item]):
 
     def __getitem__(self, index: int) -> tuple[Item, Image.Image]:
         item = self.items[index]
-        try:
-            return item, load_image(item.image)
-        except ImageError as error:  # the name says which image
-            raise ImageError(str(error).removeprefix(f"{item.image}: ")) from error
+        return item, load_image(item.image)
 
     def name(self, index: int) -> str:
         item = self.items[index]

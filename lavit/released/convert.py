@@ -15,7 +15,7 @@ import torch
 
 from lavit.data.atomic_write import sync_folder
 from lavit.language.vocabulary import Vocabulary
-from lavit.released.files import DECODER_FILES, tokenizer_folder
+from lavit.released.files import DECODER_FILES, TOKENIZER_FILE, tokenizer_folder
 from lavit.released.language import (
     CONFIG_FILE,
     check_language_config,
@@ -61,8 +61,8 @@ def plan(folder: str | PathLike[str], kinds: Sequence[str] | None = None) -> Con
     FileNotFoundError for one that is wanted and not there, and for a folder that holds no part of a release.
     """
     place = Path(folder)
-    if not tokenizer_folder(place).joinpath("tokenizer_encoder.bin").is_file():
-        raise FileNotFoundError(f"{place}: no released LaVIT (it has no visual_tokenizer/tokenizer_encoder.bin)")
+    if not tokenizer_folder(place).joinpath(TOKENIZER_FILE).is_file():
+        raise FileNotFoundError(f"{place}: no released LaVIT (it has no visual_tokenizer/{TOKENIZER_FILE})")
     there = [kind for kind in KINDS if (place / PIXEL_FOLDERS[kind]).is_dir()]
     if absent := [kind for kind in kinds or () if kind not in there]:
         raise FileNotFoundError(f"{place} has no {', no '.join(PIXEL_FOLDERS[kind] for kind in absent)}")

@@ -79,6 +79,22 @@ def say_unused(path: Path, names: Iterable[str], why: str) -> None:
         logger.info("%s: not used, %s: %s", path, why, ", ".join(found))
 
 
+def check_loaded(source: Path, info: Mapping[str, Any], old: str) -> None:
+    """As :func:`check_fit`, of a model that transformers has loaded. Surplus tensors whose names end in ``old``, which
+    former versions stored beside the weights, are named in the log."""
+    left = {name for name in info["unexpected_keys"] if name.endswith(old)}
+    unexpected = [name for name in info["unexpected_keys"] if name not in left]
+    check_fit(f"{source}: the tensors do not fit the model", {**info, "unexpected_keys": unexpected})
+    say_unused(source, left, "config.json says them")
+
+
+def lacks(place: Path, names: tuple[str, ...]) -> str | None:
+    """Where a model's weights should be, in one of these files, if they are not."""
+    if any((place / name).is_file() for name in names):
+        return None
+    return f"{place / names[0]} (or {', '.join(names[1:])})"
+
+
 def check_tensors(
     model: torch.nn.Module,
     state: Mapping[str, Tensor],

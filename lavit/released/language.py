@@ -18,7 +18,9 @@ from lavit.language.vocabulary import Vocabulary
 from lavit.released.files import (
     DECODER_FILES,
     TOKENIZER_FILE,
+    check_loaded,
     check_tensors,
+    lacks,
     put,
     read_json,
     read_tensors,
@@ -28,7 +30,6 @@ from lavit.released.files import (
 from lavit.released.memory import own_weights
 from lavit.released.tokenizer import load_released_tokenizer
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
-from lavit.tokenizer.pretrained import check_fit
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -211,8 +212,8 @@ def check_parts(visual: Path, language: Path, decoder: str) -> None:
     wanted = [visual / TOKENIZER_FILE, visual / DECODER_FILES[decoder], language / CONFIG_FILE, language / VISUAL_FILE]
     missing = [str(path) for path in wanted if not path.is_file()]
     weights = [language / name for name in WEIGHT_FILES if (language / name).is_file()]
-    if not weights:
-        missing.append(f"{language / WEIGHT_FILES[0]} (or {', '.join(WEIGHT_FILES[1:])})")
+    if none := lacks(language, WEIGHT_FILES):
+        missing.append(none)
     elif weights[0].name.endswith(INDEX):
         files = read_json(weights[0]).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
@@ -258,9 +259,7 @@ def load_language_model(folder: Path, dtype: torch.dtype | None, device_map: Any
         first_line = str(error).split("\n")[0]
         raise ValueError(f"{folder}: a weights file is damaged or no file of tensors ({first_line})") from error
     model, info = loaded
-    unexpected = [name for name in info["unexpected_keys"] if not name.endswith(OLD_TENSORS)]
-    say_unused(folder, set(info["unexpected_keys"]) - set(unexpected), f"{CONFIG_FILE} says it")
-    check_fit(f"{folder}: the tensors do not fit the model", {**info, "unexpected_keys": unexpected})
+    check_loaded(folder, info, OLD_TENSORS)
     own_weights(model, dtype)
     model.config.dtype = dtype or stored
     return model  # type: ignore[no-any-return]

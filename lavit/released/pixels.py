@@ -14,11 +14,18 @@ from torch import Tensor, nn
 
 from lavit.pixels import LaVITPixelPipeline, NegativeEmbeds, PixelConditioner
 from lavit.pixels.pretrained import load_strictly
-from lavit.released.files import DECODER_FILES, TOKENIZER_FILE, load_bin, read_json, say_unused, tokenizer_folder
+from lavit.released.files import (
+    DECODER_FILES,
+    TOKENIZER_FILE,
+    check_loaded,
+    lacks,
+    load_bin,
+    read_json,
+    tokenizer_folder,
+)
 from lavit.released.memory import own_weights
 from lavit.released.tokenizer import load_released_tokenizer
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
-from lavit.tokenizer.pretrained import check_fit
 from lavit.tokenizer.processing import LaVITImageProcessor
 
 PIXEL_FOLDERS = {"lowres": "pixel_decoding", "highres": "highres_pixel_decoding"}
@@ -104,24 +111,17 @@ def check_parts(folder: Path, kind: str, checked: bool) -> None:
     if kind == "lowres":
         wanted.append(negative_file(folder))
     missing = [str(path) for path in wanted if not path.is_file()]
-    missing += [without for model in ("unet", "vae") if (without := _lacks(place / model, WEIGHT_FILES[model]))]
+    missing += [without for model in ("unet", "vae") if (without := lacks(place / model, WEIGHT_FILES[model]))]
     of_checker: list[str] = []
     if checked:
         checker = folder / PIXEL_FOLDERS["lowres"]
         files = [checker / EXTRACTOR / "preprocessor_config.json", checker / CHECKER / "config.json"]
         of_checker = [str(path) for path in files if not path.is_file()]
-        of_checker += filter(None, [_lacks(checker / CHECKER, CHECKER_FILES)])
+        of_checker += filter(None, [lacks(checker / CHECKER, CHECKER_FILES)])
     if missing or of_checker:
         way = "safety_checker=False leaves the safety checker out, of a command --no-safety-checker"
         hint = f" ({way})" if of_checker else ""
         raise FileNotFoundError(f"the released pixel stage ({kind}) lacks {', '.join(missing + of_checker)}{hint}")
-
-
-def _lacks(place: Path, names: tuple[str, ...]) -> str | None:
-    """Where a model's weights should be, if they are not."""
-    if any((place / name).is_file() for name in names):
-        return None
-    return f"{place / names[0]} (or {', '.join(names[1:])})"
 
 
 def weights_file(place: Path, names: tuple[str, ...]) -> str:
@@ -205,10 +205,7 @@ def load_checker(place: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             ignore_mismatched_sizes=True,
         )
     checker, info = loaded
-    old = {name for name in info["unexpected_keys"] if name.endswith(OLD_TENSORS)}
-    unexpected = [name for name in info["unexpected_keys"] if name not in old]
-    check_fit(f"{own}: the tensors do not fit the model", {**info, "unexpected_keys": unexpected})
-    say_unused(own, old, "config.json says them")
+    check_loaded(own, info, OLD_TENSORS)
     own_weights(checker, dtype)
     return checker.eval(), load_extractor(place / EXTRACTOR, checker.config.vision_config.image_size)
 

@@ -56,6 +56,12 @@ def save_checker(folder: Path, state: dict[str, Tensor], form: str) -> None:
         save_file(state, place / "model.safetensors", metadata={"format": "pt"})
 
 
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    settings = json.loads(path.read_text())
+    change(settings)
+    path.write_text(json.dumps(settings))
+
+
 # The safety checker.
 
 
@@ -127,9 +133,7 @@ def test_an_extractor_that_is_not_the_checkers_is_refused(
     release: Path, change: Callable[[dict[str, Any]], None], told: str
 ) -> None:
     path = release / "pixel_decoding" / "feature_extractor" / "preprocessor_config.json"
-    settings = json.loads(path.read_text())
-    change(settings)
-    path.write_text(json.dumps(settings))
+    rewrite(path, change)
     with pytest.raises(ValueError, match=f"preprocessor_config.json: {told}"):
         load(release)
     path.write_text("{")
@@ -153,9 +157,7 @@ def test_a_scheduler_without_its_noise_levels_is_refused(
     release: Path, change: Callable[[dict[str, Any]], None], told: str
 ) -> None:
     path = release / "pixel_decoding" / "scheduler" / "scheduler_config.json"
-    settings = json.loads(path.read_text())
-    change(settings)
-    path.write_text(json.dumps(settings))
+    rewrite(path, change)
     with pytest.raises(ValueError, match=f"scheduler_config.json: .*{told}"):
         load(release)
 

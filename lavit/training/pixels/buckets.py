@@ -108,7 +108,7 @@ class Measured:
                 self.originals[number] = image_size(path)
                 self.numbers.append(number)
             except ImageError as error:
-                self.bad.append((str(path), str(error).removeprefix(f"{path}: ")))
+                self.bad.append((str(path), error.reason))
         if not self.numbers:
             raise ImageError(f"no image can be read: {len(self.bad)} failed, the first is {': '.join(self.bad[0])}")
 
