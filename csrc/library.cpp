@@ -18,5 +18,11 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def("offsets_end(Tensor cu, int longest, int total) -> int");
   m.def("order_fits(Tensor order) -> bool");
   m.def("range_fits(Tensor x, int least, int most) -> bool");
+  m.def(
+      "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor cu_k, Tensor? key_weight, bool causal, "
+      "float scale, int width) -> (Tensor, Tensor)");
+  m.def(
+      "varlen_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_q, "
+      "Tensor cu_k, Tensor? key_weight, bool causal, float scale, int width) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
 }

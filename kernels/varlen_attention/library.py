@@ -11,15 +11,17 @@ from lavit.kernels.checks import verify_not_negative, verify_offsets, verify_sam
 from lavit.kernels.dispatch import Implementation, register, without_autocast
 from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
+from lavit.kernels.varlen_attention import cpp
 from lavit.kernels.varlen_attention.packages import PACKAGES
 
 OPERATION = register(
     "varlen_attention",
     Implementation("triton", "tiles on tensor cores, the logits never in memory", triton_unusable),
+    Implementation("cpp", "a head at a time, all of it in the cache", cpp.unusable),
     Implementation("sdpa", "batched matrix products on padded blocks"),
     *(Implementation(package.name, package.why, package.unusable) for package in PACKAGES.values()),
     Implementation("reference", "the definition in PyTorch, image by image"),
-    preference={"cuda": ("triton", "sdpa", "reference"), "cpu": ("sdpa", "reference")},
+    preference={"cuda": ("triton", "sdpa", "reference"), "cpu": ("cpp", "sdpa", "reference")},
 )
 
 

@@ -8,7 +8,7 @@ from lavit.kernels import varlen_attention
 from lavit.kernels.varlen_attention import sdpa
 from lavit.kernels.varlen_attention.library import varlen_attention_op
 
-IMPLS = ["reference", "sdpa"]
+IMPLS = ["reference", "sdpa", "cpp"]
 # The last image is large enough for the block of its own that sdpa gives to 2^13 logits and more.
 LENGTHS = ([3, 0, 1, 20, 7, 0, 33, 8, 150], [5, 4, 0, 44, 57, 0, 31, 1, 233])
 # For Triton's interpreter: the last image has two blocks of queries and of keys.
@@ -19,6 +19,7 @@ SHORT = ([3, 0, 36], [5, 4, 35])
     params=[
         ("reference", "cpu"),
         ("sdpa", "cpu"),
+        ("cpp", "cpu"),
         ("triton", "cpu"),
         pytest.param(("triton", "cuda"), marks=pytest.mark.gpu),
     ],
