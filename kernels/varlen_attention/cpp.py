@@ -39,8 +39,9 @@ def varlen_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """out (Tq, H, D), lse (Tq, H), as in reference.py."""
-    weight = _weight(key_weight, q)
-    return torch.ops.lavit_cpp.varlen_attention(q, k, v, cu_q, cu_k, weight, causal, scale, VECTOR_BYTES)
+    return torch.ops.lavit_cpp.varlen_attention(
+        q, k, v, cu_q.contiguous(), cu_k.contiguous(), _weight(key_weight, q), causal, scale, VECTOR_BYTES
+    )
 
 
 def varlen_attention_backward(
@@ -59,8 +60,9 @@ def varlen_attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of reference.py, the weights computed again from lse."""
+    offsets_and_weight = cu_q.contiguous(), cu_k.contiguous(), _weight(key_weight, q)
     dq, dk, dv, dw = torch.ops.lavit_cpp.varlen_attention_backward(
-        grad, q, k, v, out, lse, cu_q, cu_k, _weight(key_weight, q), causal, scale, VECTOR_BYTES
+        grad, q, k, v, out, lse.contiguous(), *offsets_and_weight, causal, scale, VECTOR_BYTES
     )
     return dq, dk, dv, dw if key_weight is None else dw.to(key_weight.dtype)
 

@@ -7,7 +7,7 @@ from usable import skip_unless_usable
 
 from lavit.kernels.policy_attention import policy_attention
 
-IMPLEMENTATIONS = ["reference", "sdpa", "triton"]
+IMPLEMENTATIONS = ["reference", "sdpa", "cpp", "triton"]
 HALF = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 NAN = float("nan")
 
@@ -62,7 +62,7 @@ def test_a_key_of_any_weight_above_0_has_the_gradients_of_the_formula(device, im
     assert bool(got[4].isfinite().all())
 
 
-@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("impl", ["reference", "cpp", "triton"])
 def test_what_rounding_left_of_a_sum_makes_no_weight_above_1(device, impl):
     """Logits so large that the sum kept from the forward is off by their rounding, here by 200."""
     skip_unless_usable("varlen_attention", impl, device)
@@ -98,7 +98,7 @@ def test_a_logit_that_is_no_number_is_never_taken_for_one(device, impl, weighted
         assert not expected[:2].isnan().any() and not expected[-2:].isnan().any()
 
 
-@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("impl", ["reference", "cpp", "triton"])
 def test_a_causal_query_that_is_no_number_reaches_the_keys_it_sees(device, impl):
     skip_unless_usable("varlen_attention", impl, device)
     generator = torch.Generator().manual_seed(0)

@@ -195,7 +195,7 @@ def test_a_ragged_batch_is_taken_apart(cu, total):
         [b - a for a, b in zip(cu[:-1], cu[1:], strict=True)]) if len(cu) > 1 else [])  # fmt: skip
 
 
-@pytest.mark.parametrize("impl", ["reference", "sdpa", "triton"])
+@pytest.mark.parametrize("impl", ["reference", "sdpa", "cpp", "triton"])
 @settings(max_examples=100)
 @given(data=st.data(), causal=st.booleans(), bounds=st.tuples(st.integers(0, 4), st.integers(0, 2**40)))
 def test_varlen_attention(impl, data, causal, bounds):
