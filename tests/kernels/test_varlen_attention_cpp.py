@@ -45,7 +45,7 @@ def width(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dim", [1, 5, 16, 24, 32, 88, 120])
+@pytest.mark.parametrize("dim", [1, 24, 32, 88])
 @pytest.mark.parametrize(("causal", "weighted"), [(True, False), (True, True), (False, True), (False, False)])
 def test_every_element_is_right_within_its_rounding(dtype, dim, causal, weighted):
     lengths_q = KEYS if causal else QUERIES
