@@ -1,7 +1,7 @@
 // The operators torch.ops.lavit_cpp.*. lavit.kernels calls them; what they mean is told there.
 //
 // All tensors are contiguous, keep is bool. Offsets and orders are int32, in bin_pack, which stays on the host, int64.
-// Rows move as bytes, except in nearest_code. The numbers of assemble_sequences are int64 or int32.
+// Rows move as bytes, except in nearest_code and gumbel_select. The numbers of assemble_sequences are int64 or int32.
 #include "common.h"
 
 STABLE_TORCH_LIBRARY(lavit_cpp, m) {
@@ -18,5 +18,9 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def("offsets_end(Tensor cu, int longest, int total) -> int");
   m.def("order_fits(Tensor order) -> bool");
   m.def("range_fits(Tensor x, int least, int most) -> bool");
+  m.def(
+      "gumbel_select(Tensor scores, Tensor? noise, Tensor? seeds, float tau, int min_keep, int width) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, bool)");
+  m.def("gumbel_select_backward(Tensor? grad_keep, Tensor? grad_prob, Tensor prob, float tau) -> Tensor");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
 }
