@@ -100,13 +100,16 @@ struct Lanes {
   static LAVIT_INLINE void log_of_ratio(Reals& out, const Words& a, const Words& b) {
     const Ints bits_a = (Ints)((Reals)(a | 0x4330000000000000) - 0x1p52);
     const Ints bits_b = (Ints)((Reals)(b | 0x4330000000000000) - 0x1p52);
+    const Ints exponent = (bits_a >> 52) - (bits_b >> 52);
+    Reals e = (Reals)(exponent + (Ints)(Reals{} + kShift)) - kShift;
     Reals x = (Reals)((bits_a & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000);
     const Reals y = (Reals)((bits_b & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000);
-    const Ints large = x > y * 1.4142135623730951, small = x * 1.4142135623730951 < y;
-    x = large ? x * 0.5 : x;
-    x = small ? x * 2.0 : x;
-    const Ints exponent = (bits_a >> 52) - (bits_b >> 52) - large + small;
-    const Reals e = (Reals)(exponent + (Ints)(Reals{} + kShift)) - kShift;
+    // Every comparison in a choice of its own: GCC takes apart those of 64 bytes whose results it has to keep.
+    const Reals high = y * 1.4142135623730951, low = y * 0.7071067811865476;
+    e = x > high ? e + 1.0 : e;
+    e = x < low ? e - 1.0 : e;
+    const Reals smaller = x * 0.5, larger = x * 2.0;
+    x = x > high ? smaller : (x < low ? larger : x);
     const Reals f = (x - y) / (x + y), g = f * f;
     Reals sum = Reals{} + 1.0 / 21;
     for (const double c : {1.0 / 19, 1.0 / 17, 1.0 / 15, 1.0 / 13, 1.0 / 11, 1.0 / 9, 1.0 / 7, 1.0 / 5, 1.0 / 3}) {
@@ -148,14 +151,13 @@ LAVIT_INLINE void differences(double* d, const Real* scores, const Real* noise, 
   for (int64_t i = count; i < kBlock; ++i) d[i] = kNan;
 }
 
-// The image's order from its mask, of which `count` are kept.
+// The image's order from its mask, of which `count` are kept. Without branches, which no predictor could foresee.
 template <class Real>
 LAVIT_INLINE void partition(const Real* keep, int64_t patches, int64_t count, int32_t* order) {
   int64_t kept = 0;
-  int32_t* dropped = order + count;
   for (int64_t i = 0; i < patches; ++i) {
-    const bool is_kept = keep[i] != 0;
-    (is_kept ? order + kept : dropped + (i - kept))[0] = static_cast<int32_t>(i);
+    const int64_t is_kept = keep[i] > 0, dropped = count + i - kept;
+    order[dropped + (kept - dropped) * is_kept] = static_cast<int32_t>(i);
     kept += is_kept;
   }
 }
@@ -192,47 +194,45 @@ template <class Real, int Bytes>
 LAVIT_INLINE bool select_image(const Select<Real>& s, int64_t b, double* margins) {
   using L = Lanes<Bytes>;
   using Reals = typename L::Reals;
-  using Ints = typename L::Ints;
   alignas(64) double margin[kBlock], kept[kBlock], prob[kBlock];
   const int64_t row = b * s.patches;
-  Ints counts{}, unsure{};
+  Reals counts{}, unsure{};
   for (int64_t start = 0; start < s.patches; start += kBlock) {
     const int64_t count = std::min(kBlock, s.patches - start), at = row + start;
     differences(margin, s.scores + 2 * at, s.noise == nullptr ? nullptr : s.noise + 2 * at, count);
     for (int64_t i = 0; i < count; i += L::kLanes) {
       Reals m, p;
       std::memcpy(&m, margin + i, Bytes);
-      Ints keep;
+      Reals keep;
       if (s.seeds != nullptr) {
         Reals noise;
         L::logistic(noise, s.seeds[b], start + i);
         const Reals size = m > 0 ? m : -m;
         m += noise;
-        keep = m > 0;
-        unsure |= (m > 0 ? m : -m) < size * 0x1p-50 + 0x1p-43;
+        keep = m > 0 ? Reals{} + 1.0 : Reals{};
+        unsure = (m > 0 ? m : -m) < size * 0x1p-50 + 0x1p-43 ? Reals{} + 1.0 : unsure;
         std::memcpy(margin + i, &m, Bytes);
       } else {
-        keep = m >= 0;
+        keep = m >= 0 ? Reals{} + 1.0 : Reals{};
       }
-      counts -= keep;
+      counts += keep;
       L::sigmoid(p, s.tau == 1 ? m : m / s.tau);
       p = m == m ? p : Reals{};
       std::memcpy(prob + i, &p, Bytes);
-      p = keep ? Reals{} + 1.0 : Reals{};
-      std::memcpy(kept + i, &p, Bytes);
+      std::memcpy(kept + i, &keep, Bytes);
     }
     for (int64_t i = 0; i < count; ++i) s.keep[at + i] = static_cast<Real>(kept[i]);
     for (int64_t i = 0; i < count; ++i) s.prob[at + i] = static_cast<Real>(prob[i]);
     if (margins != nullptr) std::copy(margin, margin + count, margins + start);
   }
-  int64_t count = 0, undecided = 0, words[2][L::kLanes];
-  std::memcpy(words[0], &counts, Bytes);
-  std::memcpy(words[1], &unsure, Bytes);
+  double kept_in[L::kLanes], unsure_in[L::kLanes];
+  std::memcpy(kept_in, &counts, Bytes);
+  std::memcpy(unsure_in, &unsure, Bytes);
+  int64_t count = 0;
   for (int64_t lane = 0; lane < L::kLanes; ++lane) {
-    count += words[0][lane];
-    undecided |= words[1][lane];
+    count += static_cast<int64_t>(kept_in[lane]);
+    if (unsure_in[lane] != 0) return false;
   }
-  if (undecided != 0) return false;
   if (count < s.min_keep) count = keep_most_probable(s, margins, s.keep + row);
   if (count < 0) return false;
   s.counts[b] = static_cast<int32_t>(count);
