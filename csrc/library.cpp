@@ -17,6 +17,7 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def("bin_pack(Tensor lengths, int budget, int window, bool in_order) -> (Tensor, Tensor, Tensor)");
   m.def("offsets_end(Tensor cu, int longest, int total) -> int");
   m.def("order_fits(Tensor order) -> bool");
+  m.def("packing_end(Tensor order, Tensor cu, int total) -> int");
   m.def("range_fits(Tensor x, int least, int most) -> bool");
   m.def(
       "gumbel_select(Tensor scores, Tensor? noise, Tensor? seeds, float tau, int min_keep, int width) "
