@@ -1,7 +1,7 @@
 // The operators torch.ops.lavit_cpp.*. lavit.kernels calls them; what they mean is told there.
 //
 // All tensors are contiguous, keep is bool. Offsets and orders are int32, in bin_pack, which stays on the host, int64.
-// Rows move as bytes, except in nearest_code and gumbel_select. The numbers of assemble_sequences are int64 or int32.
+// Rows move as bytes, except in nearest_code, gumbel_select and policy_attention. The numbers of assemble_sequences are int64 or int32.
 #include "common.h"
 
 STABLE_TORCH_LIBRARY(lavit_cpp, m) {
@@ -23,5 +23,11 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
       "gumbel_select(Tensor scores, Tensor? noise, Tensor? seeds, float tau, int min_keep, int width) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, bool)");
   m.def("gumbel_select_backward(Tensor? grad_keep, Tensor? grad_prob, Tensor prob, float tau) -> Tensor");
+  m.def(
+      "policy_weights(Tensor(a!) s, Tensor keep, Tensor(b!) lse, Tensor(c!) leak, bool cross, float eps, int width) "
+      "-> ()");
+  m.def(
+      "policy_gradients(Tensor(a!) s, Tensor(b!) da, Tensor keep, Tensor lse, Tensor leak, bool cross, float scale, "
+      "int width) -> Tensor");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
 }

@@ -7,6 +7,7 @@
 // are those of torch and here logit u is computed otherwise: where the two could round to different sides, which is for
 // one patch in 1e13, the kernel says so and decides nothing. Vectors are the compiler's, as in nearest_code.cpp.
 #include "../common.h"
+#include "vectors.h"
 
 #include <algorithm>
 #include <atomic>
@@ -17,8 +18,6 @@
 
 namespace lavit::cpu {
 namespace {
-
-#define LAVIT_INLINE inline __attribute__((always_inline))  // so that it is compiled for its caller's instruction set
 
 constexpr int64_t kBlock = 128;  // patches whose numbers a thread holds side by side
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
@@ -36,25 +35,11 @@ struct Select {
 // Two margins computed in two ways are nearer than this: four roundings of numbers up to 17, and a few of the scores'.
 LAVIT_INLINE double uncertainty(double size) { return 0x1p-43 + 0x1p-50 * size; }
 
-// Not of a template's parameter: GCC takes such a vector for its element until the template is instantiated.
-template <int Bytes>
-struct Vectors;
-#define LAVIT_VECTORS(bytes)                                      \
-  template <>                                                     \
-  struct Vectors<bytes> {                                         \
-    typedef double Reals __attribute__((vector_size(bytes)));     \
-    typedef int64_t Ints __attribute__((vector_size(bytes)));     \
-    typedef uint64_t Words __attribute__((vector_size(bytes)));   \
-  };
-LAVIT_VECTORS(16)
-LAVIT_VECTORS(32)
-LAVIT_VECTORS(64)
-
 template <int Bytes>
 struct Lanes {
-  using Reals = typename Vectors<Bytes>::Reals;
-  using Ints = typename Vectors<Bytes>::Ints;
-  using Words = typename Vectors<Bytes>::Words;  // of Philox: 32 bits in each, and whatever above them
+  using Reals = typename Vectors<double, Bytes>::Reals;
+  using Ints = typename Vectors<double, Bytes>::Ints;
+  using Words = typename Vectors<double, Bytes>::Words;  // of Philox: 32 bits in each, and whatever above them
   static constexpr int64_t kLanes = Bytes / 8;
   static constexpr double kShift = 0x1.8p52;  // added to a small integer, it puts it into the lowest bits
 
@@ -260,21 +245,14 @@ bool select16(const Select<Real>& s, int64_t begin, int64_t end) {
 
 #if defined(__x86_64__)
 template <class Real>
-__attribute__((target("avx2,fma"))) bool select32(const Select<Real>& s, int64_t begin, int64_t end) {
+LAVIT_AVX2 bool select32(const Select<Real>& s, int64_t begin, int64_t end) {
   return select_images<Real, 32>(s, begin, end);
 }
 
 template <class Real>
-__attribute__((target("avx512f,fma"))) bool select64(const Select<Real>& s, int64_t begin, int64_t end) {
+LAVIT_AVX512 bool select64(const Select<Real>& s, int64_t begin, int64_t end) {
   return select_images<Real, 64>(s, begin, end);
 }
-
-int64_t widest() {
-  if (__builtin_cpu_supports("avx512f")) return 64;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 32 : 16;
-}
-#else
-int64_t widest() { return 16; }
 #endif
 
 template <class Real>
@@ -357,9 +335,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool> gumbel_select(
     check_rows("seeds", *seeds, 1);
     STD_TORCH_CHECK(seeds->scalar_type() == ScalarType::Long && seeds->numel() == batch, "seeds: expected (B,) int64");
   }
-  STD_TORCH_CHECK(width == 0 || width == 16 || width == 32 || width == 64, "width: expected 0, 16, 32 or 64");
-  STD_TORCH_CHECK(width <= widest(), "width: this machine has no vectors of ", width, " bytes");
-  if (width == 0) width = widest();
+  width = checked_width(width);
 
   const auto integers = [&](std::vector<int64_t> shape) {
     return torch::stable::new_empty(scores, shape, ScalarType::Int);
