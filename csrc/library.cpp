@@ -1,7 +1,7 @@
 // The operators torch.ops.lavit_cpp.*. lavit.kernels calls them; what they mean is told there.
 //
 // All tensors are contiguous, keep is bool. Offsets and orders are int32, in bin_pack, which stays on the host, int64.
-// Rows move as bytes, except in nearest_code. The numbers of assemble_sequences are int64 or int32.
+// Rows move as bytes, except in nearest_code, gumbel_select and policy_attention. The numbers of assemble_sequences are int64 or int32.
 #include "common.h"
 
 STABLE_TORCH_LIBRARY(lavit_cpp, m) {
@@ -17,6 +17,7 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def("bin_pack(Tensor lengths, int budget, int window, bool in_order) -> (Tensor, Tensor, Tensor)");
   m.def("offsets_end(Tensor cu, int longest, int total) -> int");
   m.def("order_fits(Tensor order) -> bool");
+  m.def("packing_end(Tensor order, Tensor cu, int total) -> int");
   m.def("range_fits(Tensor x, int least, int most) -> bool");
   m.def(
       "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor cu_k, Tensor? key_weight, bool causal, "
@@ -24,5 +25,14 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def(
       "varlen_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_q, "
       "Tensor cu_k, Tensor? key_weight, bool causal, float scale, int width) -> (Tensor, Tensor, Tensor, Tensor)");
+      "gumbel_select(Tensor scores, Tensor? noise, Tensor? seeds, float tau, int min_keep, int width) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, bool)");
+  m.def("gumbel_select_backward(Tensor? grad_keep, Tensor? grad_prob, Tensor prob, float tau) -> Tensor");
+  m.def(
+      "policy_weights(Tensor(a!) s, Tensor keep, Tensor(b!) lse, Tensor(c!) leak, bool cross, float eps, int width) "
+      "-> ()");
+  m.def(
+      "policy_gradients(Tensor(a!) s, Tensor(b!) da, Tensor keep, Tensor lse, Tensor leak, bool cross, float scale, "
+      "int width) -> Tensor");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
 }

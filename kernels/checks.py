@@ -159,7 +159,7 @@ def on_host(x: Tensor) -> np.ndarray:
 def _compiled() -> Any:
     """The compiled forms of what is looked at most (csrc/cpu/contents.cpp), or None; they find that all is well."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return torch.ops.lavit_cpp if cpp_unusable("cpu") is None and has("lavit_cpp::range_fits", "CPU") else None
+    return torch.ops.lavit_cpp if cpp_unusable("cpu") is None and has("lavit_cpp::packing_end", "CPU") else None
 
 
 def _asks_compiled(x: Tensor) -> bool:
@@ -235,6 +235,16 @@ def verify_order(order: Tensor) -> None:
             again = "again " if index in before else ""
             raise ValueError(f"order: row {b} is not a permutation of 0..{n - 1}, got {index} {again}at place {place}")
         before.add(index)
+
+
+def verify_packing(order: Tensor, cu: Tensor, total: int | None = None) -> int | None:
+    """``verify_order`` and ``verify_offsets`` of rows that are packed by both, looked at in one call."""
+    if readable(order) and _asks_compiled(order) and cu.is_contiguous():
+        end = _compiled().packing_end.default(order, cu, INT32_MAX if total is None else total)
+        if end >= 0:
+            return end
+    verify_order(order)
+    return verify_offsets("cu", cu, longest=order.shape[1], total=total)
 
 
 def verify_range(name: str, values: Tensor, least: int, most: int | None = None, *, but: int | None = None) -> None:

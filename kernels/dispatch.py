@@ -92,9 +92,13 @@ class Operation:
     def module(self, impl: str, x: Tensor) -> Any:
         """The module of the implementation chosen for the device of ``x``, or, where it has a ``can_take`` that refuses
         x, of the first other one preferred there. Imported when it is needed: triton is slow to import, or absent."""
-        name = self.choose(impl, x.device)
+        if _forked:
+            _leave_parents_threads()
+        device = x.device  # of a tensor: it has its index
+        name = _choose(self.name, impl, device.type, device.index, os.environ.get("LAVIT_KERNELS", "")).name
         module = _module(self.folder or self.name, name)
-        if not hasattr(module, "can_take") or module.can_take(x):
+        can_take = getattr(module, "can_take", None)
+        if can_take is None or can_take(x):
             return module
         others = self.preference.get(x.device.type, tuple(self.implementations))
         return _module(self.folder or self.name, next(other for other in others if other != name))

@@ -57,3 +57,14 @@ def cpp_unusable(device_type: str) -> str | None:
     if device_type in found.devices:
         return None
     return f"lavit._C was built without {device_type} kernels" + (" (no nvcc)" if device_type == "cuda" else "")
+
+
+def cpu_operator_unusable(operator: str, device_type: str) -> str | None:
+    """As ``cpp_unusable``, for one of the operators that there are for the CPU only."""
+    if device_type != "cpu":
+        return "compiled for the CPU only"
+    if (reason := cpp_unusable(device_type)) is not None:
+        return reason
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"lavit_cpp::{operator}", "CPU"):
+        return "lavit._C is of an earlier version, install again (`pip install -e .`)"
+    return None

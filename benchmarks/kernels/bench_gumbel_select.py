@@ -52,7 +52,7 @@ def form_of(name: str, device: torch.device, scores: Tensor) -> Callable[[Tensor
     return ours(name)
 
 
-LAVIT = ("reference", "triton")
+LAVIT = ("reference", "triton", "cpp")
 
 
 @pytest.mark.parametrize("name", ["release", "torch.compile", *LAVIT])

@@ -35,6 +35,11 @@ bool order_fits(const Tensor& order) {
   return true;
 }
 
+// Both in one call: the last offset of packed rows, or -1 if the order or the offsets do not fit.
+int64_t packing_end(const Tensor& order, const Tensor& cu, int64_t total) {
+  return order_fits(order) ? offsets_end(cu, order.size(1), total) : -1;
+}
+
 // Sums that every machine has in vectors: a number outside makes one of two differences negative, and if that one
 // wraps around, the other. In a range of more than half of int64 one inside may do so too: false then says nothing.
 template <typename Number>
@@ -64,5 +69,6 @@ bool range_fits(const Tensor& x, int64_t least, int64_t most) {
 STABLE_TORCH_LIBRARY_IMPL(lavit_cpp, CPU, m) {
   m.impl("offsets_end", TORCH_BOX(&lavit::cpu::offsets_end));
   m.impl("order_fits", TORCH_BOX(&lavit::cpu::order_fits));
+  m.impl("packing_end", TORCH_BOX(&lavit::cpu::packing_end));
   m.impl("range_fits", TORCH_BOX(&lavit::cpu::range_fits));
 }

@@ -14,8 +14,12 @@ void run(const Tensor&, const Partition& p) {
       int32_t* out = p.order + b * p.patches;
       int32_t count = 0;
       for (int64_t i = 0; i < p.patches; ++i) count += row[i] != 0;
-      int32_t next[2] = {count, 0};  // where the next dropped, the next kept patch goes
-      for (int64_t i = 0; i < p.patches; ++i) out[next[row[i] != 0]++] = static_cast<int32_t>(i);
+      int64_t kept = 0;  // no branch on the mask, which no predictor could foresee
+      for (int64_t i = 0; i < p.patches; ++i) {
+        const int64_t is_kept = row[i] != 0, dropped = count + i - kept;
+        out[dropped + (kept - dropped) * is_kept] = static_cast<int32_t>(i);
+        kept += is_kept;
+      }
       p.cu_kept[b + 1] = count;
     }
   });

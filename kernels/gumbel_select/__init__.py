@@ -34,7 +34,7 @@ def gumbel_select(
         ``torch.manual_seed`` governs them, and every replay of a CUDA graph draws new ones.
     deterministic: no noise, keep where s0 >= s1.
     min_keep: no image keeps fewer patches; the most probable ones are added, at equal probability the first.
-    impl: "triton" (up to 4096 patches an image, else "reference") or "reference".
+    impl: "triton" (up to 4096 patches an image, else "reference"), "cpp" (CPU) or "reference".
 
     Returns a Selection. ``keep`` is exactly 0 or 1 and has the straight-through gradient of ``prob``. A patch with NaN
     scores is dropped, has prob 0 and no gradient, and is not added by ``min_keep`` either.

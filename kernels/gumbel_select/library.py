@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from lavit.kernels.dispatch import Implementation, register
+from lavit.kernels.gumbel_select import cpp
 from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
 
 OPERATION = register(
     "gumbel_select",
     Implementation("triton", "noise, decision and partition of an image in one program", triton_unusable),
+    Implementation("cpp", "noise, decision and partition in one compiled pass", cpp.unusable),
     Implementation("reference", "the definition in PyTorch"),
-    preference={"cuda": ("triton", "reference"), "cpu": ("reference",)},
+    preference={"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")},
 )
 
 

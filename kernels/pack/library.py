@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavit.kernels.checks import verify_offsets, verify_order
+from lavit.kernels.checks import verify_packing
 from lavit.kernels.dispatch import Implementation, register
 from lavit.kernels.extension import cpp_unusable
 
@@ -17,9 +17,8 @@ UNPACK = register("unpack", CPP, REFERENCE, folder="pack")
 
 @torch.library.custom_op("lavit::pack", mutates_args=())
 def pack_op(x: Tensor, order: Tensor, cu: Tensor, total: int | None, dropped: bool, impl: str) -> Tensor:
-    verify_order(order)
-    verify_offsets("cu", cu, longest=order.shape[1], total=total)
-    rows = int(cu[-1]) if total is None else total
+    end = verify_packing(order, cu, total)
+    rows = total if total is not None else int(cu[-1]) if end is None else end
     return PACK.module(impl, x).pack(x, order, cu, rows, dropped)
 
 
@@ -44,8 +43,7 @@ pack_op.register_autograd(_pack_backward, setup_context=_pack_context)
 
 @torch.library.custom_op("lavit::unpack", mutates_args=())
 def unpack_op(values: Tensor, order: Tensor, cu: Tensor, fill: float, dropped: bool, impl: str) -> Tensor:
-    verify_order(order)
-    verify_offsets("cu", cu, longest=order.shape[1], total=values.shape[0])
+    verify_packing(order, cu, values.shape[0])
     return UNPACK.module(impl, values).unpack(values, order, cu, fill, dropped)
 
 

@@ -54,8 +54,8 @@ pad_op.register_autograd(_pad_backward, setup_context=_pad_context)
 
 @torch.library.custom_op("lavit::unpad", mutates_args=())
 def unpad_op(padded: Tensor, cu: Tensor, left: bool, total: int | None, impl: str) -> Tensor:
-    verify_offsets("cu_seqlens", cu, total=total)
-    rows = int(cu[-1]) if total is None else total
+    end = verify_offsets("cu_seqlens", cu, total=total)
+    rows = total if total is not None else int(cu[-1]) if end is None else end
     return UNPAD.module(impl, padded).unpad(padded, cu, left, rows)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lavit.kernels.dispatch import Implementation, register, without_autocast
+from lavit.kernels.policy_attention import cpp
 from lavit.kernels.triton_support import triton_unusable
 
 
@@ -16,9 +17,10 @@ def _not_cpu(device_type: str) -> str | None:
 OPERATION = register(
     "policy_attention",
     Implementation("triton", "streams the keys, the N x N weights never in memory", triton_unusable),
+    Implementation("cpp", "a few heads at a time, one compiled pass between the products", cpp.unusable),
     Implementation("cpu", "image by image, one image's weights in the cache", _not_cpu),
     Implementation("reference", "the definition in PyTorch"),
-    preference={"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+    preference={"cuda": ("triton", "reference"), "cpu": ("cpp", "cpu", "reference")},
 )
 
 

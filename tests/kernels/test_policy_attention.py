@@ -8,7 +8,7 @@ from lavit.kernels import policy_attention
 from lavit.kernels.policy_attention.library import policy_attention_op
 
 KINDS = ["causal", "cross"]
-IMPLEMENTATIONS = ["reference", "cpu", "triton"]
+IMPLEMENTATIONS = ["reference", "cpu", "cpp", "triton"]
 
 
 def case(batch, patches, heads, dim, seed=0, dtype=torch.float64, mask="between"):
@@ -54,7 +54,7 @@ def formula(q, k, v, keep, kind, eps):
     st.sampled_from([1e-6, 0.3]),
     st.sampled_from(["between", "hard", "none", "all"]),
     st.integers(0, 2**31),
-    st.sampled_from(["reference", "cpu"]),
+    st.sampled_from(["reference", "cpu", "cpp"]),
 )
 def test_forward_and_explicit_backward_are_those_of_the_formula(b, n, h, d, kind, eps, mask, seed, impl):
     inputs = [x.requires_grad_() for x in case(b, n, h, d, seed, mask=mask)]
@@ -71,7 +71,7 @@ def test_forward_and_explicit_backward_are_those_of_the_formula(b, n, h, d, kind
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("eps", [1e-6, 0.0, 0.2])
-@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("impl", ["reference", "cpu", "cpp"])
 def test_gradcheck_with_a_mask_at_0_at_1_and_between(impl, kind, eps):
     q, k, v, keep = case(2, 4, 2, 3)
     keep[0, 1], keep[1, 2] = 0.0, 1.0
