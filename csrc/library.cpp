@@ -1,7 +1,7 @@
 // The operators torch.ops.lavit_cpp.*. lavit.kernels calls them; what they mean is told there.
 //
 // All tensors are contiguous, keep is bool. Offsets and orders are int32, in bin_pack, which stays on the host, int64.
-// Rows move as bytes, except in nearest_code. The numbers of assemble_sequences are int64 or int32.
+// Rows move as bytes, except in nearest_code and int8_rows. The numbers of assemble_sequences are int64 or int32.
 #include "common.h"
 
 STABLE_TORCH_LIBRARY(lavit_cpp, m) {
@@ -19,4 +19,8 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def("order_fits(Tensor order) -> bool");
   m.def("range_fits(Tensor x, int least, int most) -> bool");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
+  m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");
+  m.def(
+      "scale_products(Tensor products, Tensor rows, Tensor columns, Tensor bias, Tensor like, bool residual) -> Tensor");
+  m.def("gelu_products(Tensor products, Tensor rows, Tensor columns, Tensor bias) -> (Tensor, Tensor)");
 }

@@ -5,6 +5,8 @@ What runs in place of the blocks, by :meth:`LaVITTokenizer.for_inference`:
 - ``compile`` on a CPU with weights in bfloat16: every product by oneDNN on weights that were laid out for it once, bias
   and GELU or the residual in the product's epilogue. With matrices of this size products are nearly all of the time,
   and nothing has to be compiled.
+- ``compile`` on a CPU with quantization="int8": products of int8, and what stands between two of them in one pass each
+  (`lavit.kernels.int8_rows`).
 - ``compile`` elsewhere: one block by torch.compile, the same code for all of them, their weights being arguments.
 - on a GPU the whole encoder in one CUDA graph for each batch size.
 """
@@ -22,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lavit.kernels import int8_rows
 from lavit.tokenizer.encoder import EvaAttention, EvaBlock, EvaEncoder
 from lavit.tokenizer.encoder_attention import fastest, implementations, measured
 from lavit.tokenizer.layers import self_attention
-from lavit.tokenizer.quantization import check, quantize
+from lavit.tokenizer.quantization import check, int8_weight, quantize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MOST_SIZES = 8  # the compiler gives up beyond
@@ -37,7 +40,7 @@ class Mode:
     """How a tokenizer was prepared. dtype: of the encoder's weights. merger_dtype: of the merger's.
 
     rounded: whether weights were changed. attention: the implementation's name. products: who multiplies, "eager",
-    "oneDNN" or "torch.compile".
+    "oneDNN", "int8 rows" or "torch.compile".
     """
 
     dtype: torch.dtype
@@ -194,6 +197,9 @@ def _runner(encoder: EvaEncoder, mode: Mode) -> tuple[Run, Mode]:
     if mode.quantization is None and packs(encoder.pos_embed.device, mode.dtype):
         blocks = [PackedBlock(block) for block in encoder.blocks]  # type: ignore[arg-type]
         return _through(encoder, blocks), replace(mode, products="oneDNN")
+    if mode.quantization == "int8" and runs_int8_rows(encoder.pos_embed.device, mode.dtype):
+        blocks = [Int8Block(block) for block in encoder.blocks]  # type: ignore[arg-type]
+        return _through(encoder, blocks), replace(mode, products="int8 rows")
     keep_compiled_code()
     # One function with the block as its argument: its weights are inputs of the code, not constants in it. The compiler
     # counts what it has made of a code object, and gives up after eight: every tokenizer has one of its own.
@@ -251,6 +257,40 @@ class PackedBlock:
         x = product.binary(self_attention(qkv, self.heads, self.attend), x, *self.proj, "add")
         hidden = product(self.norm2(x), *self.fc1, "gelu", [], "none")
         return product.binary(hidden, x, *self.fc2, "add")
+
+
+def runs_int8_rows(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the compiled form of what stands between products of int8 is there; of the plain one torch.compile makes
+    something faster."""
+    return dtype in int8_rows.TYPES and int8_rows.OPERATION.choose("auto", device) == "cpp"
+
+
+class Int8Block:
+    """A block of the encoder with products of int8: rows of activations are rounded as they come, one scale each."""
+
+    def __init__(self, block: EvaBlock) -> None:
+        attention, mlp = block.attn, block.mlp
+        self.heads, self.attend = attention.heads, attention.attend
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.qkv, self.proj, self.fc1, self.fc2 = (
+            (*int8_weight(layer.weight), layer.bias.detach().float())
+            for layer in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shape, dtype, x = x.shape, x.dtype, x.flatten(0, 1)
+        qkv = int8_rows.scale_products(*_sums(int8_rows.quantize_rows(self.norm1(x)), self.qkv), dtype=dtype)
+        attended = self_attention(qkv.unflatten(0, shape[:2]), self.heads, self.attend).flatten(0, 1)
+        sums = _sums(int8_rows.quantize_rows(attended), self.proj)
+        x = int8_rows.scale_products(*sums, dtype=dtype, residual=x)
+        hidden = int8_rows.gelu_products(*_sums(int8_rows.quantize_rows(self.norm2(x)), self.fc1))
+        return int8_rows.scale_products(*_sums(hidden, self.fc2), dtype=dtype, residual=x).unflatten(0, shape[:2])
+
+
+def _sums(rows: tuple[Tensor, Tensor], layer: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums of products, the scales of both factors, and the bias."""
+    (q, scale), (weight, columns, bias) = rows, layer
+    return torch._int_mm(q, weight.t()), scale, columns, bias
 
 
 class Graphs:

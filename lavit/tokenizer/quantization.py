@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lavit.tokenizer.encoder import EvaEncoder
 
@@ -47,6 +47,11 @@ def quantize(encoder: EvaEncoder, name: str) -> None:
     from torchao.quantization import quantize_
 
     quantize_(encoder.blocks, _config(name), filter_fn=lambda module, _: isinstance(module, nn.Linear))
+
+
+def int8_weight(weight: Any) -> tuple[Tensor, Tensor]:
+    """(N, K) int8 and (N,) float32, of a weight that :func:`quantize` has made."""
+    return weight.qdata, weight.scale.float().flatten()
 
 
 def _config(name: str) -> Any:

@@ -12,6 +12,7 @@ import torch
 from golden_tensors import golden, golden_config, weights
 from torch import Tensor
 
+from lavit.kernels import int8_rows
 from lavit.tokenizer import LaVITTokenizer
 from lavit.tokenizer.encoder_attention import Measured, fastest, implementations, measured
 from lavit.tokenizer.inference import keep_compiled_code, shares
@@ -82,6 +83,11 @@ def quantized(name: str, **arguments: Any) -> LaVITTokenizer:
     return model().for_inference(quantization=name, **arguments)
 
 
+def needs_compiled_rows() -> None:
+    if reason := int8_rows.OPERATION.implementations["cpp"].unusable("cpu"):
+        pytest.skip(reason)
+
+
 def rounded(rows: Tensor) -> Tensor:
     """Every row to 256 steps, as wide as its largest value asks for."""
     step = rows.abs().amax(dim=-1, keepdim=True) / 127.5
@@ -98,9 +104,14 @@ def by_hand(activations: bool) -> Tensor:
     return prepared.encode_features(images().double())
 
 
-@pytest.mark.parametrize(("name", "activations"), [("int8-weight-only", False), ("int8", True)])
-def test_int8_is_rounding_by_rows(name: str, activations: bool) -> None:
-    wanted, found = by_hand(activations), quantized(name).encode_features(images())
+@pytest.mark.parametrize(
+    ("name", "activations", "compile"),
+    [("int8-weight-only", False, False), ("int8", True, False), ("int8", True, True)],
+)
+def test_int8_is_rounding_by_rows(name: str, activations: bool, compile: bool) -> None:
+    if compile:
+        needs_compiled_rows()
+    wanted, found = by_hand(activations), quantized(name, compile=compile).encode_features(images())
     off, rounding = float((found - wanted).norm() / wanted.norm()), error(wanted)
     # A row's largest value lies halfway between two steps, so that the last bit decides: of one weight in a row a
     # hundred long, and with activations of all products. Rounded to whole tensors it would be several times as much.
@@ -108,8 +119,11 @@ def test_int8_is_rounding_by_rows(name: str, activations: bool) -> None:
     assert error(found) <= 1.2 * rounding
 
 
-def test_int8_rows_do_not_depend_on_the_batch() -> None:
-    prepared = quantized("int8")
+@pytest.mark.parametrize("compile", [False, True])
+def test_int8_rows_do_not_depend_on_the_batch(compile: bool) -> None:
+    if compile:
+        needs_compiled_rows()
+    prepared = quantized("int8", compile=compile)
     together = prepared.encode_features(images())
     alone = torch.cat([prepared.encode_features(image) for image in images().split(1)])
     assert (together - alone).norm() <= 0.2 * (together - exact()).norm()
