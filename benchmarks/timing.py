@@ -37,6 +37,7 @@ def measure(
     parity: str | dict[str, float] = "equal",
     approximate: bool = False,
     counts_memory: bool = True,
+    rounds: int | None = None,
     **extra: Any,
 ) -> None:
     """Time ``run`` to its end on the device, and its peak memory; ``extra`` is kept beside the figures.
@@ -45,6 +46,7 @@ def measure(
     passed, parity: whether this very case gave the right result, and how near. A case that did not is an AssertionError
         and no figure, unless it is ``approximate``: then it is timed, and its parity printed in place of a ratio.
     counts_memory: False where the allocations are not torch's (faiss, numpy), which nothing here sees.
+    rounds: of a run that takes many seconds and that the check of its result has warmed; None for `ROUNDS`.
     extra: with bytes_moved, operations, scores, samples or tokens of one run, the table has the rate at the median, and
         of the first two the share of the device's limit (`benchmarks.limits`).
 
@@ -58,10 +60,11 @@ def measure(
     info = benchmark.extra_info
     info.update(extra)
     info.update(implementation=implementation, baseline=baseline, parity=parity, passed=passed)
-    info["peak_bytes"] = peak_bytes(run, device) if counts_memory else None
+    info["peak_bytes"] = peak_bytes(run, device, warm=rounds is not None) if counts_memory else None
     step, copies, info["timed"] = _steps(run, device)
     dry = "LAVIT_DRY" in os.environ  # to see that it works, not how fast
-    benchmark.pedantic(step, warmup_rounds=0 if dry else 2, rounds=1 if dry else ROUNDS[device.type], iterations=copies)
+    warmup, rounds = (0, 1) if dry else (2, ROUNDS[device.type]) if rounds is None else (0, rounds)
+    benchmark.pedantic(step, warmup_rounds=warmup, rounds=rounds, iterations=copies)
     del step
     if device.type == "cuda":
         torch.cuda.empty_cache()  # a graph's memory stays reserved, and the next case wants it
@@ -75,12 +78,13 @@ def measure(
             info["limit_reached"], info["limit"] = found
 
 
-def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+def peak_bytes(run: Callable[[], Any], device: torch.device, warm: bool = False) -> int:
     """The most memory that torch held at once during one run, beyond what it held before; the result counts.
 
     On the CPU from the profiler's record of every allocation: what other allocators hand out is not in it.
     """
-    run()
+    if not warm:
+        run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

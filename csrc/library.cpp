@@ -1,7 +1,7 @@
 // The operators torch.ops.lavit_cpp.*. lavit.kernels calls them; what they mean is told there.
 //
 // All tensors are contiguous, keep is bool. Offsets and orders are int32, in bin_pack, which stays on the host, int64.
-// Rows move as bytes, except in nearest_code, gumbel_select and policy_attention. The numbers of assemble_sequences are int64 or int32.
+// Rows move as bytes where nothing is computed. The numbers of assemble_sequences are int64 or int32.
 #include "common.h"
 
 STABLE_TORCH_LIBRARY(lavit_cpp, m) {
@@ -25,6 +25,7 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def(
       "varlen_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_q, "
       "Tensor cu_k, Tensor? key_weight, bool causal, float scale, int width) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "gumbel_select(Tensor scores, Tensor? noise, Tensor? seeds, float tau, int min_keep, int width) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, bool)");
   m.def("gumbel_select_backward(Tensor? grad_keep, Tensor? grad_prob, Tensor prob, float tau) -> Tensor");
@@ -35,4 +36,8 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
       "policy_gradients(Tensor(a!) s, Tensor(b!) da, Tensor keep, Tensor lse, Tensor leak, bool cross, float scale, "
       "int width) -> Tensor");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
+  m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");
+  m.def(
+      "scale_products(Tensor products, Tensor rows, Tensor columns, Tensor bias, Tensor like, bool residual) -> Tensor");
+  m.def("gelu_products(Tensor products, Tensor rows, Tensor columns, Tensor bias) -> (Tensor, Tensor)");
 }

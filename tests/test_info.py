@@ -30,6 +30,15 @@ def test_the_page_names_devices_extension_and_what_is_missing(capsys, monkeypatc
     assert f"{torch.get_num_threads()} threads" in page
 
 
+def test_the_encoders_attention_is_timed_on_every_device_and_one_is_chosen(capsys):
+    assert info.main(["--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["encoder_attention"]
+    for device in {one["device"] for one in found}:
+        here = [one for one in found if one["device"] == device]
+        assert all((one["seconds"] is None) == (one["problem"] is not None) for one in here)
+        assert [one["seconds"] is not None for one in here if one["chosen"]] == [True]
+
+
 def test_a_missing_library_is_told_with_its_reason():
     text = info.describe_extension({"path": None, "devices": (), "problem": "lavit._C is not built"})
     assert text == "not in use: lavit._C is not built"
