@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from lavit.commands.options import add_machine, check_at_least, command_parser
-from lavit.evaluation.prompted import PROMPTS, SAMPLES
+from lavit.evaluation.protocol import PROMPTS, SAMPLES
 from lavit.shapes.world import SHAPES_WORLD
 
 SCENE_TASKS = ("caption", "vqa", "generate", "edit")

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from lavit.commands import outputs, pixel_options
@@ -18,8 +17,6 @@ from lavit.commands.image_inputs import Unread, skip
 from lavit.commands.model_folders import check_same_codes, load_lavit, pixels_folder
 from lavit.commands.options import check_at_least, command_parser, only_given, pick_device
 from lavit.data.images import load_image
-from lavit.evaluation.tasks import seed_of
-from lavit.kernels import Ragged
 
 RELEASED_PATCHES = 256
 
@@ -46,8 +43,14 @@ def main(argv: Sequence[str]) -> int:
     given = _read_tokens(options.tokens, skipped) if options.tokens else []
     targets = _targets(options.out, (len(given) if options.tokens else 1) * options.samples)
     outputs.check_not_read("--out", targets, options.prompt)
-    device = pick_device(options.device)
     place = pixels_folder(options.model, options.pixels)
+
+    import torch
+
+    from lavit.data.stream import seed_of
+    from lavit.kernels import Ragged
+
+    device = pick_device(options.device)
     seed = secrets.randbits(63) if options.seed is None else options.seed
 
     pipeline = pixel_options.ready(place, device, options)

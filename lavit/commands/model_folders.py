@@ -9,14 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
-
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from lavit.language import LaVITProcessor
     from lavit.pixels import LaVITPixelPipeline
+    from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 
 CONFIG_FILE, WEIGHTS_FILE, PIPELINE_FILE = "config.json", "model.safetensors", "model_index.json"
 PIXELS = "pixels"
@@ -31,11 +30,10 @@ def load_tokenizer(folder: str, device: torch.device) -> tuple[LaVITTokenizer, L
 
     Nothing but the tokenizer is read. ValueError or OSError with the folder's name; no network.
     """
-    place = _folder(folder, "--model")
-    processor_place = place
-    if (place / PIPELINE_FILE).is_file():
-        place, processor_place = place / "tokenizer", place / "image_processor"
-    kind = _kind(place, folder, "tokenizer")
+    place, processor_place, kind = find_tokenizer(folder)
+
+    from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
+
     processor = LaVITImageProcessor.from_pretrained(processor_place)
     with _loading(f"--model: {folder}"):
         if kind == "lavit":
@@ -45,9 +43,21 @@ def load_tokenizer(folder: str, device: torch.device) -> tuple[LaVITTokenizer, L
     return model.eval().to(device), processor
 
 
+def find_tokenizer(folder: str) -> tuple[Path, Path, str | None]:
+    """Where in a folder a tokenizer is, where its image processor, and what kind of model holds it.
+
+    ValueError where there is none; nothing is loaded.
+    """
+    place = check_folder(folder, "--model")
+    processor_place = place
+    if (place / PIPELINE_FILE).is_file():
+        place, processor_place = place / "tokenizer", place / "image_processor"
+    return place, processor_place, _kind(place, folder, "tokenizer")
+
+
 def load_lavit(folder: str, device: torch.device) -> tuple[Any, LaVITProcessor]:
     """A LaVIT and its processor from a folder. ValueError or OSError with the folder's name; no network."""
-    place = _folder(folder, "--model")
+    place = check_folder(folder, "--model")
     kind = _kind(place, folder, "model")
     from lavit.language.model import LaVIT
     from lavit.language.processing import LaVITProcessor
@@ -67,11 +77,11 @@ def pixels_folder(model: str | None, pixels: str | None) -> str:
     At least one of them is given.
     """
     if pixels is not None:
-        if not (_folder(pixels, "--pixels") / PIPELINE_FILE).is_file():
+        if not (check_folder(pixels, "--pixels") / PIPELINE_FILE).is_file():
             raise ValueError(f"--pixels: {pixels} holds no pixel pipeline (it has no {PIPELINE_FILE})")
         return pixels
     assert model is not None
-    place = _folder(model, "--model")
+    place = check_folder(model, "--model")
     for found in (place, place / PIXELS):
         if (found / PIPELINE_FILE).is_file():
             return str(found)
@@ -103,6 +113,8 @@ def load_pixels(folder: str, device: torch.device) -> LaVITPixelPipeline:
 
 def check_same_codes(model: LaVITTokenizer, pixels: LaVITTokenizer, names: tuple[str, str]) -> None:
     """ValueError where the pixels were trained on another tokenizer, whose codes mean something else."""
+    import torch
+
     ours, theirs = (tokenizer.quantize.embedding.weight.detach().float().cpu() for tokenizer in (model, pixels))
     # One of them may have been stored in half precision.
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(ours.abs().max())):
@@ -112,7 +124,8 @@ def check_same_codes(model: LaVITTokenizer, pixels: LaVITTokenizer, names: tuple
         )
 
 
-def _folder(folder: str, option: str) -> Path:
+def check_folder(folder: str, option: str) -> Path:
+    """Its path; ValueError where it is not there."""
     if not Path(folder).is_dir():
         raise ValueError(f"{option}: there is no folder {folder}")
     return Path(folder)
@@ -152,9 +165,11 @@ def _loading(name: str) -> Iterator[None]:
 
 def _tokenizer_of_language_model(place: Path) -> LaVITTokenizer:
     """The visual tokenizer alone; the language model around it may be of several billions of parameters."""
+    import torch
     from safetensors import safe_open
 
     from lavit.language.configuration import LaVITConfig
+    from lavit.tokenizer import LaVITTokenizer
 
     index = place / f"{WEIGHTS_FILE}.index.json"
     files = {WEIGHTS_FILE}

@@ -1,13 +1,16 @@
-"""What all commands share of their options: the parser, the device, bounds."""
+"""What all commands share of their options: the parser, the device, bounds.
+
+Nothing that is slow to import is imported here, nor by what reads the words of a command: `--help` and a wrong word
+are answered at once.
+"""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from lavit.training.engine import distributed
+if TYPE_CHECKING:
+    import torch
 
 
 def command_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
@@ -36,6 +39,10 @@ def only_given(**values: Any) -> dict[str, Any]:
 
 def pick_device(name: str) -> torch.device:
     """The one of this name; auto: a GPU if there is one. ValueError for one that cannot be used."""
+    import torch
+
+    from lavit.training.engine import distributed
+
     try:
         device = distributed.pick_device(name)
         torch.empty(0, device=device)

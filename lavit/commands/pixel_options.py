@@ -8,15 +8,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-
 from lavit.commands.model_folders import load_pixels
 from lavit.commands.options import add_machine, check_at_least, only_given
 from lavit.data.images import BLACKENED
-from lavit.kernels import Ragged
 
 if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from lavit.kernels import Ragged
     from lavit.pixels import LaVITPixelPipeline
 
 # What the weights of a U-Net depend on, in a scheduler's configuration.

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from lavit.commands import outputs, pixel_options
 from lavit.commands.image_inputs import Unread, image_files, image_seed, read_images
 from lavit.commands.model_folders import pixels_folder
@@ -30,8 +28,11 @@ An image that cannot be read is named and left out. Exit code 0; 1 if some were 
 
 def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
-    device = pick_device(options.device)
     place = pixels_folder(options.model, options.pixels)
+
+    import torch
+
+    device = pick_device(options.device)
     skipped: list[Unread] = []
     files = list(image_files(options.images, skipped))
     targets = _targets(options.out, options.images, files)
