@@ -16,6 +16,7 @@ from lavit.commands import outputs, pixel_options
 from lavit.commands.image_inputs import Unread, skip
 from lavit.commands.model_folders import check_same_codes, load_lavit, pixels_folder
 from lavit.commands.options import check_at_least, command_parser, only_given, pick_device
+from lavit.commands.outputs import LINES
 from lavit.data.images import load_image
 
 RELEASED_PATCHES = 256
@@ -108,10 +109,15 @@ def _piece(text: str) -> str | Image.Image:
 def _read_tokens(source: str, skipped: list[Unread]) -> list[tuple[str, list[int]]]:
     """The name and the ids of each image of a file of tokens; entries without ids are skipped."""
     try:
-        content = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8"))
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        entries: Any
+        if source.lower().endswith(LINES):
+            entries = [json.loads(line) for line in text.splitlines() if line.strip()][1:]  # the first is of all
+        else:
+            content = json.loads(text)
+            entries = content.get("images") if isinstance(content, dict) else None
     except ValueError as error:
         raise ValueError(f"--tokens: {source} is no JSON ({error})") from error
-    entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise ValueError(f'--tokens: expected a list of "images", as `lavit tokenize --json` writes it, in {source}')
     found = []

@@ -7,6 +7,7 @@ are answered at once.
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +31,19 @@ def add_machine(parser: argparse.ArgumentParser, batch_size: int, what: str = "i
     parser.add_argument(
         "--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, ...; a GPU is taken if there is one"
     )
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """--workers; see `pick_workers`."""
+    help = "threads that read images ahead of their use; 0: none [one for each core]"
+    parser.add_argument("--workers", type=int, metavar="N", help=help)
+
+
+def pick_workers(asked: int | None) -> int:
+    """As many as asked for, else as there are cores for this process."""
+    if asked is not None:
+        return asked
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def only_given(**values: Any) -> dict[str, Any]:

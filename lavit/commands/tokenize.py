@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lavit.commands import outputs
 from lavit.commands.model_folders import find_tokenizer
-from lavit.commands.options import add_machine, check_at_least, command_parser
+from lavit.commands.options import add_machine, add_workers, check_at_least, command_parser
 
 MAPS = (*outputs.PICTURES, ".pdf")
 
@@ -18,6 +18,8 @@ depend on the model, its pixels and the seed, not on the other images of the cal
 
 EPILOG = """--json: one object with "images": for each "file", "size" [width, height] as read (upright), "grid" [rows,
 columns], "tokens", "ids" and "kept" [[row, column], ...], both in raster order; and "skipped": "file", "reason".
+A name that ends in .jsonl gets the same as lines: the model and the seed, then every image in its place, also those
+that were skipped.
 --map: for one image its map, for several one sheet of small maps (the first 400).
 An image that cannot be read is named and left out. Exit code 0; 1 if some were left out; 2 if all were, or on an error.
 """
@@ -43,10 +45,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     choice.add_argument("--seed", type=int, metavar="S", help="sample the selection, repeatably")
     choice.add_argument("--sample", action="store_true", help="sample the selection with a new seed (told by --json)")
     add_machine(parser, 16)
+    add_workers(parser)
     options = parser.parse_args(argv)
     if options.model is None:
         raise ValueError("--model DIR is needed: the folder of a tokenizer; `lavit quickstart` makes one")
-    check_at_least(options, batch_size=1)
+    check_at_least(options, batch_size=1, workers=0)
     outputs.check_file("--json", options.json)
     outputs.check_file("--map", options.map)
     if options.map is not None:

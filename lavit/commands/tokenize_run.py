@@ -1,64 +1,40 @@
-"""The work of ``lavit tokenize``, when its words are right."""
+"""The work of ``lavit tokenize``, when its words are right: images are read ahead of the encoder, and what they become
+is written while it computes on."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import secrets
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from lavit.commands import outputs
-from lavit.commands.image_inputs import Unread, image_files, image_seed, read_images
+from lavit.commands.image_inputs import Unread, image_files, image_seed, skip
 from lavit.commands.model_folders import load_tokenizer
-from lavit.commands.options import pick_device
-from lavit.report.token_map import LARGEST, draw_sheet, draw_token_map, shrink
+from lavit.commands.options import pick_device, pick_workers
+from lavit.commands.token_outputs import SHEET_TILES, Maps, Output, Table, Tokenized, json_file
+from lavit.data.images import ImageError, load_image
+from lavit.data.prefetch import Entry, Pipeline, Timing
+from lavit.data.transfer import Transfer
+from lavit.report.token_map import LARGEST, shrink
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
-
-SHEET_TILES, TILE = 400, 256
-
-
-@dataclass
-class Tokenized:
-    """One image. kept: (row, column) of the patch of each id."""
-
-    file: str
-    size: tuple[int, int]
-    grid: tuple[int, int]
-    ids: list[int]
-    kept: list[tuple[int, int]]
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "file": self.file,
-            "size": self.size,
-            "grid": self.grid,
-            "tokens": len(self.ids),
-            "ids": self.ids,
-            "kept": self.kept,
-        }
 
 
 @dataclass(frozen=True)
 class Picture:
     """What is kept of an image between reading and tokenizing; the image itself may be large.
 
-    pixels: (1, 3, S, S), what the model sees. seed: of the noise, None without sampling. small: for the map.
+    size: of the image. resized: to what the model sees. seed: of the noise, None without sampling. small: for the map.
     """
 
-    file: str
     size: tuple[int, int]
-    pixels: Tensor
+    resized: Image.Image
     seed: int | None
-    small: Image.Image
+    small: Image.Image | None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -68,86 +44,97 @@ def run(options: argparse.Namespace) -> int:
 
     skipped: list[Unread] = []
     files = list(image_files(options.images, skipped))
-    done: list[Tokenized] = []
-    maps: list[Image.Image] = []
-    tile = TILE if len(files) > 1 else None
-    pictures = (prepare(file, image, processor, seed) for file, image in read_images(files, skipped))
-    while batch := list(islice(pictures, options.batch_size)):
-        results = tokenize(model, batch)
-        done += results
-        if options.map:
-            room = SHEET_TILES - len(maps)
-            maps += [_map(r, p.small, tile) for r, p in islice(zip(results, batch, strict=True), room)]
-    if not done:
-        raise ValueError(f"none of the images could be read ({len(skipped)} left out)")
+    maps = Maps(options.map, several=len(files) > 1) if options.map else None
+    encoder = Encoder(model, processor)
+    with ExitStack() as opened:
+        head = {"model": options.model, "selection": "deterministic" if seed is None else "sampled", "seed": seed}
+        table = None if options.json else Table()
+        output: Output = table or opened.enter_context(json_file(options.json, head))
+        for unread in skipped:
+            output.skip(unread)
 
-    if options.json:
-        _write_json(options.json, options.model, seed, done, skipped)
-    else:
-        print(table(done))
-    if options.map:
-        sheet = maps[0] if len(maps) == 1 else draw_sheet(maps, [_label(d) for d in done[: len(maps)]], TILE)
-        outputs.write_picture(sheet, options.map)
-        if len(maps) < len(done):
-            print(f"lavit: {options.map} shows the first {len(maps)} of {len(done)} images", file=sys.stderr)
+        def read(numbered: tuple[int, str]) -> Picture:
+            return prepare(load_image(numbered[1]), processor, seed, shown=maps is not None and numbered[0] < shown)
+
+        def write(entries: Sequence[Entry], tokens: Any) -> None:
+            results = iter(encoder.results(tokens)) if tokens is not None else iter(())
+            for (_, file), picture in entries:
+                if isinstance(picture, ImageError):
+                    skip(skipped, file, picture.reason)
+                    output.skip(skipped[-1])
+                    continue
+                ids, kept = next(results)
+                result = Tokenized(file, picture.size, encoder.grid, ids, kept)
+                output.add(result)
+                if maps is not None:
+                    maps.add(result, picture.small)
+
+        shown = SHEET_TILES + len(skipped)
+        timing = Pipeline(
+            read,
+            encoder.gather,
+            encoder.encode,
+            write,
+            batch_size=options.batch_size,
+            workers=pick_workers(options.workers),
+        ).run(enumerate(files))
+        if not timing.items:
+            raise ValueError(f"none of the images could be read ({len(skipped)} left out)")
+    if table is not None:
+        table.print()
+    if maps is not None:
+        maps.write()
+    if timing.batches > 1:  # of a single one everything waits for everything
+        print(f"lavit: {describe(timing)}", file=sys.stderr)
     return 1 if skipped else 0
 
 
-def prepare(file: str, image: Image.Image, processor: LaVITImageProcessor, seed: int | None = None) -> Picture:
-    """An RGB image for `tokenize`. With a seed its selection will be sampled, else it is deterministic."""
+def prepare(
+    image: Image.Image, processor: LaVITImageProcessor, seed: int | None = None, *, shown: bool = False
+) -> Picture:
+    """An RGB image for an `Encoder`. With a seed its selection will be sampled, else it is deterministic. shown: a map
+    of it may be drawn."""
     own = None if seed is None else image_seed(seed, image)
-    return Picture(file, image.size, processor(image), own, shrink(image, LARGEST))
+    return Picture(image.size, processor.resize(image), own, shrink(image, LARGEST) if shown else None)
 
 
-def tokenize(model: LaVITTokenizer, pictures: Sequence[Picture]) -> list[Tokenized]:
-    """The tokens of at least one picture, all of them with a seed or all without."""
-    side = model.config.image_size // model.config.patch_size
-    pixels = torch.cat([p.pixels for p in pictures]).to(model.device)
-    seeds = [p.seed for p in pictures if p.seed is not None]
-    tokens = model.encode(pixels, seeds=seeds or None, deterministic=not seeds).to("cpu")
-    bounds = tokens.cu_seqlens.tolist()
-    results = []
-    for number, picture in enumerate(pictures):
-        kept = [divmod(p, side) for p in tokens.keep[number].nonzero().flatten().tolist()]
-        ids = tokens.ids[bounds[number] : bounds[number + 1]].tolist()
-        results.append(Tokenized(picture.file, picture.size, (side, side), ids, kept))
-    return results
+class Encoder:
+    """The tokens of pictures, all of them with a seed or all without, in the steps of a `Pipeline`."""
+
+    def __init__(self, model: LaVITTokenizer, processor: LaVITImageProcessor) -> None:
+        side = model.config.image_size // model.config.patch_size
+        self.model, self.processor, self.grid = model, processor, (side, side)
+        self._transfer = Transfer(model.device)
+
+    def gather(self, pictures: Sequence[Picture]) -> Any:
+        pixels = self.processor([picture.resized for picture in pictures])
+        return self._transfer.send(pixels), [p.seed for p in pictures if p.seed is not None]
+
+    def encode(self, batch: Any) -> Any:
+        sent, seeds = batch
+        tokens = self.model.encode(self._transfer.receive(sent), seeds=seeds or None, deterministic=not seeds)
+        return self._transfer.fetch(tokens)
+
+    def results(self, tokens: Any) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Of each picture its ids, and (row, column) of their patches."""
+        ids, cu_seqlens, keep = self._transfer.take(tokens)
+        bounds, columns = cu_seqlens.tolist(), self.grid[1]
+        return [
+            (
+                ids[bounds[number] : bounds[number + 1]].tolist(),
+                [divmod(patch, columns) for patch in row.nonzero().flatten().tolist()],
+            )
+            for number, row in enumerate(keep)
+        ]
 
 
-def table(results: Sequence[Tokenized], shown: int = 8) -> str:
-    """A line for each image: file, pixels, tokens of patches, the first ids."""
-    rows = [("file", "pixels", "tokens", "of", "ids")]
-    for r in results:
-        ids = " ".join(map(str, r.ids[:shown])) + (" ..." if len(r.ids) > shown else "")
-        rows.append((r.file, f"{r.size[0]}x{r.size[1]}", str(len(r.ids)), str(r.grid[0] * r.grid[1]), ids))
-    file, pixels, tokens, patches = (max(len(row[c]) for row in rows) for c in range(4))
-    return "\n".join(
-        f"{row[0]:<{file}}  {row[1]:>{pixels}}  {row[2]:>{tokens}}  {row[3]:>{patches}}  {row[4]}".rstrip()
-        for row in rows
+def describe(timing: Timing) -> str:
+    """Images a second, and of its time what each part waits."""
+    rate = f"{timing.items} images in {timing.seconds:.1f} s, {timing.rate:.1f} images/s"
+    if not timing.readers:
+        return f"{rate}; nothing was read ahead (--workers 0)"
+    of = {name: f"{100 * share:.0f} %" for name, share in timing.shares().items()}
+    return (
+        f"{rate}; of the time, the encoder waited {of['starved']} for images and {of['blocked']} for the writer, "
+        f"{timing.readers} readers {of['readers_idle']} for room, the writer {of['writer_idle']} for tokens"
     )
-
-
-def _map(result: Tokenized, image: Image.Image, tile: int | None) -> Image.Image:
-    keep = torch.zeros(result.grid, dtype=torch.bool)
-    for row, column in result.kept:
-        keep[row, column] = True
-    # On a sheet the numbers would be too small to read.
-    picture = draw_token_map(image, keep.flatten(), result.grid, result.ids if tile is None else None)
-    return picture if tile is None else shrink(picture, tile)
-
-
-def _label(result: Tokenized) -> str:
-    return f"{Path(result.file).name}: {len(result.ids)} of {result.grid[0] * result.grid[1]}"
-
-
-def _write_json(
-    target: str, model: str, seed: int | None, done: Sequence[Tokenized], skipped: Sequence[Unread]
-) -> None:
-    head = {"model": model, "selection": "deterministic" if seed is None else "sampled", "seed": seed}
-    parts = {"images": [d.record() for d in done], "skipped": [vars(s) for s in skipped]}
-    # A line for each image: to be read by people and by line-wise tools too.
-    lines = [json.dumps(head)[1:-1]]
-    for name, records in parts.items():
-        body = ",\n  ".join(json.dumps(r) for r in records)
-        lines.append(f'"{name}": [\n  {body}\n ]' if records else f'"{name}": []')
-    outputs.write_text(target, "{" + ",\n ".join(lines) + "}\n")
