@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
-from lavit.tokenizer.layers import LayerNorm, self_attention
+from lavit.tokenizer.layers import Attend, LayerNorm, self_attention, to_all
 
 
 class Mlp(nn.Module):
@@ -25,6 +27,8 @@ class Mlp(nn.Module):
 class EvaAttention(nn.Module):
     """Self-attention whose queries and values have a bias and whose keys have none."""
 
+    attend: Attend = staticmethod(to_all)
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -33,9 +37,19 @@ class EvaAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
+    def joined_bias(self) -> Tensor:
+        """(3 C,) of queries, keys and values."""
+        return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+
+    def join_bias(self) -> None:
+        """Give ``qkv`` its bias for good, where q_bias and v_bias no longer change; it is in no state dict."""
+        del self.qkv.bias
+        self.qkv.register_buffer("bias", self.joined_bias().detach(), persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        return self.proj(self_attention(F.linear(x, self.qkv.weight, bias), self.heads))
+        # Joined, the module itself is called, which quantisation may have replaced.
+        qkv = F.linear(x, self.qkv.weight, self.joined_bias()) if self.qkv.bias is None else self.qkv(x)
+        return self.proj(self_attention(qkv, self.heads, self.attend))
 
 
 class EvaBlock(nn.Module):
@@ -66,7 +80,11 @@ class EvaEncoder(nn.Module):
 
     ``norm`` and ``head`` turn the class token into EVA-CLIP's image embedding. They are there so that the release's
     files load whole; tokenization never runs them, and ``encoder_head_dim=None`` leaves them out.
+
+    prepared: what `lavit.tokenizer.inference` has made of it, which then runs in its place: images -> all rows.
     """
+
+    prepared: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, config: LaVITTokenizerConfig) -> None:
         super().__init__()
@@ -92,8 +110,15 @@ class EvaEncoder(nn.Module):
             raise TypeError(
                 f"images: expected normalised floating-point pixels (LaVITImageProcessor), got {images.dtype}"
             )
-        x = self.patch_embed(images.to(self.pos_embed.dtype))
-        x = torch.cat((self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
-        for block in self.blocks:
-            x = block(x)
+        if self.prepared is not None:
+            x = self.prepared(images)
+        else:
+            x = self.embed(images)
+            for block in self.blocks:
+                x = block(x)
         return x if class_token else x[:, 1:]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the first block sees, (B, 1 + N, C): class token and patches, each with its position."""
+        x = self.patch_embed(images.to(self.pos_embed.dtype))
+        return torch.cat((self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed

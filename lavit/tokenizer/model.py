@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
-from transformers.utils import ModelOutput
 
 from lavit.kernels import Ragged, Selection, gumbel_select
 from lavit.kernels.checks import as_seeds
@@ -19,8 +17,10 @@ from lavit.kernels.types import compute_dtype
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.decoder import AttentionPool, TokenDecoder
 from lavit.tokenizer.encoder import EvaAttention, EvaEncoder
+from lavit.tokenizer.inference import Mode, prepare
 from lavit.tokenizer.losses import BatchShare, ratio_loss
 from lavit.tokenizer.merger import Layout, Merger
+from lavit.tokenizer.outputs import LaVITTokenizerOutput, VisualTokens
 from lavit.tokenizer.position_init import init_positions
 from lavit.tokenizer.pretrained import StrictModel
 from lavit.tokenizer.quantizer import Quantizer, in_full_precision
@@ -28,52 +28,6 @@ from lavit.tokenizer.selector import Selector, in_precision, select_fixed
 
 # Deviation of new embeddings where the configuration leaves it open; that of a standardised feature is 1.
 EMBEDDING_STD = 0.1
-
-
-class VisualTokens(NamedTuple):
-    """The tokens of a batch of images.
-
-    ids: (T,) int64 in [0, K), image after image, in raster order of the patches.
-    cu_seqlens: (B + 1,) int32; image b has ``ids[cu_seqlens[b]:cu_seqlens[b + 1]]``.
-    keep: (B, N) bool, the patches that became tokens.
-    """
-
-    ids: Tensor
-    cu_seqlens: Tensor
-    keep: Tensor
-
-    def lengths(self) -> Tensor:
-        """(B,) int32 tokens per image, on the device."""
-        return self.cu_seqlens.diff()
-
-    def ragged(self) -> Ragged:
-        """The ids as a ragged batch; the bound of the lengths is the number of patches."""
-        return Ragged(self.ids, self.cu_seqlens, self.keep.shape[1])
-
-    def to(self, device: torch.device | str) -> VisualTokens:
-        return VisualTokens(*(t.to(device) for t in self))
-
-
-@dataclass
-class LaVITTokenizerOutput(ModelOutput):
-    """What one training step computes; every loss is a scalar.
-
-    loss: reconstruction_loss + ratio_weight * ratio_loss + commitment_weight * commitment_loss.
-    reconstruction_loss: mean of 1 - cos(reconstruction, features). keep_rate: share of kept patches.
-    reconstruction: (B, N, C). scores: (B, N, 2) log-probabilities of the selector, keep first. selection: the mask and
-    its probabilities. ids: (T,) codes (None without quantisation) and cu_seqlens (B + 1,), as in VisualTokens.
-    """
-
-    loss: Tensor | None = None
-    reconstruction_loss: Tensor | None = None
-    ratio_loss: Tensor | None = None
-    commitment_loss: Tensor | None = None
-    keep_rate: Tensor | None = None
-    reconstruction: Tensor | None = None
-    selection: Selection | None = None
-    ids: Tensor | None = None
-    cu_seqlens: Tensor | None = None
-    scores: Tensor | None = None
 
 
 class LaVITTokenizer(StrictModel):
@@ -97,6 +51,7 @@ class LaVITTokenizer(StrictModel):
     _supports_sdpa = True
 
     config: LaVITTokenizerConfig
+    mode: Mode | None = None
     feature_mean: Tensor
     feature_std: Tensor
 
@@ -155,6 +110,41 @@ class LaVITTokenizer(StrictModel):
         """Keep the encoder, and the codebook, which learns by averages, from the optimizer. Loading a model does it."""
         self.encoder.requires_grad_(False)
         self.quantize.requires_grad_(False)
+
+    def for_inference(
+        self,
+        *,
+        dtype: torch.dtype | str | None = None,
+        compile: bool = False,
+        quantization: str | None = None,
+        batch_sizes: Sequence[int] = (1, 4, 16),
+        merger_dtype: torch.dtype | str | None = None,
+    ) -> LaVITTokenizer:
+        """Make the frozen encoder fast, in place, on the device where it is; to be called once, last. Returns self.
+
+        dtype: "float32", "bfloat16" or "float16", of the encoder's weights; its features come in float32 then.
+        quantization: what `lavit.tokenizer.quantization` offers, of the encoder's linear layers.
+        compile: run it by what is fastest here (`lavit.tokenizer.inference`); compiled code and CUDA graphs are made
+            for batches of ``batch_sizes``, to which others are split and padded.
+        merger_dtype: of the merger's weights. Selector and quantizer, which decide, stay in float32. None: as it is.
+        With rounded weights the tokenizer can no longer be saved. Without arguments nothing changes in any bit.
+        """
+        self.mode = prepare(
+            self.eval().encoder,
+            self.causal_encoder,
+            dtype=dtype,
+            merger_dtype=merger_dtype,
+            compile=compile,
+            quantization=quantization,
+            batch_sizes=batch_sizes,
+        )
+        return self
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """transformers' method. RuntimeError where :meth:`for_inference` has rounded the weights."""
+        if self.mode is not None and self.mode.rounded:
+            raise RuntimeError(f"save_pretrained: the weights are rounded for inference ({self.mode}); save before")
+        super().save_pretrained(*args, **kwargs)
 
     # From images to the merged, continuous tokens.
 
@@ -319,7 +309,7 @@ class LaVITTokenizer(StrictModel):
         )
 
     def _reconstruct_kept_rows(self, x: Tensor, layout: Layout, quantize: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-        merged = self.causal_encoder(x, layout, self.config.merge)
+        merged = self._merge(x, layout)
         codes, ids, commitment = self._quantize(self._encode_task(merged.values), quantize, None)
         keep = layout.selection.keep
         weight = layout.kept(keep).values if torch.is_grad_enabled() and keep.requires_grad else None
@@ -415,7 +405,12 @@ class LaVITTokenizer(StrictModel):
         *sizes, finite = torch.cat((Layout.sizes(selection), x.isfinite().all().long().view(1))).tolist()
         if not finite:
             raise ValueError(describe_non_finite(images, source))
-        return self.causal_encoder(x, Layout.from_sizes(selection, sizes), self.config.merge), selection
+        return self._merge(x, Layout.from_sizes(selection, sizes)), selection
+
+    def _merge(self, x: Tensor, layout: Layout) -> Ragged:
+        if self.mode is None:
+            return self.causal_encoder(x, layout, self.config.merge)
+        return self.causal_encoder(x.to(self.mode.merger_dtype), layout, self.config.merge).to(x.dtype)
 
     def _encode_task(self, rows: Tensor) -> Tensor:
         """(..., C) -> (..., code_dim) in float32 (float64 stays): what decides the ids is not left to autocast."""
