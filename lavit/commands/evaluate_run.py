@@ -16,7 +16,7 @@ from lavit.commands import outputs
 from lavit.commands.evaluation_options import DRAWN, PIXELS, SCENE_TASKS
 from lavit.commands.evaluation_summary import lines, sheet
 from lavit.commands.image_inputs import tell_skipped
-from lavit.commands.model_folders import load_lavit, pixels_folder
+from lavit.commands.model_folders import load_lavit, pixels_folder, prepare_encoder
 from lavit.commands.options import only_given, pick_device
 from lavit.data.image_folder import ImageFolder
 from lavit.evaluation import tasks as evaluation
@@ -31,8 +31,8 @@ SCENES = 256
 TOLD = 50  # names of what is left out; a data set may lack a folder of ten thousand
 # What results do not depend on, but for rounding.
 ELSEWHERE = frozenset(
-    "model pixels data images captions questions answers output restart sheet sheet_items batch_size device statistics "
-    "inception resize clip".split()
+    "model pixels data images captions questions answers output restart sheet sheet_items batch_size device compile "
+    "statistics inception resize clip".split()
 )
 
 
@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
     left_out = list(folder.bad) if folder is not None else []
     if set(tasks) - {"reconstruct"}:
         model, processor = load_lavit(options.model, device)
+        prepare_encoder(model.visual_tokenizer, options, options.batch_size)
         if model.config.image_objective != "classify":
             reason = "the model regresses embeddings, it has no image tokens to draw"
             left_out += [(f"task {task}", reason) for task in tasks if task in DRAWN]
@@ -67,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
     drawing = None
     if place is not None and set(tasks) & set(PIXELS):
         drawing = of_pixels.load_judges(options, tasks, device), of_pixels.load_pipeline(place, device, options)
+        if "reconstruct" in tasks:
+            prepare_encoder(drawing[1].tokenizer, options, options.batch_size)
     with distributed.process_group(device):
         lacking = sorted(set(drawing[0].lacking) - {"FID"}) if drawing else []  # what is judged item by item
         journal = _journal(options, tasks, folder, place, lacking)

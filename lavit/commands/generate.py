@@ -14,7 +14,7 @@ from PIL import Image
 
 from lavit.commands import outputs, pixel_options
 from lavit.commands.image_inputs import Unread, skip
-from lavit.commands.model_folders import check_same_codes, load_lavit, pixels_folder
+from lavit.commands.model_folders import check_same_codes, load_lavit, pixels_folder, prepare_encoder
 from lavit.commands.options import check_at_least, command_parser, only_given, pick_device
 from lavit.commands.outputs import LINES
 from lavit.data.images import load_image
@@ -65,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         model, processor = load_lavit(options.model, device)
         check_same_codes(model.visual_tokenizer, pipeline.tokenizer, (options.model, place))
+        if shown := sum(not isinstance(piece, str) for piece in prompt):
+            prepare_encoder(model.visual_tokenizer, options, shown * min(options.batch_size, len(targets)))
         settings = _sampling(options, model.visual_tokenizer.num_patches)
 
     records: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +110,41 @@ def load_pixels(folder: str, device: torch.device) -> LaVITPixelPipeline:
     with _loading(folder):
         pipeline = LaVITPixelPipeline.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=direct)
     return pipeline.to(device)
+
+
+def prepare_encoder(tokenizer: LaVITTokenizer, options: argparse.Namespace, batch_size: int) -> None:
+    """Make the encoder what --dtype, --quantization and --compile ask for; without them nothing changes in any bit.
+
+    batch_size: most images that are encoded together. What is compiled is compiled here: not while images are waiting,
+    and on a GPU not while another thread copies, which a recording does not allow.
+    ValueError or ImportError for what cannot be had here.
+    """
+    if options.dtype is None and options.quantization is None and not options.compile:
+        return
+    import torch
+
+    chosen = {"dtype": options.dtype, "compile": options.compile, "quantization": options.quantization}
+    try:
+        tokenizer.for_inference(**chosen, batch_sizes=(batch_size,))
+        if options.compile:
+            side = tokenizer.config.image_size
+            tokenizer.encode_features(torch.zeros(batch_size, 3, side, side, device=tokenizer.device))
+    except (ValueError, ImportError) as error:
+        raise type(error)(f"--{error}") from error
+    except RuntimeError as error:
+        if (reason := cannot_compile(error)) is None:
+            raise
+        raise ValueError(f"--compile: the encoder cannot be compiled here: {reason}") from error
+
+
+def cannot_compile(error: Exception) -> str | None:
+    """In a line why the compiler failed; None for an error that is not of the compiler. What follows its first
+    paragraph is advice for developers."""
+    from torch._dynamo.exc import TorchDynamoException  # slow to import
+
+    if not isinstance(error, TorchDynamoException):
+        return None
+    return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
 
 
 def check_same_codes(model: LaVITTokenizer, pixels: LaVITTokenizer, names: tuple[str, str]) -> None:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("float8", "int8", "int8-weight-only")
+"""As in `lavit.tokenizer.quantization`, which is slow to import."""
+
+
 def command_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """The parser of ``lavit NAME``; both texts are shown as they stand."""
     return argparse.ArgumentParser(
@@ -31,6 +36,15 @@ def add_machine(parser: argparse.ArgumentParser, batch_size: int, what: str = "i
     parser.add_argument(
         "--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, ...; a GPU is taken if there is one"
     )
+
+
+def add_encoder(parser: argparse.ArgumentParser, compile: str = "compile the encoder") -> None:
+    """--dtype, --quantization and --compile, of the frozen encoder that reads images. compile: what the last does."""
+    add = parser.add_argument_group("the frozen encoder, which reads images; else as it is stored").add_argument
+    add("--dtype", choices=DTYPES, help="of its weights; bfloat16 is fast where the processor has it")
+    add("--quantization", choices=QUANTIZATIONS, help="of its weights; float8 on a GPU, with --dtype bfloat16")
+    help = f"{compile}: up to a minute at first, in bfloat16 on a CPU seconds; pays where hundreds of images follow"
+    add("--compile", action="store_true", help=help)
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lavit.commands import outputs, pixel_options
 from lavit.commands.image_inputs import Unread, image_files, image_seed, read_images
-from lavit.commands.model_folders import pixels_folder
+from lavit.commands.model_folders import pixels_folder, prepare_encoder
 from lavit.commands.options import command_parser, pick_device
 
 DESCRIPTION = """Turn images into tokens, and draw them again from these. Files of any usual format, and folders (all
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     processor, tokenizer = pipeline.image_processor, pipeline.tokenizer
     if processor is None:
         raise ValueError(f"{place} has no image_processor, without which no image can be read")
+
+    prepare_encoder(tokenizer, options, max(1, min(options.batch_size, len(files))))
 
     written = 0
     pictures = read_images(files, skipped)

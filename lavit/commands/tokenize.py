@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lavit.commands import outputs
 from lavit.commands.model_folders import find_tokenizer
-from lavit.commands.options import add_machine, add_workers, check_at_least, command_parser
+from lavit.commands.options import add_encoder, add_machine, add_workers, check_at_least, command_parser
 
 MAPS = (*outputs.PICTURES, ".pdf")
 
@@ -46,6 +46,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     choice.add_argument("--sample", action="store_true", help="sample the selection with a new seed (told by --json)")
     add_machine(parser, 16)
     add_workers(parser)
+    add_encoder(parser)
     options = parser.parse_args(argv)
     if options.model is None:
         raise ValueError("--model DIR is needed: the folder of a tokenizer; `lavit quickstart` makes one")

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from lavit.commands.image_inputs import Unread, image_files, image_seed, skip
-from lavit.commands.model_folders import load_tokenizer
+from lavit.commands.model_folders import load_tokenizer, prepare_encoder
 from lavit.commands.options import pick_device, pick_workers
 from lavit.commands.token_outputs import SHEET_TILES, Maps, Output, Table, Tokenized, json_file
 from lavit.data.images import ImageError, load_image
@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
     skipped: list[Unread] = []
     files = list(image_files(options.images, skipped))
+    prepare_encoder(model, options, max(1, min(options.batch_size, len(files))))
     maps = Maps(options.map, several=len(files) > 1) if options.map else None
     encoder = Encoder(model, processor)
     with ExitStack() as opened:
