@@ -31,12 +31,12 @@ Commands = dict[str, "Command | Commands"]
 
 TRAIN: Commands = {
     "tokenizer": Command(
-        "lavit.training.tokenizer.train:main", "stage 1: the dynamic visual tokenizer, from images alone"
+        "lavit.training.tokenizer.command:main", "stage 1: the dynamic visual tokenizer, from images alone"
     ),
     "language": Command(
-        "lavit.training.language.train:main", "stage 2: the language model that reads and writes images"
+        "lavit.training.language.command:main", "stage 2: the language model that reads and writes images"
     ),
-    "pixels": Command("lavit.training.pixels.train:main", "stage 3: the U-Net that draws images from tokens"),
+    "pixels": Command("lavit.training.pixels.command:main", "stage 3: the U-Net that draws images from tokens"),
 }
 COMMANDS: Commands = {
     "quickstart": Command("lavit.quickstart:main", "train small models of all stages here and now, and report on them"),

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from lavit.commands.options import check_at_least, command_parser
-from lavit.released.convert import KINDS, convert_release
-from lavit.tokenizer import LaVITTokenizerConfig
+from lavit.released.kinds import KINDS
+
+if TYPE_CHECKING:
+    from lavit.tokenizer import LaVITTokenizerConfig
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -33,6 +34,13 @@ memory of the largest. Tensors of the release that it does not use itself are na
 
 def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
+    if not Path(options.release).is_dir():
+        raise FileNotFoundError(f"there is no folder {options.release}")
+
+    import torch
+
+    from lavit.released.convert import convert_release
+
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     with _log():
         found = convert_release(
@@ -77,6 +85,9 @@ def _log() -> Iterator[None]:
 def _config(path: str | None) -> LaVITTokenizerConfig | None:
     if path is None:
         return None
+
+    from lavit.tokenizer import LaVITTokenizerConfig
+
     try:
         settings = json.loads(Path(path).read_text(encoding="utf-8"))
         return LaVITTokenizerConfig(**settings)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lavit.commands.options import add_machine, check_at_least, command_parser
-from lavit.evaluation.prompted import PROMPTS, SAMPLES
+from lavit.commands.options import add_encoder, add_machine, check_at_least, command_parser
+from lavit.evaluation.protocol import PROMPTS, SAMPLES
 from lavit.shapes.world import SHAPES_WORLD
 
 SCENE_TASKS = ("caption", "vqa", "generate", "edit")
@@ -57,6 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--limit", type=int, metavar="N", help="at most N images (vqa of a folder: questions); scenes: [256]")
     add("--seed", type=int, default=0, metavar="S", help="of the scenes, the prompts and the images drawn [0]")
     add_machine(parser, 32, "items at a time on each process")
+    add_encoder(parser)
 
     add = parser.add_argument_group("files of the folder, where they are not those above").add_argument
     add("--images", metavar="DIR", help="the image files [FOLDER/images, or FOLDER itself]")

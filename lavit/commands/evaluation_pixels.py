@@ -22,7 +22,8 @@ from lavit.evaluation.metric_weights import WeightsError, find_clip
 from lavit.evaluation.perceptual import load_lpips
 from lavit.evaluation.picture_sets import Files, true_statistics
 from lavit.evaluation.picture_sets import fingerprint as of_weights
-from lavit.evaluation.prompted import SETTINGS, draw_prompts, generate_files
+from lavit.evaluation.prompted import draw_prompts, generate_files
+from lavit.evaluation.protocol import SETTINGS
 from lavit.evaluation.reconstruction import Draw, Judges, reconstruct_files
 from lavit.evaluation.runner import Skipped
 from lavit.evaluation.tasks import Model, Progress, TaskReport

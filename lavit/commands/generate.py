@@ -10,16 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from lavit.commands import outputs, pixel_options
 from lavit.commands.image_inputs import Unread, skip
-from lavit.commands.model_folders import check_same_codes, load_lavit, pixels_folder
+from lavit.commands.model_folders import check_same_codes, load_lavit, pixels_folder, prepare_encoder
 from lavit.commands.options import check_at_least, command_parser, only_given, pick_device
+from lavit.commands.outputs import LINES
 from lavit.data.images import load_image
-from lavit.evaluation.tasks import seed_of
-from lavit.kernels import Ragged
 
 RELEASED_PATCHES = 256
 
@@ -46,8 +44,14 @@ def main(argv: Sequence[str]) -> int:
     given = _read_tokens(options.tokens, skipped) if options.tokens else []
     targets = _targets(options.out, (len(given) if options.tokens else 1) * options.samples)
     outputs.check_not_read("--out", targets, options.prompt)
-    device = pick_device(options.device)
     place = pixels_folder(options.model, options.pixels)
+
+    import torch
+
+    from lavit.data.stream import seed_of
+    from lavit.kernels import Ragged
+
+    device = pick_device(options.device)
     seed = secrets.randbits(63) if options.seed is None else options.seed
 
     pipeline = pixel_options.ready(place, device, options)
@@ -61,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         model, processor = load_lavit(options.model, device)
         check_same_codes(model.visual_tokenizer, pipeline.tokenizer, (options.model, place))
+        if shown := sum(not isinstance(piece, str) for piece in prompt):
+            prepare_encoder(model.visual_tokenizer, options, shown * min(options.batch_size, len(targets)))
         settings = _sampling(options, model.visual_tokenizer.num_patches)
 
     records: list[dict[str, Any]] = []
@@ -105,10 +111,15 @@ def _piece(text: str) -> str | Image.Image:
 def _read_tokens(source: str, skipped: list[Unread]) -> list[tuple[str, list[int]]]:
     """The name and the ids of each image of a file of tokens; entries without ids are skipped."""
     try:
-        content = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8"))
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        entries: Any
+        if source.lower().endswith(LINES):
+            entries = [json.loads(line) for line in text.splitlines() if line.strip()][1:]  # the first is of all
+        else:
+            content = json.loads(text)
+            entries = content.get("images") if isinstance(content, dict) else None
     except ValueError as error:
         raise ValueError(f"--tokens: {source} is no JSON ({error})") from error
-    entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise ValueError(f'--tokens: expected a list of "images", as `lavit tokenize --json` writes it, in {source}')
     found = []

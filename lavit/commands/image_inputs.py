@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lavit.data.image_folder import ImageFolder
+from lavit.data.image_folder import image_names
 from lavit.data.images import ImageError, load_image
 
 
@@ -27,11 +27,11 @@ def image_files(sources: Iterable[str], skipped: list[Unread]) -> Iterator[str]:
             yield source
             continue
         try:
-            folder = ImageFolder(source)
+            names = image_names(source)
         except (ValueError, OSError) as error:
             skip(skipped, source, str(error).removeprefix("root: "))
         else:
-            yield from map(str, folder.paths)
+            yield from (str(Path(source, name)) for name in names)
 
 
 def read_images(files: Iterable[str], skipped: list[Unread]) -> Iterator[tuple[str, Image.Image]]:

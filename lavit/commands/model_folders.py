@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
-
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from lavit.language import LaVITProcessor
     from lavit.pixels import LaVITPixelPipeline
+    from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 
 CONFIG_FILE, WEIGHTS_FILE, PIPELINE_FILE = "config.json", "model.safetensors", "model_index.json"
 PIXELS = "pixels"
@@ -31,11 +31,10 @@ def load_tokenizer(folder: str, device: torch.device) -> tuple[LaVITTokenizer, L
 
     Nothing but the tokenizer is read. ValueError or OSError with the folder's name; no network.
     """
-    place = _folder(folder, "--model")
-    processor_place = place
-    if (place / PIPELINE_FILE).is_file():
-        place, processor_place = place / "tokenizer", place / "image_processor"
-    kind = _kind(place, folder, "tokenizer")
+    place, processor_place, kind = find_tokenizer(folder)
+
+    from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
+
     processor = LaVITImageProcessor.from_pretrained(processor_place)
     with _loading(f"--model: {folder}"):
         if kind == "lavit":
@@ -45,9 +44,21 @@ def load_tokenizer(folder: str, device: torch.device) -> tuple[LaVITTokenizer, L
     return model.eval().to(device), processor
 
 
+def find_tokenizer(folder: str) -> tuple[Path, Path, str | None]:
+    """Where in a folder a tokenizer is, where its image processor, and what kind of model holds it.
+
+    ValueError where there is none; nothing is loaded.
+    """
+    place = check_folder(folder, "--model")
+    processor_place = place
+    if (place / PIPELINE_FILE).is_file():
+        place, processor_place = place / "tokenizer", place / "image_processor"
+    return place, processor_place, _kind(place, folder, "tokenizer")
+
+
 def load_lavit(folder: str, device: torch.device) -> tuple[Any, LaVITProcessor]:
     """A LaVIT and its processor from a folder. ValueError or OSError with the folder's name; no network."""
-    place = _folder(folder, "--model")
+    place = check_folder(folder, "--model")
     kind = _kind(place, folder, "model")
     from lavit.language.model import LaVIT
     from lavit.language.processing import LaVITProcessor
@@ -67,11 +78,11 @@ def pixels_folder(model: str | None, pixels: str | None) -> str:
     At least one of them is given.
     """
     if pixels is not None:
-        if not (_folder(pixels, "--pixels") / PIPELINE_FILE).is_file():
+        if not (check_folder(pixels, "--pixels") / PIPELINE_FILE).is_file():
             raise ValueError(f"--pixels: {pixels} holds no pixel pipeline (it has no {PIPELINE_FILE})")
         return pixels
     assert model is not None
-    place = _folder(model, "--model")
+    place = check_folder(model, "--model")
     for found in (place, place / PIXELS):
         if (found / PIPELINE_FILE).is_file():
             return str(found)
@@ -101,8 +112,45 @@ def load_pixels(folder: str, device: torch.device) -> LaVITPixelPipeline:
     return pipeline.to(device)
 
 
+def prepare_encoder(tokenizer: LaVITTokenizer, options: argparse.Namespace, batch_size: int) -> None:
+    """Make the encoder what --dtype, --quantization and --compile ask for; without them nothing changes in any bit.
+
+    batch_size: most images that are encoded together. What is compiled is compiled here: not while images are waiting,
+    and on a GPU not while another thread copies, which a recording does not allow.
+    ValueError or ImportError for what cannot be had here.
+    """
+    if options.dtype is None and options.quantization is None and not options.compile:
+        return
+    import torch
+
+    chosen = {"dtype": options.dtype, "compile": options.compile, "quantization": options.quantization}
+    try:
+        tokenizer.for_inference(**chosen, batch_sizes=(batch_size,))
+        if options.compile:
+            side = tokenizer.config.image_size
+            tokenizer.encode_features(torch.zeros(batch_size, 3, side, side, device=tokenizer.device))
+    except (ValueError, ImportError) as error:
+        raise type(error)(f"--{error}") from error
+    except RuntimeError as error:
+        if (reason := cannot_compile(error)) is None:
+            raise
+        raise ValueError(f"--compile: the encoder cannot be compiled here: {reason}") from error
+
+
+def cannot_compile(error: Exception) -> str | None:
+    """In a line why the compiler failed; None for an error that is not of the compiler. What follows its first
+    paragraph is advice for developers."""
+    from torch._dynamo.exc import TorchDynamoException  # slow to import
+
+    if not isinstance(error, TorchDynamoException):
+        return None
+    return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+
+
 def check_same_codes(model: LaVITTokenizer, pixels: LaVITTokenizer, names: tuple[str, str]) -> None:
     """ValueError where the pixels were trained on another tokenizer, whose codes mean something else."""
+    import torch
+
     ours, theirs = (tokenizer.quantize.embedding.weight.detach().float().cpu() for tokenizer in (model, pixels))
     # One of them may have been stored in half precision.
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(ours.abs().max())):
@@ -112,7 +160,8 @@ def check_same_codes(model: LaVITTokenizer, pixels: LaVITTokenizer, names: tuple
         )
 
 
-def _folder(folder: str, option: str) -> Path:
+def check_folder(folder: str, option: str) -> Path:
+    """Its path; ValueError where it is not there."""
     if not Path(folder).is_dir():
         raise ValueError(f"{option}: there is no folder {folder}")
     return Path(folder)
@@ -152,9 +201,11 @@ def _loading(name: str) -> Iterator[None]:
 
 def _tokenizer_of_language_model(place: Path) -> LaVITTokenizer:
     """The visual tokenizer alone; the language model around it may be of several billions of parameters."""
+    import torch
     from safetensors import safe_open
 
     from lavit.language.configuration import LaVITConfig
+    from lavit.tokenizer import LaVITTokenizer
 
     index = place / f"{WEIGHTS_FILE}.index.json"
     files = {WEIGHTS_FILE}

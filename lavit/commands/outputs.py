@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
 from lavit.data.atomic_write import atomic_write
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+LINES = ".jsonl"
+"""The end of the name of a file of tokens with a line for each image."""
 
 
 def check_file(option: str, target: str | None) -> None:
@@ -50,8 +54,15 @@ def write_picture(image: Image.Image, target: str | Path) -> None:
 
 def write_text(target: str, text: str) -> None:
     """Into a file, whole or not at all; - for the standard output."""
+    with open_text(target) as file:
+        file.write(text)
+
+
+@contextmanager
+def open_text(target: str) -> Iterator[IO[str]]:
+    """A file that is there whole when the block ends, or not at all; - for the standard output."""
     if target == "-":
-        sys.stdout.write(text)
+        yield sys.stdout
         return
     with atomic_write(target, "w") as file:
-        file.write(text)
+        yield file

@@ -8,15 +8,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-
-from lavit.commands.model_folders import load_pixels
-from lavit.commands.options import add_machine, check_at_least, only_given
+from lavit.commands.model_folders import cannot_compile, load_pixels
+from lavit.commands.options import add_encoder, add_machine, check_at_least, only_given
 from lavit.data.images import BLACKENED
-from lavit.kernels import Ragged
 
 if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from lavit.kernels import Ragged
     from lavit.pixels import LaVITPixelPipeline
 
 # What the weights of a U-Net depend on, in a scheduler's configuration.
@@ -37,8 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, metavar="G", help="of the pixels by the tokens, 1 is off; else its own, or 7")
     add("--size", metavar="WxH", help="width and height in pixels, such as 1152x896; else what the model was made for")
     add("--scheduler", metavar="NAME", help="of the steps: DPMSolverMultistep, Euler, ...; else the pipeline's own")
-    add("--compile", action="store_true", help="compile the U-Net: a minute or more at first, faster steps after it")
     add_machine(parser, 16)
+    add_encoder(parser, "compile it, and the U-Net")
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -100,18 +100,11 @@ def draw(
     try:
         drawn = pipeline(codes, seeds=seeds, **settings)
     except RuntimeError as error:
-        from torch._dynamo.exc import TorchDynamoException  # slow to import
-
-        if isinstance(error, TorchDynamoException):
-            raise ValueError(f"--compile: the U-Net cannot be compiled here: {_in_a_line(error)}") from error
-        raise
+        if (reason := cannot_compile(error)) is None:
+            raise
+        raise ValueError(f"--compile: the U-Net cannot be compiled here: {reason}") from error
     for name, image, flagged in zip(names, drawn.images, drawn.nsfw_content_detected or (), strict=False):
         if flagged:
             image.info[BLACKENED] = True
             print(f"lavit: {name} was blackened by the safety checker", file=sys.stderr)
     return list(drawn.images)
-
-
-def _in_a_line(error: Exception) -> str:
-    """Its first paragraph; those after it are advice for developers."""
-    return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from lavit.commands import outputs, pixel_options
 from lavit.commands.image_inputs import Unread, image_files, image_seed, read_images
-from lavit.commands.model_folders import pixels_folder
+from lavit.commands.model_folders import pixels_folder, prepare_encoder
 from lavit.commands.options import command_parser, pick_device
 
 DESCRIPTION = """Turn images into tokens, and draw them again from these. Files of any usual format, and folders (all
@@ -30,8 +28,11 @@ An image that cannot be read is named and left out. Exit code 0; 1 if some were 
 
 def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
-    device = pick_device(options.device)
     place = pixels_folder(options.model, options.pixels)
+
+    import torch
+
+    device = pick_device(options.device)
     skipped: list[Unread] = []
     files = list(image_files(options.images, skipped))
     targets = _targets(options.out, options.images, files)
@@ -40,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     processor, tokenizer = pipeline.image_processor, pipeline.tokenizer
     if processor is None:
         raise ValueError(f"{place} has no image_processor, without which no image can be read")
+
+    prepare_encoder(tokenizer, options, max(1, min(options.batch_size, len(files))))
 
     written = 0
     pictures = read_images(files, skipped)

@@ -15,15 +15,12 @@ from lavit.data.images import BLACKENED
 from lavit.evaluation.frechet import Statistics, distance
 from lavit.evaluation.journal import TaskJournal
 from lavit.evaluation.picture_sets import Files, picture_statistics
+from lavit.evaluation.protocol import PROMPTS, SAMPLES
 from lavit.evaluation.reconstruction import Draw, blackened, write_png
 from lavit.evaluation.runner import evaluate_items
 from lavit.evaluation.tasks import Model, Progress, Shown, TaskReport, seed_of
 from lavit.evaluation.text_to_image import Scorer, rerank
 from lavit.training.engine import distributed
-
-PROMPTS, SAMPLES = 30_000, 4
-SETTINGS: dict[str, Any] = {"guidance": 2.0, "top_k": 200}
-"""The paper's, of its evaluation."""
 
 
 @dataclass(frozen=True)

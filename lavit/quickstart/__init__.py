@@ -6,9 +6,7 @@ questions about them, and to write the tokens of scenes that it is asked for or 
 learns to paint what tokens say. No data, network or GPU is needed.
 """
 
-from lavit.quickstart.command import main
-from lavit.quickstart.config import QuickstartConfig
-from lavit.quickstart.run import run_quickstart
-from lavit.quickstart.summary import summary
+import lazy_loader
 
-__all__ = ["QuickstartConfig", "main", "run_quickstart", "summary"]
+# Loaded on first use; what there is stands in __init__.pyi, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,10 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
 from lavit.quickstart.config import QuickstartConfig
-from lavit.quickstart.run import run_quickstart
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.output.exists() and not options.output.is_dir():
         parser.error(f"--output: expected a folder, got the file {options.output}")
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from lavit.quickstart.run import run_quickstart
+
     make = QuickstartConfig.fast if options.fast else QuickstartConfig
     words = [] if argv is None else list(argv)
     disable_progress_bar()  # transformers would draw one for the single file that is saved

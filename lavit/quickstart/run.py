@@ -27,7 +27,7 @@ from lavit.kernels import dispatch
 from lavit.quickstart import language, pixels
 from lavit.quickstart.config import QuickstartConfig
 from lavit.quickstart.language import HeldOut
-from lavit.quickstart.summary import summary, summary_lines
+from lavit.quickstart.summary_text import summary, summary_lines
 from lavit.quickstart.timing import call_seconds, count_parameters, step_seconds
 from lavit.report import LanguageResult, Photo, PixelsResult, ProbeRow, QuickstartResult, Scene, Stage
 from lavit.report.token_map import shrink

@@ -16,6 +16,7 @@ import torch
 from lavit.data.atomic_write import sync_folder
 from lavit.language.vocabulary import Vocabulary
 from lavit.released.files import DECODER_FILES, TOKENIZER_FILE, tokenizer_folder
+from lavit.released.kinds import KINDS
 from lavit.released.language import (
     CONFIG_FILE,
     check_language_config,
@@ -30,8 +31,6 @@ from lavit.released.tokenizer import load_released_tokenizer
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.processing import LaVITImageProcessor
 
-# The release's own first choice comes first.
-KINDS = ("highres", "lowres")
 PIXELS, TOKENIZER = "pixels", "tokenizer"
 
 # Files are written in pieces of this size, which are in memory once more while they are written.

@@ -72,6 +72,13 @@ class LaVITImageProcessor(ImageProcessingMixin):
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
         return (pixels - mean) / std
 
+    def resize(self, picture: Image.Image) -> Image.Image:
+        """A picture as RGB of the size that the model reads: the slow part of ``__call__``, done before it."""
+        picture = picture.convert("RGB")
+        if picture.size != (self.size, self.size):
+            picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return picture
+
     def unnormalize(self, pixels: Tensor) -> Tensor:
         """The way back: (B, 3, H, W) normalised -> (B, H, W, 3) uint8."""
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
@@ -91,10 +98,7 @@ class LaVITImageProcessor(ImageProcessingMixin):
             raise TypeError(f"images: expected PIL images, uint8 arrays or float tensors, got {got}")
         if min(picture.size) < 1:
             raise ValueError(f"images: expected pixels, got a PIL image of {picture.width} x {picture.height}{place}")
-        picture = picture.convert("RGB")
-        if picture.size != (self.size, self.size):
-            picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        return torch.from_numpy(np.array(self.resize(picture))).permute(2, 0, 1).float() / 255
 
     def _resize_float(self, picture: Tensor) -> Tensor:
         """(3, H, W) float32 of any height and width -> (3, size, size)."""

@@ -14,7 +14,8 @@ from PIL import Image
 from tiny_models import save_language_model, tokenizer
 
 from lavit.cli import main
-from lavit.commands import evaluate
+from lavit.commands import evaluate_run as evaluate
+from lavit.commands.evaluation_options import parse
 from lavit.evaluation import tasks
 from lavit.evaluation.captioning import METRICS
 from lavit.evaluation.tasks import seed_of
@@ -92,7 +93,9 @@ def run(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(evaluate, "load_lavit", lambda folder, device: (model, model.processor))
         target = tmp_path / "out.json"
         target.unlink(missing_ok=True)
-        code = main(["evaluate", "--model", "x", "--output", str(target), "--device", "cpu", *map(str, words)])
+        (tmp_path / "x").mkdir(exist_ok=True)
+        given = ["--model", tmp_path / "x", "--output", target, "--device", "cpu", *words]
+        code = main(["evaluate", *map(str, given)])
         said = capsys.readouterr()
         assert "Traceback" not in said.err
         return code, json.loads(target.read_text()) if target.exists() else None, said.out, said.err
@@ -189,7 +192,8 @@ def judge_on_two(rank: int, folder: str) -> None:
     model = forgetful()
     evaluate.load_lavit = lambda folder, device: (model, model.processor)
     words = ["--data", "shapes", "--limit", str(SCENES), "--seed", "5", "--probe-scenes", "64", "--guidance", "2"]
-    code = evaluate.main(["--model", "x", "--device", "cpu", "--output", f"{folder}/{rank}.json", *words])
+    words += ["--model", f"{folder}/x", "--device", "cpu", "--output", f"{folder}/{rank}.json"]
+    code = evaluate.run(parse(words))
     assert code == (1 if rank == 0 else 0)  # so that torchrun does not end the first, which writes, for the second
     torch.distributed.destroy_process_group()
 

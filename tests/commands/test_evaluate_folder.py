@@ -13,7 +13,8 @@ from PIL import Image
 from tiny_models import save_whole
 
 from lavit.cli import main
-from lavit.commands import evaluate, evaluation_pixels
+from lavit.commands import evaluate_run as evaluate
+from lavit.commands import evaluation_pixels
 from lavit.evaluation import captioning
 from lavit.evaluation.tasks import ANSWERABLE
 

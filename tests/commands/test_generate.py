@@ -113,6 +113,12 @@ def test_tokens_are_drawn_as_they_were_and_by_what_tokenize_writes(model, photo,
     ids = written[0][0]["ids"]
     assert all(record["ids"] == ids for record in records) and Image.open(tmp_path / "t-4.jpg").format == "JPEG"
 
+    words = [str(photo), str(tmp_path / "none.png"), "--model", str(model), "--json", str(tmp_path / "t.jsonl")]
+    assert main(["tokenize", *words]) == 1
+    lines = ("--tokens", tmp_path / "t.jsonl", "--model", model, "--seed", 1, *FEW, "--json", "-")
+    code, out, err = run(capsys, *lines, "--out", tmp_path / "l.jpg")
+    assert code == 1 and [record["ids"] for record in json.loads(out)["images"]] == [ids] and "none.png" in err
+
 
 def test_steps_are_of_the_scheduler_that_is_named(model, tmp_path, capsys):
     (tmp_path / "t.json").write_text(json.dumps({"images": [{"ids": [1, 2, 3]}]}))

@@ -89,9 +89,15 @@ def test_a_compiled_unet_draws_the_same(model, pictures, tmp_path, capsys, monke
     words = (pictures / "0.png", "--model", model, *FEW)
     assert run(capsys, *words, "--out", tmp_path / "plain")[0] == 0
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda call: compiled.append(call) or COMPILE(call, backend="eager"))
+
+    def compile(call, **_):
+        compiled.append(call)
+        return COMPILE(call, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile)
     assert run(capsys, *words, "--out", tmp_path / "compiled", "--compile")[0] == 0
-    assert [type(call.__self__).__name__ for call in compiled] == ["SmallUNet"]
+    assert [type(call.__self__).__name__ for call in compiled if hasattr(call, "__self__")] == ["SmallUNet"]
+    assert len(compiled) == 2  # the encoder's block
     plain, fast = (np.array(drawn(tmp_path / name)["0.png"]) for name in ("plain", "compiled"))
     assert np.abs(plain - fast).max() <= 1
 
@@ -100,11 +106,17 @@ def test_a_machine_that_cannot_compile_says_so(model, pictures, tmp_path, capsys
     def none(graph, inputs):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(torch, "compile", lambda call: COMPILE(call, backend=none))
     words = (pictures / "0.png", "--model", model, "--out", tmp_path / "x", *FEW, "--compile")
-    code, _, err = run(capsys, *words)
-    assert code == 2 and "--compile: the U-Net cannot be compiled here: " in err and "no compiler" in err
-    assert err.count("\n") == 1
+    for part in ("U-Net", "encoder"):
+
+        def compile(call, part=part, **_):
+            fails = hasattr(call, "__self__") == (part == "U-Net")
+            return COMPILE(call, backend=none if fails else "eager")
+
+        monkeypatch.setattr(torch, "compile", compile)
+        code, _, err = run(capsys, *words)
+        assert code == 2 and f"--compile: the {part} cannot be compiled here: " in err and "no compiler" in err
+        assert err.count("\n") == 1
 
 
 def test_other_sizes_are_drawn_if_they_can_be(model, pictures, tmp_path, capsys):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -193,3 +196,81 @@ def test_size_of_a_rotated_photograph_is_the_upright_one(model, tmp_path, capsys
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
     assert records(capsys, tmp_path / "turned.jpg", "--model", model)["turned.jpg"]["size"] == [30, 40]
+
+
+@pytest.mark.parametrize("options", [(), ("--seed", 7)])
+def test_results_do_not_depend_on_workers(model, pictures, tmp_path, capsys, options):
+    (pictures / "1b.png").write_bytes(b"text")
+    found = []
+    for workers in (0, 1, 3):
+        argv = [pictures, "--model", model, "--batch-size", 2, "--workers", workers, *options]
+        code, out, err = run(capsys, *argv, "--json", tmp_path / "t.json")
+        table = run(capsys, *argv)[1]
+        found.append((code, table, (tmp_path / "t.json").read_text(), err.splitlines()[0]))
+        assert code == 1 and out == "" and len(table.splitlines()) == 5
+    assert found[0] == found[1] == found[2]
+    assert found[0][3] == f"lavit: skipped {pictures / '1b.png'}: not an image of a known format"
+
+
+def test_lines_have_every_image_in_its_place_and_the_same_as_the_object(model, pictures, tmp_path, capsys):
+    (pictures / "1b.png").write_bytes(b"text")
+    for name in ("t.json", "t.jsonl"):
+        argv = [tmp_path / "none.png", pictures, "--model", model, "--batch-size", 3, "--json", tmp_path / name]
+        assert run(capsys, *argv)[0] == 1
+    whole = json.loads((tmp_path / "t.json").read_text())
+    head, *lines = map(json.loads, (tmp_path / "t.jsonl").read_text().splitlines())
+    assert head == {name: whole[name] for name in ("model", "selection", "seed")}
+    assert [os.path.basename(line["file"]) for line in lines] == [
+        "none.png", "0.png", "1.png", "1b.png", "2.png", "3.png"
+    ]
+    assert [line for line in lines if "ids" in line] == whole["images"]
+    assert [line for line in lines if "reason" in line] == whole["skipped"]
+
+
+def test_json_keeps_its_form_a_line_for_each_image(model, pictures, tmp_path, capsys):
+    (pictures / "1b.png").write_bytes(b"text")
+    run(capsys, pictures, "--model", model, "--json", tmp_path / "t.json")
+    text = (tmp_path / "t.json").read_text()
+    written = json.loads(text)
+    head = {name: written[name] for name in ("model", "selection", "seed")}
+    images, skipped = (",\n  ".join(map(json.dumps, written[name])) for name in ("images", "skipped"))
+    assert text == (
+        "{" + json.dumps(head)[1:-1] + f',\n "images": [\n  {images}\n ],\n "skipped": [\n  {skipped}\n ]}}\n'
+    )
+
+
+def test_rates_and_waits_are_told_where_there_is_more_than_one_batch(model, pictures, capsys):
+    _, _, err = run(capsys, pictures, "--model", model, "--batch-size", 2, "--workers", 2)
+    (line,) = err.splitlines()
+    assert line.startswith("lavit: 4 images in ") and "images/s" in line
+    assert all(part in line for part in ("the encoder waited", "2 readers", "the writer"))
+    _, _, err = run(capsys, pictures, "--model", model, "--batch-size", 2, "--workers", 0)
+    assert "nothing was read ahead" in err and err.count("\n") == 1
+
+
+def test_nothing_comes_to_the_standard_output_where_nothing_can_be_read(model, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"text")
+    code, out, _ = run(capsys, tmp_path / "a.png", "--model", model, "--json", "-")
+    assert (code, out) == (2, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_ctrl_c_ends_it_and_leaves_no_file(model, pictures, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    (many / "00000.png").write_bytes(b"text")
+    for number in range(1, 5000):
+        os.link(pictures / "3.png", many / f"{number:05}.png")
+    words = ["tokenize", many, "--model", model, "--batch-size", "1", "--json", tmp_path / "t.json"]
+    # What is started in the background may have been told to ignore Ctrl-C, which its children inherit.
+    program = (
+        "import signal, sys; from lavit.cli import main;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "00000.png" in process.stderr.readline()  # the first batch is written
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (130, "", "lavit: interrupted\n")
+    assert sorted(os.listdir(tmp_path)) == ["many", "pictures"]

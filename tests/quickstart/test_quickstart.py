@@ -10,7 +10,7 @@ from PIL import Image
 
 from lavit import LaVIT, LaVITPixelPipeline, LaVITProcessor
 from lavit.evaluation.tasks import seed_of
-from lavit.quickstart import QuickstartConfig, command, language, main, pixels, run_quickstart, summary
+from lavit.quickstart import QuickstartConfig, language, main, pixels, run_quickstart, summary
 from lavit.quickstart import run as stages
 from lavit.shapes.edits import edits
 from lavit.shapes.questions import KINDS
@@ -268,7 +268,7 @@ def test_a_recipe_that_draws_no_tokens_is_refused_before_anything_is_written(tmp
 def test_the_command_passes_its_words_on(run, tmp_path, monkeypatch):
     _, result, _ = run
     calls = []
-    monkeypatch.setattr(command, "run_quickstart", lambda config, **kw: calls.append((config, kw)) or result)
+    monkeypatch.setattr(stages, "run_quickstart", lambda config, **kw: calls.append((config, kw)) or result)
     words = ["--fast", "--seed", "5", "--fixed-length", "--no-language", "--output", str(tmp_path / "out")]
     assert main(words) == 0
     config, kw = calls[0]

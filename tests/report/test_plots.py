@@ -195,7 +195,7 @@ import sys, lavit, lavit.cli, lavit.kernels, lavit.report.token_map
 loaded = lambda: [name for name in ("matplotlib", "jinja2", "matplotlib.pyplot") if name in sys.modules]
 lavit.cli.main([])
 assert not loaded(), loaded()
-import lavit.quickstart, lavit.commands.tokenize  # transformers, which they need, loads jinja2 itself
+import lavit.quickstart.run, lavit.commands.tokenize_run  # transformers, which they need, loads jinja2 itself
 assert "matplotlib" not in loaded() and "lavit.report.page" not in sys.modules
 lavit.report.render_report(lavit.report.QuickstartResult("lavit quickstart", 1.0, "CPU", 1, 0, code_counts=[1]))
 assert loaded() == ["matplotlib", "jinja2"], loaded()

@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,32 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lavit.training.engine import distributed
 from lavit.training.engine.checkpoint import CheckpointError, Checkpoints, generator_state, set_generator_state
-from lavit.training.engine.config import setting
 from lavit.training.engine.identity import differences
 from lavit.training.engine.metrics import Meter, MetricsWriter
+from lavit.training.engine.recipe import LoopConfig
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class LoopConfig:
-    steps: int = setting(600, "optimizer steps of the whole run")
-    batch_size: int = setting(64, "images for each process and micro-batch")
-    accumulate: int = setting(1, "micro-batches for each optimizer step")
-    clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
-    precision: Literal["fp32", "bf16"] = setting("fp32", "bf16: autocast; parameters stay float32")
-    log_every: int = setting(20, "steps between two rows of metrics")
-    checkpoint_every: int = setting(0, "steps between two checkpoints; 0: at the end and when stopped")
-    keep_checkpoints: int = setting(3, "newest checkpoints that stay; 0: all")
-    max_bad_steps: int = setting(5, "steps in a row with a NaN or Inf loss or gradient that end the run")
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "max_bad_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a number >= 1, got {getattr(self, name)}")
-        for name in ("clip", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
 
 
 class Stream(Protocol):

@@ -1,4 +1,6 @@
-"""Settings that the recipes of several stages have in common, and where the recipes of presets lie."""
+"""Settings that the recipes of several stages have in common, and where the recipes of presets lie.
+
+Recipes import no torch: `lavit train STAGE --help` shows them."""
 
 from __future__ import annotations
 
@@ -12,6 +14,9 @@ from lavit.training.engine.config import setting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+CONFIG_FILE = "training.yaml"
+"""Where a run's settings stand in its folder."""
 
 
 class Recipe:
@@ -49,3 +54,32 @@ class CacheConfig:
     enabled: bool = setting(False, "compute the features of all images before training")
     folder: str | None = setting(None, "where to keep them; none: in the output folder")
     dtype: Literal["float32", "float16", "bfloat16"] = setting("float32", "precision on the disk")
+
+
+@dataclass
+class LoopConfig:
+    steps: int = setting(600, "optimizer steps of the whole run")
+    batch_size: int = setting(64, "images for each process and micro-batch")
+    accumulate: int = setting(1, "micro-batches for each optimizer step")
+    clip: float = setting(1.0, "largest gradient norm; 0: no clipping")
+    precision: Literal["fp32", "bf16"] = setting("fp32", "bf16: autocast; parameters stay float32")
+    log_every: int = setting(20, "steps between two rows of metrics")
+    checkpoint_every: int = setting(0, "steps between two checkpoints; 0: at the end and when stopped")
+    keep_checkpoints: int = setting(3, "newest checkpoints that stay; 0: all")
+    max_bad_steps: int = setting(5, "steps in a row with a NaN or Inf loss or gradient that end the run")
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a number >= 1, got {getattr(self, name)}")
+        for name in ("clip", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
+
+
+def check_folders(config: Any, *names: str) -> None:
+    """FileNotFoundError for a setting that names a folder that is not there."""
+    for name in names:
+        folder = getattr(config, name)
+        if folder is not None and not Path(folder).is_dir():
+            raise FileNotFoundError(f"{name}: there is no folder {folder}")

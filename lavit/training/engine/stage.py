@@ -1,5 +1,5 @@
-"""What a run of any stage is made of, around the loop: its processes and generators, its output folder, the model that
-is saved at its end, and the words of its command."""
+"""What a run of any stage is made of, around the loop: its processes and generators, its output folder, and the
+model that is saved at its end."""
 
 from __future__ import annotations
 
@@ -7,36 +7,31 @@ import logging
 import os
 import random
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from lavit.training.engine import config as configuration
 from lavit.training.engine import distributed
-from lavit.training.engine.checkpoint import CheckpointError, Checkpoints, generator_state, set_generator_state
+from lavit.training.engine.checkpoint import Checkpoints, generator_state, set_generator_state
 from lavit.training.engine.identity import settings_of
 from lavit.training.engine.lock import LockedError, locked
-from lavit.training.engine.loop import LookAhead, Run, StepFunction, StopRequest, TrainingDiverged, train
-from lavit.training.engine.metrics import MetricsWriter, progress_line
-from lavit.training.engine.recipe import CacheConfig, Recipe
+from lavit.training.engine.loop import LookAhead, Run, StepFunction, StopRequest, train
+from lavit.training.engine.metrics import MetricsWriter
+from lavit.training.engine.recipe import CONFIG_FILE, CacheConfig
 from lavit.training.engine.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
-
-CONFIG_FILE = "training.yaml"
 
 INDEX = ("config.json", "model_index.json")
 """Without the one a model does not load, without the other a pipeline."""
 
 Progress = Callable[[dict[str, Any]], None]
-Skipped = Sequence[tuple[str, str]]
-"""(name, reason) of items that could not be used."""
 
 
 @dataclass(kw_only=True)
@@ -51,10 +46,6 @@ class Finished:
     history: list[dict[str, Any]]
     path: Path | None
     stopped_by: int | None = None
-
-
-Config = TypeVar("Config", bound=Recipe)
-Result = TypeVar("Result", bound=Finished)
 
 
 class Saved(Protocol):
@@ -123,14 +114,6 @@ def cache_folder(cache: CacheConfig, output: str | None) -> Path | None:
     if cache.folder is None and output is None:
         raise ValueError("cache.folder: expected a folder for the features, since the run has no output folder")
     return Path(cache.folder or Path(output or ".") / "features")
-
-
-def check_folders(config: Any, *names: str) -> None:
-    """FileNotFoundError for a setting that names a folder that is not there."""
-    for name in names:
-        folder = getattr(config, name)
-        if folder is not None and not Path(folder).is_dir():
-            raise FileNotFoundError(f"{name}: there is no folder {folder}")
 
 
 def run_stage(
@@ -234,84 +217,3 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-
-
-# ------------------------------------------------------------------------------------------------------------- command
-
-USAGE = """
-The settings come from the preset's recipe or, instead, from --config, then from --key value; the section may be left
-out where one only has the name (--steps for --loop.steps). --resume goes on from the newest whole checkpoint in the
-output folder, with the settings saved there; it deletes nothing, and refuses settings that give the checkpoint another
-meaning, unless --allow-changes stands beside it. --overwrite begins anew and deletes what an earlier run left. Two runs
-cannot use one folder at a time. A run under torchrun uses all its processes:
-torchrun --nproc-per-node 8 -m lavit.cli train {name} --data FOLDER --output FOLDER
-Ends with 0; with 1 when the loss stays NaN or Inf; with 128 + n when signal n stopped it (the checkpoint is written).
-
-settings [default]:
-"""
-
-
-def command(
-    name: str,
-    argv: Sequence[str] | None,
-    cls: type[Config],
-    usage: str,
-    train_stage: Callable[..., Result],
-    tell: Callable[[Config, Result], tuple[Skipped, str, str]],
-) -> int:
-    """``lavit train NAME``; returns the exit code. ValueError and OSError for wrong use or input.
-
-    usage: what the stage has of its own; what all have in common (USAGE) follows. train_stage: gets the configuration,
-    progress, resume and overwrite. tell: of configuration and result, the items that could not be used, what they are
-    ("images could not be read"), and the words that end a run.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in words or "-h" in words:
-        print(usage + USAGE.format(name=name) + configuration.describe(cls))
-        return 0
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config, flags = read_words(cls, words, f"runs/{name}")
-    try:
-        result = train_stage(config, progress=_print, **{name: name in flags for name in FLAGS})
-    except TrainingDiverged as problem:
-        print(f"lavit train {name}: {problem}", file=sys.stderr)
-        return 1
-    if distributed.launched_rank() == 0:
-        _print_end(config, result, *tell(config, result))
-    return 0 if result.stopped_by is None else 128 + result.stopped_by
-
-
-FLAGS = ("resume", "overwrite", "allow_changes")
-
-
-def read_words(cls: type[Config], words: Sequence[str], output: str) -> tuple[Config, set[str]]:
-    """The configuration and the flags of a training command: the resumed run's own file, else the recipe of the preset,
-    else --config; then the words. output: the folder where none is given."""
-    given, flags = configuration.words(cls, words, flags=FLAGS)
-    if flags >= {"resume", "overwrite"}:
-        raise configuration.ConfigError("--resume, --overwrite: expected at most one of the two")
-    if "allow_changes" in flags and "resume" not in flags:
-        raise configuration.ConfigError("--allow-changes: expected --resume beside it")
-    given.setdefault("output", output)
-    own = Path(given["output"]) / CONFIG_FILE
-    if "resume" in flags and not own.is_file() and "config" not in given:
-        # The recipe's settings would be those of another run, which happens to be in a folder of this name.
-        raise CheckpointError(f"--resume: {own} is not there, with the settings of the run to go on with")
-    base: str | Path = own if "resume" in flags else cls.recipe_file(given.get("preset", "small"))
-    base = given.pop("config", base)
-    return configuration.load(cls, base, given), flags
-
-
-def _print(row: dict[str, Any]) -> None:
-    print(progress_line(row, row["steps"]), flush=True)
-
-
-def _print_end(config: Any, result: Finished, skipped: Skipped, what: str, ending: str) -> None:
-    if skipped:
-        print(f"{len(skipped)} {what}:")
-        for name, reason in skipped[:20]:
-            print(f"  {name}: {reason}")
-    if result.stopped_by is not None and result.path is None:
-        print(f"stopped by signal {result.stopped_by}; go on with --resume --output {config.output}")
-    else:
-        print(ending)

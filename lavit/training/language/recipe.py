@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
-from lavit.training.engine.loop import LoopConfig
-from lavit.training.engine.recipe import Recipe
+from lavit.training.engine.recipe import LoopConfig, Recipe
 from lavit.training.engine.schedule import ScheduleConfig
 
 

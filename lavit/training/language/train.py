@@ -29,11 +29,12 @@ from lavit.tokenizer.processing import processor_for
 from lavit.training.engine import distributed, stage
 from lavit.training.engine.identity import digest
 from lavit.training.engine.loop import Run
+from lavit.training.engine.recipe import check_folders
 from lavit.training.language.data import ImageStore, folder_data, open_folder, shapes_data
 from lavit.training.language.objective import Step, label_counts, parameter_groups, scale_rows, weigh_rows
 from lavit.training.language.recipe import LanguageTrainingConfig
 
-__all__ = ["ImageStore", "LanguageTrainingConfig", "LanguageTrainingResult", "main", "train_language"]
+__all__ = ["ImageStore", "LanguageTrainingConfig", "LanguageTrainingResult", "train_language"]
 
 
 @dataclass
@@ -125,7 +126,7 @@ def _check_start(
         raise ValueError("tokenizer: expected the folder that stage 1 left (lavit train tokenizer), got none")
     if config.preset != "small" and config.model is None and config.language_model is None:
         raise ValueError(f"language_model: the preset {config.preset} starts from a LLaMA: --language-model FOLDER")
-    stage.check_folders(config, "model", "tokenizer", "language_model")
+    check_folders(config, "model", "tokenizer", "language_model")
     if config.data == SHAPES_WORLD:
         return None
     if store is not None:
@@ -173,32 +174,3 @@ def _parts(model: LaVIT, processor: LaVITProcessor) -> dict[str, str]:
         "text tokenizer": digest(vocabulary),
         "language model": digest(language),
     }
-
-
-# ----------------------------------------------------------------------------------------------------------- command
-
-USAGE = """usage: lavit train language --tokenizer FOLDER [--preset small|lavit-g] [--language-model FOLDER]
-                            [--data shapes|FOLDER] [--text FILE] [--output FOLDER] [--config FILE]
-                            [--key value ...] [--resume [--allow-changes] | --overwrite]
-
-Stage 2: trains the language model, and the merger and projector through which it reads images, on captions, questions,
-requests for images, edits of images, images alone and text, packed without padding.
-
---data FOLDER holds images/ and captions.json (COCO captions or Karpathy's split); optional are questions.json and
-answers.json (VQAv2's questions and annotations), edits.jsonl ({"image": FILE, "text": ..., "result": FILE} a line: an
-image, what is asked for with it, and the image that shows it) and text.jsonl ({"text": ...} a line) or text.txt.
-Of what is not there, the share of the mixture must be 0: --mixture.question 0 --mixture.edit 0. Images that cannot be
-read are named and left out; so are, without a word, edits between images that are not of the split. The features of all
-images are kept in the output folder, memory-mapped: N x C x 4 bytes an image, 1.4 MB for EVA-CLIP's 256 patches of 1408
-channels, 140 GB for 100 000 images; without an output folder they are in memory, as are the tokens in every process.
-"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``lavit train language``; returns the exit code. ValueError and OSError for wrong use or input."""
-    return stage.command("language", argv, LanguageTrainingConfig, USAGE, train_language, _ending)
-
-
-def _ending(config: LanguageTrainingConfig, result: LanguageTrainingResult) -> tuple[stage.Skipped, str, str]:
-    what = f"items of {config.data} could not be used and were left out"
-    return result.skipped_items, what, f"the model is in {result.path}"

@@ -1,6 +1,7 @@
-"""Stage 3: the U-Net that draws what tokens say. Its four rooms: `recipe`, `data`, `objective`, `train`."""
+"""Stage 3: the U-Net that draws what tokens say. Its four rooms: `recipe`, `data`, `objective`, `train`;
+`command` reads the words."""
 
 from lavit.compatibility import forward
 
 # Once a module; its names are in these rooms now.
-__getattr__ = forward(__name__, [f"{__name__}.{room}" for room in ("train", "objective", "data")])
+__getattr__ = forward(__name__, [f"{__name__}.{room}" for room in ("train", "objective", "data", "command")])

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +24,14 @@ from lavit.tokenizer.processing import processor_for
 from lavit.training.engine import distributed, stage
 from lavit.training.engine.identity import digest
 from lavit.training.engine.loop import Run
+from lavit.training.engine.recipe import check_folders
 from lavit.training.engine.stage import cache_folder
 from lavit.training.pixels.buckets import Measured, sizes_of
 from lavit.training.pixels.data import array_data, folder_data, open_images
 from lavit.training.pixels.objective import Step, Trained, parameter_groups
 from lavit.training.pixels.recipe import PixelsTrainingConfig
 
-__all__ = ["PixelsTrainingConfig", "PixelsTrainingResult", "main", "train_pixels"]
+__all__ = ["PixelsTrainingConfig", "PixelsTrainingResult", "train_pixels"]
 
 BASE_FILES = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 
@@ -156,7 +156,7 @@ def _build(
 ) -> LaVITPixelPipeline:
     """The pipeline with untrained or pretrained parts. Raises OSError or ValueError naming what is not there, or does
     not fit."""
-    stage.check_folders(config, "model", "tokenizer", "base")
+    check_folders(config, "model", "tokenizer", "base")
     if config.model is not None:
         if tokenizer is not None:
             raise ValueError("tokenizer: expected none beside a model, which has its own")
@@ -244,30 +244,3 @@ def _open(
     if features is not None and len(features) != len(images):
         raise ValueError(f"features: expected a row for each of {len(images)} images, got {len(features)}")
     return images
-
-
-# ----------------------------------------------------------------------------------------------------------- command
-
-USAGE = """usage: lavit train pixels --tokenizer FOLDER [--preset small|lowres|highres] [--base FOLDER]
-                          [--data shapes|FOLDER] [--output FOLDER] [--config FILE]
-                          [--key value ...] [--resume [--allow-changes] | --overwrite]
-
-Stage 3: trains a U-Net to draw images from what the frozen tokenizer's tokens decode to.
-
-small draws pixels and needs no base. --base FOLDER holds unet/, vae/ and scheduler/ as diffusers saves them, of
-Stable Diffusion 1.5 for lowres and of SDXL for highres; the VAE stays as it is. highres learns 512 pixels first, and
-then more: lavit train pixels --preset highres --model runs/pixels --size 1024 --output runs/pixels-1024
---data FOLDER is a folder of images. Each is resized and cut around the middle, with --buckets to the nearest of seven
-aspect ratios. --cache.enabled computes the tokenizer's features of all of them first and keeps them, memory-mapped:
-N x C x 4 bytes an image, 1.4 MB for EVA-CLIP's 256 patches of 1408 channels.
-"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``lavit train pixels``; returns the exit code. ValueError and OSError for wrong use or input."""
-    return stage.command("pixels", argv, PixelsTrainingConfig, USAGE, train_pixels, _ending)
-
-
-def _ending(config: PixelsTrainingConfig, result: PixelsTrainingResult) -> tuple[stage.Skipped, str, str]:
-    ending = f"the pixel pipeline is in {result.path}; try: lavit reconstruct IMAGE --model {result.path}"
-    return result.skipped_items, "images could not be read and were skipped", ending

@@ -12,7 +12,8 @@ from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.tokenizer.processing import encoder_tensors, processor_for
 from lavit.training.engine import distributed
 from lavit.training.engine.feature_cache import open_or_build
-from lavit.training.engine.stage import cache_folder, check_folders
+from lavit.training.engine.recipe import check_folders
+from lavit.training.engine.stage import cache_folder
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 
 

@@ -17,7 +17,7 @@ from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenizer.pretrained import check_fit, compare
 from lavit.training.engine import distributed
 from lavit.training.engine.metrics import progress_line
-from lavit.training.engine.stage import check_folders
+from lavit.training.engine.recipe import check_folders
 from lavit.training.tokenizer.data import TrainingImages
 from lavit.training.tokenizer.objective import features_of
 from lavit.training.tokenizer.pretrain_encoder import pretrain_encoder

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from lavit.training.tokenizer import initialization, objective
 from lavit.training.tokenizer.data import TrainingImages, open_dataset, open_stream, processor_of
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 
-__all__ = ["TokenizerTrainingConfig", "TrainingResult", "main", "save_model", "train_tokenizer"]
+__all__ = ["TokenizerTrainingConfig", "TrainingResult", "save_model", "train_tokenizer"]
 
 
 @dataclass
@@ -156,22 +155,3 @@ class _Phases:
 def save_model(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, folder: Path) -> None:
     """Saves the model and its image processor into a folder, whole or not at all."""
     stage.save_model(folder, tokenizer, processor)
-
-
-# ----------------------------------------------------------------------------------------------------------- command
-
-USAGE = """usage: lavit train tokenizer [--preset small|lavit-g] [--data FOLDER|shapes] [--output FOLDER]
-                             [--config FILE] [--key value ...] [--resume [--allow-changes] | --overwrite]
-
-Stage 1: trains the dynamic visual tokenizer.
-"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``lavit train tokenizer``; returns the exit code. ValueError and OSError for wrong use or input."""
-    return stage.command("tokenizer", argv, TokenizerTrainingConfig, USAGE, train_tokenizer, _ending)
-
-
-def _ending(config: TokenizerTrainingConfig, result: TrainingResult) -> tuple[stage.Skipped, str, str]:
-    ending = f"the tokenizer is in {result.path}; try: lavit tokenize IMAGE --model {result.path}"
-    return result.skipped_images, "images could not be read and were skipped", ending
