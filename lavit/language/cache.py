@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from transformers import DynamicCache, LlamaForCausalLM, LlamaModel
 from transformers.cache_utils import DynamicLayer
 
+from lavit.language.step_layers import step_layers
+
 # The attention on a GPU wants rows of the mask that begin at multiples of 16 bytes, else it copies the mask.
 ALIGNED = 16
 
@@ -62,6 +64,7 @@ class KeyValueCache:
         prompts' tokens. rows: (N,) int64, the prompt of each sequence. new_tokens: how many tokens will be fed, >= 1.
         """
         self.model = model.model
+        self.layers = step_layers(model.model)
         batch, self.prompt = mask.shape
         length = -(-(self.prompt + new_tokens) // ALIGNED) * ALIGNED
         padding = ~mask[rows, None, :, None]
@@ -107,13 +110,12 @@ class KeyValueCache:
         cos, sin = self.cos.index_select(1, self.token), self.sin.index_select(1, self.token)
         half = cos.shape[-1] // 2
         x = self.model.embed_tokens(ids)
-        for i, layer in enumerate(self.model.layers):
-            attention = layer.self_attn
-            normed = _norm(layer.input_layernorm, x)
-            rows, key_heads, width = len(x), self.keys[i].shape[1], attention.head_dim
-            q_and_k = torch.cat((attention.q_proj(normed), attention.k_proj(normed)), dim=1).view(rows, -1, width)
+        for i, layer in enumerate(self.layers):
+            qkv = layer.qkv(_norm(layer.attention_norm, x))
+            rows, key_heads, width = len(x), self.keys[i].shape[1], layer.head_dim
+            qkv = qkv.view(rows, -1, width)
+            q_and_k, v = qkv[:, :-key_heads], qkv[:, -key_heads:, None]
             q_and_k = torch.addcmul(q_and_k * cos, q_and_k.roll(half, dims=-1), sin)
-            v = attention.v_proj(normed).view(rows, key_heads, 1, width)
             self.keys[i].index_copy_(2, self.slot, q_and_k[:, -key_heads:, None].type_as(self.keys[i]))
             self.values[i].index_copy_(2, self.slot, v.type_as(self.values[i]))  # autocast can make them differ
             # Heads that share keys stand as queries side by side: nothing is repeated.
@@ -122,10 +124,10 @@ class KeyValueCache:
                 self.keys[i].narrow(2, 0, window),
                 self.values[i].narrow(2, 0, window),
                 attn_mask=mask,
-                scale=attention.scaling,
+                scale=layer.scaling,
             )
-            x = x + attention.o_proj(read.reshape(rows, -1))
-            x = x + layer.mlp(_norm(layer.post_attention_layernorm, x))
+            x = x + layer.out(read.reshape(rows, -1))
+            x = x + layer.mlp(_norm(layer.mlp_norm, x))
         self.slot += 1
         self.token += 1
         return _norm(self.model.norm, x)
