@@ -57,3 +57,14 @@ def cpp_unusable(device_type: str) -> str | None:
     if device_type in found.devices:
         return None
     return f"lavit._C was built without {device_type} kernels" + (" (no nvcc)" if device_type == "cuda" else "")
+
+
+def kernel_unusable(name: str, device_type: str) -> str | None:
+    """Why the compiled kernel ``name``, which there is for the CPU only, cannot run, or None if it can."""
+    if device_type != "cpu":
+        return "compiled for the CPU only"
+    if (reason := cpp_unusable(device_type)) is not None:
+        return reason
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"lavit_cpp::{name}", "CPU"):
+        return "lavit._C is of an earlier version, install again (`pip install -e .`)"
+    return None

@@ -29,7 +29,7 @@ class StepLayer:
     """The parts of one decoder layer: rows (N, H) in, rows out.
 
     qkv: -> (N, (query heads + 2 key-value heads) * head dim), queries first. out: the attention's output projection.
-    mlp: -> (N, H). attention_norm, mlp_norm: the layer's norms. scaling: of the scores. head_dim: of q, k and v.
+    mlp: -> (N, H). attention_norm, mlp_norm: weight and epsilon of the norm before each. scaling: of the scores.
     """
 
     def __init__(self, layer: Any, joined: bool) -> None:
@@ -37,8 +37,8 @@ class StepLayer:
         self.qkv = together([attention.q_proj, attention.k_proj, attention.v_proj], joined)
         self.out = product(attention.o_proj)
         self.mlp = gated(layer.mlp) if joined else layer.mlp
-        self.attention_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.scaling, self.head_dim = attention.scaling, attention.head_dim
+        self.attention_norm, self.mlp_norm = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
+        self.scaling: float = attention.scaling
 
 
 def step_layers(model: LlamaModel) -> list[StepLayer]:
@@ -53,6 +53,11 @@ def step_layers(model: LlamaModel) -> list[StepLayer]:
         for p in module.parameters()
     )
     return [StepLayer(layer, joined=size <= JOINED_BYTES) for layer in model.layers]
+
+
+def norm_of(norm: Any) -> tuple[Tensor, float]:
+    """Weight and epsilon of LLaMA's RMS norm, which PyTorch's operation has with one rounding instead of two."""
+    return norm.weight, norm.variance_epsilon
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
