@@ -1,4 +1,4 @@
-"""The compiled form (csrc/cpu/decode_attention.cpp): rotation, write and attention in one call, in float32 or float64."""
+"""The compiled form (csrc/cpu/decode_attention.cpp): rotation, write and attention in one call."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def guided_log_probs(conditional: Tensor, unconditional: Tensor, guidance: float
 
 def guided_scores(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
     """The same over some ids only, less one number a row: logits (..., A) of both streams -> (..., A)."""
-    return unconditional + guidance * (conditional - unconditional)
+    return torch.add(unconditional, conditional - unconditional, alpha=guidance)
 
 
 def image_head(head: nn.Linear, vocabulary: Vocabulary) -> tuple[Tensor, Tensor | None]:
@@ -122,17 +122,18 @@ def draw(scores: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
     own scores and number only, and two candidates whose scores change places do not change the draw.
     A row without a finite best has no distribution, and gives -1: one that holds NaN or +inf, or nothing but -inf.
     """
-    best = scores.amax(-1)
-    return _draw(scores, best[:, None], uniform, settings).masked_fill(~best.isfinite(), -1)
+    best = scores.amax(-1, keepdim=True)
+    return torch.where(best.abs() < torch.inf, _draw(scores, best, uniform[:, None], settings), -1)[:, 0]
 
 
 def _draw(scores: Tensor, best: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
+    """(R, 1) ids of what ``draw`` takes; best: (R, 1), the greatest of each row; uniform: (R, 1)."""
     if settings.temperature == 0:
-        return scores.argmax(-1)
+        return scores.argmax(-1, keepdim=True)
     weight, ids = candidates(scores, best, settings)
     reached = weight.cumsum(-1)
-    place = (reached <= uniform[:, None] * reached[:, -1:]).sum(-1, keepdim=True).clamp_(max=weight.shape[-1] - 1)
-    return (place if ids is None else ids.gather(-1, place))[:, 0]
+    place = torch.searchsorted(reached, uniform * reached[:, -1:], right=True).clamp_(max=weight.shape[-1] - 1)
+    return place if ids is None else ids.gather(-1, place)
 
 
 def candidates(scores: Tensor, best: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:
@@ -143,7 +144,10 @@ def candidates(scores: Tensor, best: Tensor, settings: SamplingSettings) -> tupl
     ids: Tensor | None = None
     if count < allowed or settings.top_p < 1:
         scores, ids = scores.topk(count)  # the likeliest first
-    weight = ((scores - best).double() / settings.temperature).exp()
+    weight = (scores - best).double()
+    if settings.temperature != 1:
+        weight = weight / settings.temperature
+    weight = weight.exp_()
     if settings.top_p < 1:
         before = weight.cumsum(-1) - weight
         weight = weight * (before < settings.top_p * weight.sum(-1, keepdim=True))

@@ -334,7 +334,7 @@ def test_one_recording_serves_every_token_and_another_the_smaller_batch(model, g
     def stand_in(running, device):
         running.advance(None)
         work = [value for value in vars(running).values() if isinstance(value, Tensor)]
-        recordings.append(len(running.done))
+        recordings.append(len(running.sample))
 
         def replay(token):
             running.advance(None)
