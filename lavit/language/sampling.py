@@ -34,13 +34,15 @@ def sample_image_tokens(
     *,
     seeds: Tensor | Sequence[int] | None = None,
     max_codes: int,
+    of: Sequence[int] | None = None,
 ) -> Ragged:
     """Draw the codes of one image, or several, for each prompt.
 
     prompts: B prompts that end with [IMG], as embeddings (T, H) or as int64 ids (T,). settings: the release's by
         default. seeds: (B * num_samples,) int64, the samples of a prompt one after the other; drawn from torch's
         generator of the device if None. max_codes: positions of the tokenizer's decoder; there are never more codes,
-        whatever ``settings.max_tokens`` and the prompt's length.
+        whatever ``settings.max_tokens`` and the prompt's length. of: B' prompts to draw for, each a place in
+        ``prompts``, which may come several times and is read once; None: 0 to B - 1. Then B is B' in what follows.
 
     Returns B * num_samples sequences of codes 0..K-1 without [/IMG], int64, ordered as the seeds. A sample ends where
     [/IMG] is drawn, or with its last code when there is no place for another. Allowed are [/IMG] and the codes; the
@@ -71,9 +73,13 @@ def sample_image_tokens(
         raise ValueError("language_model: expected evaluation mode, got training with checkpointing or dropout")
     count = min(settings.max_tokens, max_codes)
     embedded, _ = embed_prompts(language_model, vocabulary, prompts, count, image=True)
-    samples = embedded.batch_size * settings.num_samples
+    if of is not None and not (len(of) and all(0 <= place < embedded.batch_size for place in of)):
+        raise ValueError(f"of: expected places 0 to {embedded.batch_size - 1} of prompts, at least one, got {list(of)}")
+    places = torch.arange(embedded.batch_size) if of is None else torch.tensor(of)
+    samples = len(places) * settings.num_samples
     device = embedded.values.device
-    running = _Running(language_model, vocabulary, embedded, settings, _seeds(seeds, samples, device), count)
+    rows = places.repeat_interleave(settings.num_samples).to(device, non_blocking=True)
+    running = _Running(language_model, vocabulary, embedded, rows, settings, _seeds(seeds, samples, device), count)
     codes = torch.empty(samples, count, dtype=torch.int64, device=device)
     lengths = torch.empty(samples, dtype=torch.int64, device=device)
     _run(running, codes, lengths)
@@ -125,6 +131,7 @@ class _Running:
         language_model: LlamaForCausalLM,
         vocabulary: Vocabulary,
         prompts: Ragged,
+        rows: Tensor,
         settings: SamplingSettings,
         seeds: Tensor,
         count: int,
@@ -133,7 +140,6 @@ class _Running:
         self.first_id = vocabulary.end_id
         self.weight, self.bias = image_head(language_model.lm_head, vocabulary)
         device = prompts.values.device
-        rows = torch.arange(prompts.batch_size, device=device).repeat_interleave(settings.num_samples)
         if settings.guided:
             begin = language_model.model.embed_tokens.weight[vocabulary.begin_id]
             end = prompts.cu_seqlens[-1:] + 1
