@@ -165,7 +165,7 @@ class _Running:
         """Read the last token of every stream and draw the next: number ``token``, None when it is being recorded."""
         ids = self.choice + self.first_id
         if self.settings.guided:
-            ids = ids.repeat(2)
+            ids = torch.cat((ids, ids))
         self._draw(self.cache.step(ids, None if token is None else token - 1), token)
 
     def _draw(self, hidden: Tensor, token: int | None) -> None:
