@@ -1,8 +1,8 @@
 // The operators torch.ops.lavit_cpp.*. lavit.kernels calls them; what they mean is told there.
 //
 // All tensors are contiguous, keep is bool. Offsets and orders are int32, in bin_pack, which stays on the host, int64.
-// Rows move as bytes, except in nearest_code, decode_attention and add_rms_norm. The numbers of assemble_sequences are
-// int64 or int32.
+// Rows move as bytes, except in nearest_code, decode_attention, add_rms_norm and draw_id. The numbers of
+// assemble_sequences are int64 or int32.
 #include "common.h"
 
 STABLE_TORCH_LIBRARY(lavit_cpp, m) {
@@ -23,5 +23,6 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
       "decode_attention(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, Tensor mask, Tensor cos, Tensor sin, "
       "Tensor slot, int window, float scale) -> Tensor");
   m.def("add_rms_norm(Tensor x, Tensor? delta, Tensor weight, float eps) -> (Tensor, Tensor)");
+  m.def("draw_id(Tensor scores, Tensor uniform, int top_k, float top_p, float temperature) -> Tensor");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
 }
