@@ -9,7 +9,8 @@ from torch import Tensor
 def draw_id(scores: Tensor, uniform: Tensor, top_k: int, top_p: float, temperature: float) -> Tensor:
     best = scores.amax(-1, keepdim=True)
     ids = _of_finite(scores, best, uniform[:, None], top_k, top_p, temperature)
-    return torch.where(best.abs() < torch.inf, ids, -1)[:, 0]
+    finite = best.abs() < torch.inf  # not of NaN
+    return ids.masked_fill_(~finite, -1)[:, 0]
 
 
 def _of_finite(
