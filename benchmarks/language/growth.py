@@ -39,9 +39,10 @@ def filled(model: LlamaForCausalLM, context: int) -> DynamicCache:
     """A cache of random keys and values, the same for the same context."""
     generator = torch.Generator().manual_seed(context)
     config, cache = model.config, DynamicCache()
-    shape = (ROWS, config.num_key_value_heads, context, config.hidden_size // config.num_attention_heads)
+    heads = config.num_attention_heads
     for layer in range(config.num_hidden_layers):
-        cache.update(*(torch.randn(shape, generator=generator) for _ in range(2)), layer)
+        both = torch.randn(2, ROWS, heads, context, config.hidden_size // heads, generator=generator)
+        cache.update(both[0], both[1], layer)
     return cache
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lavit.kernels.add_rms_norm.library import add_rms_norm_op
+from lavit.kernels.add_rms_norm.library import add_rms_norm_op, compute
 from lavit.kernels.checks import check_float, check_rank, check_shape
+from lavit.kernels.dispatch import direct
 
 __all__ = ["add_rms_norm"]
 
@@ -26,4 +27,4 @@ def add_rms_norm(
     check_shape("weight", weight, x.shape[-1:], "x")
     if not eps >= 0:
         raise ValueError(f"eps: expected a number of at least 0, got {eps}")
-    return add_rms_norm_op(x, delta, weight, eps, impl)
+    return (compute if direct(x) else add_rms_norm_op)(x, delta, weight, eps, impl)

@@ -15,13 +15,13 @@ OPERATION = register(
 )
 
 
-@torch.library.custom_op("lavit::add_rms_norm", mutates_args=())
-def add_rms_norm_op(
-    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, impl: str
-) -> tuple[Tensor, Tensor]:
+def compute(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor]:
     x, weight = x.contiguous(), weight.contiguous()
     delta = None if delta is None else delta.contiguous()
     return OPERATION.module(impl, x).add_rms_norm(x, delta, weight, eps)
+
+
+add_rms_norm_op = torch.library.custom_op("lavit::add_rms_norm", compute, mutates_args=())
 
 
 @add_rms_norm_op.register_fake

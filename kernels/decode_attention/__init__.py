@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from lavit.kernels.checks import check_float, check_int64, check_rank, check_shape
-from lavit.kernels.decode_attention.library import decode_attention_op
+from lavit.kernels.decode_attention.library import compute, decode_attention_op
+from lavit.kernels.dispatch import direct
 
 __all__ = ["decode_attention"]
 
@@ -51,4 +52,5 @@ def decode_attention(
     check_shape("slot", slot, (1,), "one token")
     if not 1 <= window <= length:
         raise ValueError(f"window: expected 1 to {length}, the slots of keys, got {window}")
-    return decode_attention_op(qkv, keys, values, mask, cos, sin, slot, window, scale, impl)
+    run = compute if direct(qkv) else decode_attention_op
+    return run(qkv, keys, values, mask, cos, sin, slot, window, scale, impl)

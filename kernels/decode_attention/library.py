@@ -15,8 +15,7 @@ OPERATION = register(
 )
 
 
-@torch.library.custom_op("lavit::decode_attention", mutates_args=("keys", "values"))
-def decode_attention_op(
+def compute(
     qkv: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -31,6 +30,11 @@ def decode_attention_op(
     module = OPERATION.module(impl, qkv)
     others = (x.contiguous() for x in (mask, cos, sin))
     return module.decode_attention(qkv.contiguous(), keys, values, *others, slot, window, scale)
+
+
+decode_attention_op = torch.library.custom_op(
+    "lavit::decode_attention", compute, mutates_args=("keys", "values")
+)
 
 
 @decode_attention_op.register_fake

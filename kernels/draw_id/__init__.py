@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from lavit.kernels.checks import check_float, check_rank, check_shape
-from lavit.kernels.draw_id.library import draw_id_op
+from lavit.kernels.dispatch import direct
+from lavit.kernels.draw_id.library import compute, draw_id_op
 
 __all__ = ["draw_id"]
 
@@ -43,4 +44,5 @@ def draw_id(
         raise ValueError(f"top_p: expected a number in (0, 1], got {top_p}")
     if not temperature >= 0:
         raise ValueError(f"temperature: expected a number of at least 0, got {temperature}")
-    return draw_id_op(scores, uniform, min(top_k or scores.shape[1], scores.shape[1]), top_p, temperature, impl)
+    count = min(top_k or scores.shape[1], scores.shape[1])
+    return (compute if direct(scores) else draw_id_op)(scores, uniform, count, top_p, temperature, impl)

@@ -15,9 +15,11 @@ OPERATION = register(
 )
 
 
-@torch.library.custom_op("lavit::draw_id", mutates_args=())
-def draw_id_op(scores: Tensor, uniform: Tensor, top_k: int, top_p: float, temperature: float, impl: str) -> Tensor:
+def compute(scores: Tensor, uniform: Tensor, top_k: int, top_p: float, temperature: float, impl: str) -> Tensor:
     return OPERATION.module(impl, scores).draw_id(scores, uniform, top_k, top_p, temperature)
+
+
+draw_id_op = torch.library.custom_op("lavit::draw_id", compute, mutates_args=())
 
 
 @draw_id_op.register_fake
