@@ -35,6 +35,11 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def(
       "policy_gradients(Tensor(a!) s, Tensor(b!) da, Tensor keep, Tensor lse, Tensor leak, bool cross, float scale, "
       "int width) -> Tensor");
+  m.def(
+      "decode_attention(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, Tensor mask, Tensor cos, Tensor sin, "
+      "Tensor slot, int window, float scale) -> Tensor");
+  m.def("add_rms_norm(Tensor x, Tensor? delta, Tensor weight, float eps) -> (Tensor, Tensor)");
+  m.def("draw_id(Tensor scores, Tensor uniform, int top_k, float top_p, float temperature) -> Tensor");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
   m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");
   m.def(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from lavit.kernels.add_rms_norm import add_rms_norm
 from lavit.kernels.assemble_sequences import Loss, Segment, Sequences, assemble_sequences, segment_order
 from lavit.kernels.bin_pack import BinPacker, Bins, bin_pack
 from lavit.kernels.code_statistics import code_statistics
+from lavit.kernels.decode_attention import decode_attention
+from lavit.kernels.draw_id import draw_id
 from lavit.kernels.gumbel_select import gumbel_select
 from lavit.kernels.layer_norm import layer_norm
 from lavit.kernels.nearest_code import nearest_code
@@ -23,9 +26,12 @@ __all__ = [
     "Segment",
     "Selection",
     "Sequences",
+    "add_rms_norm",
     "assemble_sequences",
     "bin_pack",
     "code_statistics",
+    "decode_attention",
+    "draw_id",
     "gumbel_select",
     "layer_norm",
     "nearest_code",

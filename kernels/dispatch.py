@@ -183,6 +183,12 @@ def table(device: torch.device | str) -> list[Choice]:
     return [_choose(name, AUTO, *_place(device), variable) for name in sorted(OPERATIONS)]
 
 
+def direct(x: Tensor) -> bool:
+    """Whether an operation without a gradient may be called past its registration, whose 20 us are for the compiler and
+    for tensors of other classes."""
+    return type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+
+
 def without_autocast(body: Callable[..., Any]) -> Callable[..., Any]:
     """For the body of an operation: its products are computed in the precision that it chose, whatever the caller's
     autocast would make of them. The device is that of the first argument."""

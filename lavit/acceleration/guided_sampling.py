@@ -8,6 +8,8 @@ are the random numbers drawn: the same seed gives the same ids, but where roundi
 from __future__ import annotations
 
 import inspect
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,16 +109,14 @@ def guided_ids(language_model: Any, ids: Tensor, mask: Tensor, copies: int, pad:
     mask[batch, 1:], positions[batch, -1] = 0, 0
     of = torch.arange(batch, device=ids.device).repeat_interleave(copies, output_size=rows)
     of = torch.cat((of, torch.full_like(of, batch)))
-    hidden, cache, mask, positions = hidden[of.to(hidden.device)], _rows(cache, of), mask[of], positions[of, -1:]
+    hidden = hidden[of.to(hidden.device)]
+    advance = _advance(language_model, cache, mask, positions[:, -1:], of, draw.max_tokens)
     head = _Head(language_model.lm_head)
     drawn = [torch.full((rows,), BEGIN, dtype=torch.int64, device=ids.device)]
     unfinished = torch.ones_like(drawn[0], dtype=torch.bool)
-    one = mask.new_ones(len(mask), 1)
     for number in range(draw.max_tokens):
         if number:
-            mask, positions = torch.cat((mask, one), dim=1), positions + 1
-            hidden, cache = _pass(language_model, drawn[-1].repeat(2)[:, None], mask, positions, cache)
-            hidden = hidden[:, -1]
+            hidden = advance(drawn[-1].repeat(2))
         conditional, unconditional = head(hidden).to(ids.device).chunk(2)
         scores = draw.allowed(conditional, unconditional, number, head.end)
         token = drawn_from(head.spread(scores.softmax(dim=-1)))
@@ -158,6 +158,62 @@ class _Head:
         low, high = probabilities.split((FIRST_SUPPRESSED, probabilities.shape[1] - FIRST_SUPPRESSED), dim=1)
         none = probabilities.new_zeros(len(probabilities), FIRST_ALLOWED - FIRST_SUPPRESSED)
         return torch.cat((low, none, high), dim=1)
+
+
+def _advance(
+    language_model: Any, cache: Any, mask: Tensor, positions: Tensor, of: Tensor, max_tokens: int
+) -> Callable[[Tensor], Tensor]:
+    """What reads one token more of each stream: ids (R,) -> the last layer's states (R, C).
+
+    By this library's own cache for transformers' LLaMA of today, as it is made; else by the model's passes.
+    mask: (B, L), positions: (B, 1) of the last token; of: (R,) the prompt of each stream.
+    """
+    if steppable(language_model, cache):
+        from lavit.language.cache import KeyValueCache
+
+        steps = KeyValueCache(language_model, cache, mask.bool(), of, max(1, max_tokens - 1))
+        fed = itertools.count()
+        return lambda ids: steps.step(ids, next(fed))
+    cache, mask, positions = _rows(cache, of), mask[of], positions[of]
+    one = mask.new_ones(len(mask), 1)
+
+    def advance(ids: Tensor) -> Tensor:
+        nonlocal cache, mask, positions
+        mask, positions = torch.cat((mask, one), dim=1), positions + 1
+        hidden, cache = _pass(language_model, ids[:, None], mask, positions, cache)
+        return hidden[:, -1]
+
+    return advance
+
+
+def steppable(language_model: Any, cache: Any) -> bool:
+    """Whether ``KeyValueCache`` does what a pass of the model does: no class of another origin, no hook, one device."""
+    try:
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+        from transformers.models.llama import modeling_llama as llama
+
+        from lavit.language.configuration import check_rotation
+
+        check_rotation(language_model.config)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    inner = language_model.model
+    known = type(language_model) is llama.LlamaForCausalLM and type(inner) is llama.LlamaModel
+    known = known and all(
+        type(layer) is llama.LlamaDecoderLayer
+        and type(layer.self_attn) is llama.LlamaAttention
+        and all(type(n) is llama.LlamaRMSNorm for n in (layer.input_layernorm, layer.post_attention_layernorm))
+        for layer in inner.layers
+    )
+    return (
+        known
+        and type(inner.norm) is llama.LlamaRMSNorm
+        and not language_model.training
+        and len({parameter.device for parameter in inner.parameters()}) == 1
+        and not any(has_hooks(module) for module in inner.modules())
+        and type(cache) is DynamicCache
+        and all(type(layer) is DynamicLayer for layer in cache.layers)
+    )
 
 
 def _pass(language_model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:

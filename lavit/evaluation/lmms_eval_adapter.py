@@ -142,8 +142,8 @@ class LaVITForLmmsEval(lmms):
         prompt = [[*images, context] if context else list(images)]
         about: dict[str, Any] = {"what": "request", "new_tokens": len(ids), "batch_size": 1, "on_error": "raise"}
         reader = PromptReader(self.model, self.processor, prompt, template=self.template, **about)
-        ((_, embedded),) = reader.batches([0])
-        before = embedded.unbind()[0]
+        (batch,) = reader.batches([0])
+        before = batch.rows.unbind()[0]
         language_model = self.model.language_model
         after = language_model.get_input_embeddings()(ids).to(before.dtype)
         logits = language_model(inputs_embeds=torch.cat([before, after]).unsqueeze(0)).logits[0]

@@ -12,10 +12,13 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM, LlamaModel
 from transformers.cache_utils import DynamicLayer
+
+from lavit.kernels.add_rms_norm.library import OPERATION as ADD_RMS_NORM
+from lavit.kernels.decode_attention.library import OPERATION as DECODE_ATTENTION
+from lavit.language.step_layers import norm_of, step_layers
 
 # The attention on a GPU wants rows of the mask that begin at multiples of 16 bytes, else it copies the mask.
 ALIGNED = 16
@@ -62,6 +65,7 @@ class KeyValueCache:
         prompts' tokens. rows: (N,) int64, the prompt of each sequence. new_tokens: how many tokens will be fed, >= 1.
         """
         self.model = model.model
+        self.layers = step_layers(model.model)
         batch, self.prompt = mask.shape
         length = -(-(self.prompt + new_tokens) // ALIGNED) * ALIGNED
         padding = ~mask[rows, None, :, None]
@@ -75,6 +79,10 @@ class KeyValueCache:
                 kept[-1][:, :, : self.prompt] = found[rows].masked_fill_(padding, 0)
             layer.keys = layer.values = None
         like = self.keys[0]
+        # Chosen once: a check of every call's arguments would take longer than a small model's attention.
+        impl = "auto" if self._of_one_dtype() else "reference"
+        self._attend = DECODE_ATTENTION.module(impl, like).decode_attention
+        self._add_norm = ADD_RMS_NORM.module(impl, like).add_rms_norm
         hidden = torch.finfo(like.dtype).min
         self.mask = like.new_full((batch, 1, 1, length), hidden)
         self.mask[:, 0, 0, : self.prompt].masked_fill_(mask, 0)
@@ -86,6 +94,12 @@ class KeyValueCache:
         self.sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[rows]
         self.slot = torch.full((1,), self.prompt, dtype=torch.int64, device=mask.device)
         self.token = torch.zeros_like(self.slot)
+
+    def _of_one_dtype(self) -> bool:
+        """Whether a pass meets one dtype only; autocast and models of mixed precision leave it to PyTorch's operations
+        what becomes of two."""
+        found = {x.dtype for x in (*self.keys, *self.values, *self.model.parameters()) if x.is_floating_point()}
+        return len(found) == 1 and not torch.is_autocast_enabled(self.keys[0].device.type)
 
     def select(self, rows: Tensor) -> None:
         """Keep these sequences, (N',) int64; in new memory, so what was recorded over the old one is void."""
@@ -103,34 +117,14 @@ class KeyValueCache:
         if fed is not None:
             window = min(window, -(-(self.prompt + fed + 1) // ALIGNED) * ALIGNED)
         self.mask.index_fill_(3, self.slot, 0)
-        mask = self.mask.narrow(3, 0, window)
         cos, sin = self.cos.index_select(1, self.token), self.sin.index_select(1, self.token)
-        half = cos.shape[-1] // 2
-        x = self.model.embed_tokens(ids)
-        for i, layer in enumerate(self.model.layers):
-            attention = layer.self_attn
-            normed = _norm(layer.input_layernorm, x)
-            rows, key_heads, width = len(x), self.keys[i].shape[1], attention.head_dim
-            q_and_k = torch.cat((attention.q_proj(normed), attention.k_proj(normed)), dim=1).view(rows, -1, width)
-            q_and_k = torch.addcmul(q_and_k * cos, q_and_k.roll(half, dims=-1), sin)
-            v = attention.v_proj(normed).view(rows, key_heads, 1, width)
-            self.keys[i].index_copy_(2, self.slot, q_and_k[:, -key_heads:, None].type_as(self.keys[i]))
-            self.values[i].index_copy_(2, self.slot, v.type_as(self.values[i]))  # autocast can make them differ
-            # Heads that share keys stand as queries side by side: nothing is repeated.
-            read = F.scaled_dot_product_attention(
-                q_and_k[:, :-key_heads].unflatten(1, (key_heads, -1)),
-                self.keys[i].narrow(2, 0, window),
-                self.values[i].narrow(2, 0, window),
-                attn_mask=mask,
-                scale=attention.scaling,
-            )
-            x = x + attention.o_proj(read.reshape(rows, -1))
-            x = x + layer.mlp(_norm(layer.post_attention_layernorm, x))
+        x, delta = self.model.embed_tokens(ids), None
+        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            x, normed = self._add_norm(x, delta, *layer.attention_norm)
+            qkv = layer.qkv(normed)
+            read = self._attend(qkv, keys, values, self.mask, cos, sin, self.slot, window, layer.scaling)
+            x, normed = self._add_norm(x, layer.out(read), *layer.mlp_norm)
+            delta = layer.mlp(normed)
         self.slot += 1
         self.token += 1
-        return _norm(self.model.norm, x)
-
-
-def _norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """LLaMA's RMS norm as torch has it: one kernel on a GPU instead of six, one rounding instead of two."""
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)  # type: ignore[arg-type]
+        return self._add_norm(x, delta, *norm_of(self.model.norm))[1]

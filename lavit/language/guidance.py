@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lavit.kernels.checks import check_int64, check_rank
+from lavit.kernels.draw_id.library import OPERATION as DRAW_ID
 from lavit.kernels.gumbel_select.reference import MASK, philox4x32
 from lavit.language.vocabulary import Vocabulary
 
@@ -83,7 +84,7 @@ def guided_log_probs(conditional: Tensor, unconditional: Tensor, guidance: float
 
 def guided_scores(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
     """The same over some ids only, less one number a row: logits (..., A) of both streams -> (..., A)."""
-    return unconditional + guidance * (conditional - unconditional)
+    return torch.add(unconditional, conditional - unconditional, alpha=guidance)
 
 
 def image_head(head: nn.Linear, vocabulary: Vocabulary) -> tuple[Tensor, Tensor | None]:
@@ -116,38 +117,9 @@ def uniforms(seeds: Tensor, count: int) -> Tensor:
 
 
 def draw(scores: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
-    """One id a row: scores (R, A), random numbers (R,) in [0, 1) -> (R,) int64 in 0..A-1. -inf is never drawn.
-
-    By the inverse of the distribution function over the candidates in the order of their ids. So a row depends on its
-    own scores and number only, and two candidates whose scores change places do not change the draw.
-    A row without a finite best has no distribution, and gives -1: one that holds NaN or +inf, or nothing but -inf.
-    """
-    best = scores.amax(-1)
-    return _draw(scores, best[:, None], uniform, settings).masked_fill(~best.isfinite(), -1)
-
-
-def _draw(scores: Tensor, best: Tensor, uniform: Tensor, settings: SamplingSettings) -> Tensor:
-    if settings.temperature == 0:
-        return scores.argmax(-1)
-    weight, ids = candidates(scores, best, settings)
-    reached = weight.cumsum(-1)
-    place = (reached <= uniform[:, None] * reached[:, -1:]).sum(-1, keepdim=True).clamp_(max=weight.shape[-1] - 1)
-    return (place if ids is None else ids.gather(-1, place))[:, 0]
-
-
-def candidates(scores: Tensor, best: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:
-    """What may be drawn at a temperature above 0: weights (R, k) float64, 0 outside the nucleus, and the ids (R, k) in
-    rising order; None where these are all of them. best: (R, 1), the greatest of scores (R, A)."""
-    allowed = scores.shape[-1]
-    count = min(settings.top_k or allowed, allowed)
-    ids: Tensor | None = None
-    if count < allowed or settings.top_p < 1:
-        scores, ids = scores.topk(count)  # the likeliest first
-    weight = ((scores - best).double() / settings.temperature).exp()
-    if settings.top_p < 1:
-        before = weight.cumsum(-1) - weight
-        weight = weight * (before < settings.top_p * weight.sum(-1, keepdim=True))
-    if ids is not None:
-        ids, order = ids.sort(-1)
-        weight = weight.gather(-1, order)
-    return weight, ids
+    """One id a row, as :func:`lavit.kernels.draw_id` tells: scores (R, A), float32 or float64, random numbers (R,) in
+    [0, 1) -> (R,) int64 in 0..A-1, -1 for a row without a finite best."""
+    top_k = min(settings.top_k or scores.shape[1], scores.shape[1])
+    # Past the checks of every call's arguments, which were the settings' own.
+    of = DRAW_ID.module("auto", scores).draw_id
+    return of(scores, uniform, top_k, settings.top_p, settings.temperature)

@@ -161,11 +161,12 @@ def _write(
         raise ValueError("processor: expected a tokenizer with an eos_token_id, which ends a text, got None")
     texts: list[str] = []
     indices: list[int] = []
-    for kept, embedded in reader.batches(range(len(prompts))):
-        with reader.naming(kept):
-            found = generate_text(model.language_model, model.vocabulary, embedded, eos_id=eos, **settings)
-        texts += map(cut, processor.decode_text(found))
-        indices += kept
+    for batch in reader.batches(range(len(prompts))):
+        with reader.naming(batch.firsts):
+            found = generate_text(model.language_model, model.vocabulary, batch.rows, eos_id=eos, **settings)
+        written = [cut(text) for text in processor.decode_text(found)]
+        texts += [written[place] for place in batch.of]
+        indices += batch.numbers
     return Texts(texts, indices, sorted(reader.skipped))
 
 
@@ -189,7 +190,8 @@ def generate_tokens(
     Codes and ``[/IMG]`` alone are drawn; the release also leaves ids 0 to 2 and ``[IMG]``, which mean nothing there.
 
     prompts: each a string, an image, or a list of strings and images in any order; images as in :func:`caption`, but
-        paths are ``pathlib.Path``, since a string is text. Nothing is put between the pieces.
+        paths are ``pathlib.Path``, since a string is text. Nothing is put between the pieces. Prompts that are alike,
+        of the same texts and image objects, are read once for each batch, as the samples of one are.
     settings: by default the release's, with guidance 4, and 5 for prompts that hold images, or the model's own
         (``config.image_sampling``) where it has some. changes: single ones of them, ``num_samples=4, top_k=200``. There
         are never more codes than the decoder has positions.
@@ -237,7 +239,7 @@ def generate_tokens(
     found: dict[int, list[Tensor]] = {}
     scores: dict[int, Tensor] = {}
     for multimodal, setting in chosen.items():
-        for kept, embedded in reader.batches([i for i, shown in enumerate(shows) if shown == multimodal]):
+        for kept, of, embedded in reader.batches([i for i, shown in enumerate(shows) if shown == multimodal]):
             with reader.naming(kept):
                 drawn = sample_image_tokens(
                     model.language_model,
@@ -246,6 +248,7 @@ def generate_tokens(
                     setting,
                     seeds=seeds[kept].flatten().to(embedded.values.device),
                     max_codes=positions,
+                    of=of,
                 )
             rows = drawn.unbind()
             own = {index: rows[place * samples : (place + 1) * samples] for place, index in enumerate(kept)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,22 @@ class Skipped(NamedTuple):
 
     item: int
     reason: str
+
+
+class Batch(NamedTuple):
+    """Prompts that can be used, each different one read once.
+
+    numbers: which prompts. of: for each the place of its embeddings in rows. rows: embeddings (T, H), without padding.
+    """
+
+    numbers: list[int]
+    of: list[int]
+    rows: Ragged
+
+    @property
+    def firsts(self) -> list[int]:
+        """The first prompt of each place in rows."""
+        return [self.numbers[self.of.index(place)] for place in range(self.rows.batch_size)]
 
 
 class _Prompt(NamedTuple):
@@ -81,20 +98,40 @@ class PromptReader:
         self.noisy = self.image_seeds is not None
         self.seeds = _seeds_by_prompt(self.prompts, self.image_seeds)
 
-    def batches(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], Ragged]]:
-        """These prompts: which ones of the next batch can be used, and their embeddings (T, H), without padding.
+    def batches(self, numbers: Sequence[int]) -> Iterator[Batch]:
+        """These prompts, ``batch_size`` at a time.
 
         Nothing of a prompt depends on the others of its batch, beyond the rounding of sums.
         """
         for begin in range(0, len(numbers), self.batch_size):
-            batch = [prompt for number in numbers[begin : begin + self.batch_size] for prompt in self._read(number)]
+            asked = numbers[begin : begin + self.batch_size]
+            first: dict[Any, int] = {}
+            alike = {number: first.setdefault(self._key(number), number) for number in asked}
+            batch = [prompt for number in first.values() for prompt in self._read(number)]
             features, tokens, batch = self._selected(batch)
+            place = {prompt.number: i for i, prompt in enumerate(batch)}
+            self._refuse_alike({number: one for number, one in alike.items() if one not in place})
             if not batch:
                 continue
             text, segments = segmented([prompt.pieces for prompt in batch], self.kind)
             packed = self.model.assemble(text, segments, features=features, tokens=tokens)
             rows = Ragged(self.model.embed(packed), packed.sequences.cu_seqlens, packed.max_seqlen)
-            yield [prompt.number for prompt in batch], rows
+            kept = [number for number in asked if alike[number] in place]
+            yield Batch(kept, [place[alike[number]] for number in kept], rows)
+
+    def _key(self, number: int) -> tuple[Any, ...]:
+        """Equal for prompts that are read alike: of the same texts, and of the same images with the same seeds."""
+        named = (str, Path, bytes)
+        pieces = [(type(x), x) if isinstance(x, named) else id(x) for x in self.prompts[number]]
+        return *pieces, *self.seeds[number].tolist()
+
+    def _refuse_alike(self, refused: dict[int, int]) -> None:
+        """Prompts that are like another one, which has been refused: for the same reason, by their own numbers."""
+        reasons = dict(self.skipped)
+        for number, one in refused.items():
+            if number != one:
+                reason = reasons[one].replace(f"{self.what} {one}", f"{self.what} {number}", 1)
+                self.skipped.append(Skipped(number, reason))
 
     @contextmanager
     def naming(self, kept: Sequence[int]) -> Iterator[None]:

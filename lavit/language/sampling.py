@@ -34,13 +34,15 @@ def sample_image_tokens(
     *,
     seeds: Tensor | Sequence[int] | None = None,
     max_codes: int,
+    of: Sequence[int] | None = None,
 ) -> Ragged:
     """Draw the codes of one image, or several, for each prompt.
 
     prompts: B prompts that end with [IMG], as embeddings (T, H) or as int64 ids (T,). settings: the release's by
         default. seeds: (B * num_samples,) int64, the samples of a prompt one after the other; drawn from torch's
         generator of the device if None. max_codes: positions of the tokenizer's decoder; there are never more codes,
-        whatever ``settings.max_tokens`` and the prompt's length.
+        whatever ``settings.max_tokens`` and the prompt's length. of: B' prompts to draw for, each a place in
+        ``prompts``, which may come several times and is read once; None: 0 to B - 1. Then B is B' in what follows.
 
     Returns B * num_samples sequences of codes 0..K-1 without [/IMG], int64, ordered as the seeds. A sample ends where
     [/IMG] is drawn, or with its last code when there is no place for another. Allowed are [/IMG] and the codes; the
@@ -71,9 +73,13 @@ def sample_image_tokens(
         raise ValueError("language_model: expected evaluation mode, got training with checkpointing or dropout")
     count = min(settings.max_tokens, max_codes)
     embedded, _ = embed_prompts(language_model, vocabulary, prompts, count, image=True)
-    samples = embedded.batch_size * settings.num_samples
+    if of is not None and not (len(of) and all(0 <= place < embedded.batch_size for place in of)):
+        raise ValueError(f"of: expected places 0 to {embedded.batch_size - 1} of prompts, at least one, got {list(of)}")
+    places = torch.arange(embedded.batch_size) if of is None else torch.tensor(of)
+    samples = len(places) * settings.num_samples
     device = embedded.values.device
-    running = _Running(language_model, vocabulary, embedded, settings, _seeds(seeds, samples, device), count)
+    rows = places.repeat_interleave(settings.num_samples).to(device, non_blocking=True)
+    running = _Running(language_model, vocabulary, embedded, rows, settings, _seeds(seeds, samples, device), count)
     codes = torch.empty(samples, count, dtype=torch.int64, device=device)
     lengths = torch.empty(samples, dtype=torch.int64, device=device)
     _run(running, codes, lengths)
@@ -90,7 +96,7 @@ def _run(running: _Running, codes: Tensor, lengths: Tensor) -> None:
             left = running.left()
             if left == 0:
                 break
-            if left <= len(running.done) // 2:
+            if left <= len(running.sample) // 2:
                 running.write(codes, lengths)
                 running.keep_unfinished()
                 advance = running.advance
@@ -116,8 +122,8 @@ class _Running:
     """The samples under way. Guided, rows 0 to R - 1 of the cache are after the prompts and R to 2R - 1 after [IMG].
 
     sample: (R,) which one each is; number: (R, count) its random numbers; codes: (R, count), written so far, -1 for
-    [/IMG], -2 for scores without a finite best, and arbitrary after these; length: (R,) codes before the end; choice:
-    (R,) last drawn, 1 + what is in codes; place: (1,) of the code to be drawn.
+    [/IMG], -2 for scores without a finite best, and arbitrary after these; choice: (R,) last drawn, 1 + what is in
+    codes; place: (1,) of the code to be drawn. Looks find the lengths in the codes, so that no token counts them.
     """
 
     def __init__(
@@ -125,6 +131,7 @@ class _Running:
         language_model: LlamaForCausalLM,
         vocabulary: Vocabulary,
         prompts: Ragged,
+        rows: Tensor,
         settings: SamplingSettings,
         seeds: Tensor,
         count: int,
@@ -133,7 +140,6 @@ class _Running:
         self.first_id = vocabulary.end_id
         self.weight, self.bias = image_head(language_model.lm_head, vocabulary)
         device = prompts.values.device
-        rows = torch.arange(prompts.batch_size, device=device).repeat_interleave(settings.num_samples)
         if settings.guided:
             begin = language_model.model.embed_tokens.weight[vocabulary.begin_id]
             end = prompts.cu_seqlens[-1:] + 1
@@ -151,49 +157,56 @@ class _Running:
         self.sample = torch.arange(len(seeds), device=device)
         self.number = uniforms(seeds, count)
         self.codes = torch.empty(len(seeds), count, dtype=torch.int64, device=device)
-        self.length = torch.zeros_like(self.sample)
         self.choice = torch.zeros_like(self.sample)
-        self.done = torch.zeros_like(self.sample, dtype=torch.bool)
         self.place = torch.zeros(1, dtype=torch.int64, device=device)
-        self._draw(hidden[rows])
+        self._draw(hidden[rows], 0)
 
     def advance(self, token: int | None) -> None:
         """Read the last token of every stream and draw the next: number ``token``, None when it is being recorded."""
         ids = self.choice + self.first_id
         if self.settings.guided:
-            ids = ids.repeat(2)
-        self._draw(self.cache.step(ids, None if token is None else token - 1))
+            ids = torch.cat((ids, ids))
+        self._draw(self.cache.step(ids, None if token is None else token - 1), token)
 
-    def _draw(self, hidden: Tensor) -> None:
+    def _draw(self, hidden: Tensor, token: int | None) -> None:
         scores = F.linear(hidden, self.weight, self.bias)
         scores = scores.to(compute_dtype(scores))
         if self.settings.guided:
             conditional, unconditional = scores.chunk(2)
             scores = guided_scores(conditional, unconditional, self.settings.guidance)
-        scores[:, :1].masked_fill_(self.place < self.settings.min_tokens, -torch.inf)
+        if token is None:
+            scores[:, :1].masked_fill_(self.place < self.settings.min_tokens, -torch.inf)
+        elif token < self.settings.min_tokens:
+            scores[:, 0] = -torch.inf
         self.choice.copy_(draw(scores, self.number.index_select(1, self.place)[:, 0], self.settings))
         self.codes.index_copy_(1, self.place, self.choice[:, None] - 1)
-        self.done |= self.choice <= 0
-        self.length += ~self.done
         self.place += 1
 
     def left(self) -> int:
         """How many have not ended. Raises NonFiniteScores for one whose end is a fault. The host waits."""
-        last = self.codes.gather(1, self.length.clamp(max=self.codes.shape[1] - 1)[:, None])[:, 0]
-        fault = first_fault(self.done & (last == FAULT), self.length, self.sample, self.samples)
-        left, first = torch.stack(((~self.done).sum(), fault)).tolist()
+        length, done = self._ends()
+        last = self.codes.gather(1, length.clamp(max=self.codes.shape[1] - 1)[:, None])[:, 0]
+        fault = first_fault(done & (last == FAULT), length, self.sample, self.samples)
+        left, first = torch.stack(((~done).sum(), fault)).tolist()
         check_fault(first, self.samples, self.settings.num_samples)
         return int(left)
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """(R,) codes of each sample before its end, and (R,) bool whether it has ended."""
+        drawn = torch.arange(self.codes.shape[1], device=self.codes.device) < self.place
+        going_on = ((self.codes >= 0) & drawn).long().cumprod(1)
+        length = going_on.sum(1)
+        return length, length < self.place
 
     def write(self, codes: Tensor, lengths: Tensor) -> None:
         """What is drawn so far, to these samples' places."""
         codes[self.sample] = self.codes
-        lengths[self.sample] = self.length
+        lengths[self.sample] = self._ends()[0]
 
     def keep_unfinished(self) -> None:
-        rows = (~self.done).nonzero()[:, 0]
-        self.cache.select(torch.cat((rows, rows + len(self.done))) if self.settings.guided else rows)
-        for name in ("sample", "number", "codes", "length", "choice", "done"):
+        rows = (~self._ends()[1]).nonzero()[:, 0]
+        self.cache.select(torch.cat((rows, rows + len(self.sample))) if self.settings.guided else rows)
+        for name in ("sample", "number", "codes", "choice"):
             setattr(self, name, getattr(self, name)[rows])
 
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lavit import accelerate, restore
 from lavit.acceleration.guided_sampling import Draw, drawn_from
+from lavit.language.cache import KeyValueCache
 
 PROMPTS = ["a red square", "two blue circles beside a small dog"]
 BEGIN, END, FIRST = release.BEGIN, release.END, release.FIRST
@@ -80,6 +81,19 @@ def test_one_pass_a_token_in_place_of_two(prompts):
     passes.clear()
     draw(generation, PROMPTS[:prompts], min_length=12, max_length=12)
     assert (own, len(passes)) == (24, 12)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_tokens_are_read_through_the_library_s_cache_unless_a_hook_would_be_passed_over(hooked, monkeypatch):
+    generation, steps, calls = model(), [], []
+    wanted = draw(generation, num_return_images=2, max_length=12, min_length=12)
+    step = KeyValueCache.step
+    monkeypatch.setattr(KeyValueCache, "step", lambda *given: steps.append(1) or step(*given))
+    accelerate(generation, compare=False)
+    if hooked:
+        generation.llama_model.model.layers[1].mlp.register_forward_hook(lambda *_: calls.append(1))
+    assert draw(generation, num_return_images=2, max_length=12, min_length=12).equal(wanted)
+    assert (len(steps), len(calls)) == ((0, 12) if hooked else (11, 0))
 
 
 OWN_WAY = {

@@ -131,7 +131,7 @@ def _next(model, image, question, ids):
 
     about = {"what": "p", "new_tokens": 9, "batch_size": 1, "on_error": "raise", "template": QUESTION}
     reader = PromptReader(model.model, model.processor, [[image, question]], **about)
-    ((_, rows),) = reader.batches([0])
+    ((_, _, rows),) = reader.batches([0])
     embedded = rows.unbind()[0]
     for token in ids:
         own = model.model.language_model.get_input_embeddings()(torch.tensor([token]))

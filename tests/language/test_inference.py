@@ -113,7 +113,7 @@ def test_seeds_choose_the_patches(model, processor) -> None:
     pictures = [picture(i) for i in range(3)]
     wanted = embedded(model, processor, pictures, deterministic=False, seeds=[7, 8, 9])
     seen = []
-    for _, rows in inference.PromptReader(
+    for _, _, rows in inference.PromptReader(
         model, processor, [[p] for p in pictures], what="image", new_tokens=1, batch_size=2, on_error="raise",
         image_seeds=[7, 8, 9],
     ).batches(range(3)):  # fmt: skip
@@ -211,13 +211,44 @@ def test_a_sample_depends_on_its_prompt_and_seed_alone(model, processor) -> None
     assert drawn[0] == drawn[1]
 
 
+def test_prompts_that_are_alike_are_read_once_and_drawn_as_alone(model, processor, monkeypatch) -> None:
+    image = picture(4)
+    prompts = ["a red circle", [image, "but blue"], "a red circle", [picture(4), "but blue"], "a red circle"]
+    prompts += [[image, "but blue"]]
+    alone = [codes_of(model, processor, [prompt], seeds=[seed])[0] for seed, prompt in enumerate(prompts)]
+    texts = model.caption([prompt[0] for prompt in prompts if not isinstance(prompt, str)], processor, **SHORT)
+    read = []
+    forward = model.language_model.model.forward
+    monkeypatch.setattr(
+        model.language_model.model, "forward", lambda **kw: read.append(len(kw["inputs_embeds"])) or forward(**kw)
+    )
+    assert codes_of(model, processor, prompts, seeds=range(6)) == alone
+    assert read == [1 + 1, 2 + 1], "a text and [IMG], two image objects and [IMG]"
+    assert texts[0] == texts[1] == texts[2] and len(texts) == 3
+
+
+def test_images_of_other_seeds_are_not_alike(model, processor) -> None:
+    prompts = [[picture(5)]] * 4
+    found = codes_of(model, processor, prompts, seeds=[0] * 4, image_seeds=[7, 7, 8, 9])
+    assert found == [codes_of(model, processor, prompts[:1], seeds=[0], image_seeds=[i])[0] for i in (7, 7, 8, 9)]
+    assert found[0] == found[1] and len({tuple(row) for row in found}) > 1
+
+
+def test_prompts_like_one_that_is_refused_are_refused_by_their_own_numbers(model, processor) -> None:
+    prompts = ["a" * 200, "a red circle", "a" * 200, "", "a red circle", ""]
+    found = model.generate_tokens(prompts, processor, on_error="skip", seeds=[0] * 6, **FEW)
+    assert found.indices == [1, 4] and [item for item, _ in found.skipped] == [0, 2, 3, 5]
+    for item, reason in found.skipped:
+        assert reason.startswith(f"prompt {item}: ") and reason.count(f"prompt {item}") == 1
+
+
 def test_settings_of_sampling_are_the_releases_and_codes_never_outnumber_the_decoders_positions(
     model, processor, monkeypatch
 ) -> None:
     assert {len(row) for row in codes_of(model, processor, ["a"], min_tokens=20, max_tokens=200)} == {16}
     seen = []
 
-    def drawn(language_model, vocabulary, prompts, settings, *, seeds, max_codes):
+    def drawn(language_model, vocabulary, prompts, settings, *, seeds, max_codes, of):
         seen.append((settings, max_codes))
         return Ragged.from_list([torch.tensor([5])] * prompts.batch_size)
 
@@ -237,7 +268,7 @@ def test_a_model_may_have_settings_of_its_own_for_all_prompts(processor, monkeyp
     own = LaVIT.from_pretrained(tmp_path)
     seen = []
 
-    def drawn(language_model, vocabulary, prompts, settings, *, seeds, max_codes):
+    def drawn(language_model, vocabulary, prompts, settings, *, seeds, max_codes, of):
         seen.append(settings)
         return Ragged.from_list([torch.tensor([5])] * prompts.batch_size)
 

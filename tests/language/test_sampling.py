@@ -292,6 +292,18 @@ def test_a_prompt_that_cannot_be_continued_is_named(model, values, lengths, mess
         codes(model, Ragged(values, offsets, max(lengths, default=0)))
 
 
+def test_a_prompt_may_be_drawn_for_several_times(model):
+    found = sample_image_tokens(
+        model, VOCABULARY, prompts(5, 6), replace(SETTINGS, num_samples=2), seeds=range(6), max_codes=64, of=[1, 0, 1]
+    )
+    asked = [(6, 1), (6, 1), (5, 0), (5, 0), (6, 1), (6, 1)]
+    wanted = [definition(model, prompt(n, i), SETTINGS, seed, 64) for seed, (n, i) in enumerate(asked)]
+    assert [x.tolist() for x in found.unbind()] == wanted
+    for of in ([], [2], [-1]):
+        with pytest.raises(ValueError, match="of: expected places 0 to 1 of prompts"):
+            sample_image_tokens(model, VOCABULARY, prompts(5, 6), SETTINGS, max_codes=64, of=of)
+
+
 def test_what_else_cannot_be_is_named(model):
     with pytest.raises(TypeError, match="prompts: expected embeddings or int64 ids, got torch.int32"):
         codes(model, prompts(3).with_values(prompt(3).int()))
@@ -334,7 +346,7 @@ def test_one_recording_serves_every_token_and_another_the_smaller_batch(model, g
     def stand_in(running, device):
         running.advance(None)
         work = [value for value in vars(running).values() if isinstance(value, Tensor)]
-        recordings.append(len(running.done))
+        recordings.append(len(running.sample))
 
         def replay(token):
             running.advance(None)

@@ -10,7 +10,8 @@ from release_models import golden, new_lavit, new_processor, picture, picture_si
 from release_recipe import IMAGE_CASES, MULTIMODAL, RECORDED, draws
 from torch import Tensor
 
-from lavit.language import LaVIT, guidance, inference, sampling
+from lavit.kernels.draw_id import reference
+from lavit.language import LaVIT, inference, sampling
 
 PROCESSOR = new_processor()
 MAX_TOKENS = 60
@@ -46,14 +47,15 @@ def test_the_same_numbers_draw_the_same_images_from_the_same_distributions(
     use_draws(monkeypatch, name, len(wanted))
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def spy(scores: Tensor, best: Tensor, chosen: guidance.SamplingSettings) -> tuple[Tensor, Tensor]:
-        weight, ids = candidates(scores, best, chosen)
+    def spy(*arguments: Any) -> tuple[Tensor, Tensor]:
+        weight, ids = candidates(*arguments)
         assert ids is not None
         seen.append((weight, ids))
         return weight, ids
 
-    candidates = guidance.candidates
-    monkeypatch.setattr(guidance, "candidates", spy)
+    candidates = reference.candidates
+    monkeypatch.setattr(reference, "candidates", spy)
+    monkeypatch.setenv("LAVIT_KERNELS", "draw_id=reference")
     found = codes_of(model, list(prompts), seeds=range(len(wanted)), max_tokens=MAX_TOKENS, **asked(settings))
     assert found == wanted
     # They ended by [/IMG], not before the 20th code, nor with the last one allowed.
