@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -14,9 +14,7 @@ from lavit.commands.image_inputs import Unread, image_files, image_seed, skip
 from lavit.commands.model_folders import pixels_folder, prepare_encoder
 from lavit.commands.options import add_workers, check_at_least, command_parser, pick_device, pick_workers
 from lavit.data.images import ImageError, load_image
-
-if TYPE_CHECKING:
-    from lavit.data.prefetch import Entry
+from lavit.data.prefetch import Entry, Pipeline
 
 DESCRIPTION = """Turn images into tokens, and draw them again from these. Files of any usual format, and folders (all
 images below them).
@@ -35,9 +33,6 @@ An image that cannot be read is named and left out. Exit code 0; 1 if some were 
 def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
     place = pixels_folder(options.model, options.pixels)
-
-    from lavit.data.prefetch import Pipeline
-
     device = pick_device(options.device)
     skipped: list[Unread] = []
     files = list(image_files(options.images, skipped))
