@@ -49,6 +49,7 @@ class Case:
     reading: float = 0.0
     encoding: float = 0.0
     both: float = 0.9
+    device: str = "cpu"
 
 
 CASES = (
@@ -57,11 +58,15 @@ CASES = (
     Case("small, asleep 0.2 ms", "small", 400, 16, asleep=2e-4, reading=0.9),
     Case("lavit-g, 2 of 40 blocks", "lavit-g", 16, 4, depth=2),
     Case("lavit-g, asleep 20 ms", "lavit-g", 400, 16, asleep=2e-2, encoding=0.97),
+    Case("small on a GPU", "small", 2048, 64, reading=0.9, both=0.0, device="cuda"),
+    Case("lavit-g on a GPU", "lavit-g", 2048, 32, encoding=0.97, both=0.0, device="cuda"),
 )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def bench_tokenize(benchmark, device, photographs, case):
+    if case.device != device.type:
+        pytest.skip(f"{case.name}: measured on {case.device}")
     workers = pick_workers(int(os.environ["LAVIT_WORKERS"]) if "LAVIT_WORKERS" in os.environ else None)
     processor, encoder = parts(case, device)
     files = photographs(case.images, case.size)
@@ -140,11 +145,14 @@ def parts(case: Case, device: torch.device) -> tuple[LaVITImageProcessor, Any]:
     processor = LaVITImageProcessor(config.image_size)
     if case.asleep is not None:
         return processor, Asleep(case.asleep)
-    if case.depth is not None and device.type == "cpu":
+    if case.depth is not None:
         config.encoder_depth, config.merger_depth, config.decoder_depth = case.depth, 1, 1
     torch.manual_seed(0)
     with torch.device(device):
         model = LaVITTokenizer(config).eval()
+    if device.type == "cuda":  # as fast as it gets, for then reading has to be
+        model.for_inference(dtype="bfloat16", compile=True, batch_sizes=(case.batch,))
+        model.encode_features(torch.zeros(case.batch, 3, config.image_size, config.image_size, device=device))
     return processor, Encoder(model, processor)
 
 

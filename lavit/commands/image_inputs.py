@@ -11,7 +11,6 @@ from pathlib import Path
 from PIL import Image
 
 from lavit.data.image_folder import image_names
-from lavit.data.images import ImageError, load_image
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,6 @@ def image_files(sources: Iterable[str], skipped: list[Unread]) -> Iterator[str]:
             skip(skipped, source, str(error).removeprefix("root: "))
         else:
             yield from (str(Path(source, name)) for name in names)
-
-
-def read_images(files: Iterable[str], skipped: list[Unread]) -> Iterator[tuple[str, Image.Image]]:
-    """Each file with its image, read when it is taken; one that cannot be read is skipped."""
-    for file in files:
-        try:
-            yield file, load_image(file)
-        except ImageError as error:
-            skip(skipped, file, error.reason)
 
 
 def skip(skipped: list[Unread], file: str, reason: str) -> None:

@@ -38,12 +38,12 @@ def add_machine(parser: argparse.ArgumentParser, batch_size: int, what: str = "i
     )
 
 
-def add_encoder(parser: argparse.ArgumentParser, compile: str = "compile the encoder") -> None:
+def add_encoder(parser: argparse.ArgumentParser, compile: str = "compile the encoder: up to a minute at first") -> None:
     """--dtype, --quantization and --compile, of the frozen encoder that reads images. compile: what the last does."""
     add = parser.add_argument_group("the frozen encoder, which reads images; else as it is stored").add_argument
     add("--dtype", choices=DTYPES, help="of its weights; bfloat16 is fast where the processor has it")
     add("--quantization", choices=QUANTIZATIONS, help="of its weights; float8 on a GPU, with --dtype bfloat16")
-    help = f"{compile}: up to a minute at first, in bfloat16 on a CPU seconds; pays where hundreds of images follow"
+    help = f"{compile}, with --dtype bfloat16 on a CPU seconds; pays where hundreds of images follow"
     add("--compile", action="store_true", help=help)
 
 

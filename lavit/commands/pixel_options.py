@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--size", metavar="WxH", help="width and height in pixels, such as 1152x896; else what the model was made for")
     add("--scheduler", metavar="NAME", help="of the steps: DPMSolverMultistep, Euler, ...; else the pipeline's own")
     add_machine(parser, 16)
-    add_encoder(parser, "compile it, and the U-Net")
+    add_encoder(parser, "compile the U-Net, a minute or more at first, and the encoder, up to a minute")
 
 
 def check_options(options: argparse.Namespace) -> None:

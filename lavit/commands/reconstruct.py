@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from lavit.commands import outputs, pixel_options
-from lavit.commands.image_inputs import Unread, image_files, image_seed, read_images
+from lavit.commands.image_inputs import Unread, image_files, image_seed, skip
 from lavit.commands.model_folders import pixels_folder, prepare_encoder
-from lavit.commands.options import command_parser, pick_device
+from lavit.commands.options import add_workers, check_at_least, command_parser, pick_device, pick_workers
+from lavit.data.images import ImageError, load_image
+from lavit.data.prefetch import Entry, Pipeline
 
 DESCRIPTION = """Turn images into tokens, and draw them again from these. Files of any usual format, and folders (all
 images below them).
@@ -29,9 +33,6 @@ An image that cannot be read is named and left out. Exit code 0; 1 if some were 
 def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
     place = pixels_folder(options.model, options.pixels)
-
-    import torch
-
     device = pick_device(options.device)
     skipped: list[Unread] = []
     files = list(image_files(options.images, skipped))
@@ -41,23 +42,33 @@ def main(argv: Sequence[str]) -> int:
     processor, tokenizer = pipeline.image_processor, pipeline.tokenizer
     if processor is None:
         raise ValueError(f"{place} has no image_processor, without which no image can be read")
-
     prepare_encoder(tokenizer, options, max(1, min(options.batch_size, len(files))))
 
-    written = 0
-    pictures = read_images(files, skipped)
-    while batch := list(islice(pictures, options.batch_size)):
-        pixels = torch.cat([processor(image) for _, image in batch]).to(device, tokenizer.dtype)
-        tokens = tokenizer.encode(pixels, deterministic=True)
-        seeds = [image_seed(options.seed, image) for _, image in batch]
-        names = [file for file, _ in batch]
+    def read(file: str) -> tuple[str, Image.Image, int]:
+        image = load_image(file)
+        return file, processor.resize(image), image_seed(options.seed, image)
+
+    def draw(batch: Sequence[tuple[str, Image.Image, int]]) -> tuple[list[Image.Image], list[int], int]:
+        names, images, seeds = zip(*batch, strict=True)
+        tokens = tokenizer.encode(processor(list(images)).to(device, tokenizer.dtype), deterministic=True)
         drawn = pixel_options.draw(pipeline, tokens.ragged(), seeds, names, options.drawing)
-        for name, again, count in zip(names, drawn, tokens.lengths().tolist(), strict=True):
-            targets[name].parent.mkdir(parents=True, exist_ok=True)
-            outputs.write_picture(again, targets[name])
-            print(f"{name}: {count} of {tokens.keep.shape[1]} tokens, {targets[name]}")
-        written += len(batch)
-    if not written:
+        return drawn, tokens.lengths().tolist(), tokens.keep.shape[1]
+
+    def write(entries: Sequence[Entry], result: Any) -> None:
+        drawn, counts, patches = result or ((), (), 0)
+        results = zip(drawn, counts, strict=True)
+        for file, found in entries:
+            if isinstance(found, ImageError):
+                skip(skipped, file, found.reason)
+                continue
+            again, count = next(results)
+            targets[file].parent.mkdir(parents=True, exist_ok=True)
+            outputs.write_picture(again, targets[file])
+            print(f"{file}: {count} of {patches} tokens, {targets[file]}")
+
+    workers = pick_workers(options.workers)
+    timing = Pipeline(read, list, draw, write, batch_size=options.batch_size, workers=workers).run(files)
+    if not timing.items:
         raise ValueError(f"none of the images could be read ({len(skipped)} left out)")
     return 1 if skipped else 0
 
@@ -91,9 +102,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--pixels", metavar="DIR", help="folder of a pixel pipeline, in place of the one of --model")
     add("--out", default="reconstructed", metavar="F", help="an image to write, or a folder [reconstructed]")
     add("--seed", type=int, default=0, metavar="S", help="of the noise that images are drawn from [0]")
+    add_workers(parser)
     pixel_options.add_options(parser)
     options = parser.parse_args(argv)
     if options.model is None and options.pixels is None:
         raise ValueError("--model DIR is needed: a folder that holds a pixel pipeline, see --help")
     pixel_options.check_options(options)
+    check_at_least(options, workers=0)
     return options

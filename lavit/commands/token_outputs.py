@@ -130,10 +130,15 @@ class Maps:
         self._labels: list[str] = []
         self._seen = 0
 
+    @property
+    def full(self) -> bool:
+        """What is read from now on will not be shown."""
+        return len(self._maps) >= SHEET_TILES
+
     def add(self, result: Tokenized, image: Image.Image | None) -> None:
-        """image: as it was read, or smaller; may be None for an image after the first SHEET_TILES."""
+        """image: as it was read, or smaller; None if it was read when the sheet was full."""
         self._seen += 1
-        if image is None or len(self._maps) == SHEET_TILES:
+        if self.full or image is None:
             return
         columns = result.grid[1]
         keep = [False] * (result.grid[0] * columns)

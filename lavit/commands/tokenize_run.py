@@ -16,7 +16,7 @@ from PIL import Image
 from lavit.commands.image_inputs import Unread, image_files, image_seed, skip
 from lavit.commands.model_folders import load_tokenizer, prepare_encoder
 from lavit.commands.options import pick_device, pick_workers
-from lavit.commands.token_outputs import SHEET_TILES, Maps, Output, Table, Tokenized, json_file
+from lavit.commands.token_outputs import Maps, Output, Table, Tokenized, json_file
 from lavit.data.images import ImageError, load_image
 from lavit.data.prefetch import Entry, Pipeline, Timing
 from lavit.data.transfer import Transfer
@@ -54,12 +54,12 @@ def run(options: argparse.Namespace) -> int:
         for unread in skipped:
             output.skip(unread)
 
-        def read(numbered: tuple[int, str]) -> Picture:
-            return prepare(load_image(numbered[1]), processor, seed, shown=maps is not None and numbered[0] < shown)
+        def read(file: str) -> Picture:
+            return prepare(load_image(file), processor, seed, shown=maps is not None and not maps.full)
 
         def write(entries: Sequence[Entry], tokens: Any) -> None:
             results = iter(encoder.results(tokens)) if tokens is not None else iter(())
-            for (_, file), picture in entries:
+            for file, picture in entries:
                 if isinstance(picture, ImageError):
                     skip(skipped, file, picture.reason)
                     output.skip(skipped[-1])
@@ -70,7 +70,6 @@ def run(options: argparse.Namespace) -> int:
                 if maps is not None:
                     maps.add(result, picture.small)
 
-        shown = SHEET_TILES + len(skipped)
         timing = Pipeline(
             read,
             encoder.gather,
@@ -78,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
             write,
             batch_size=options.batch_size,
             workers=pick_workers(options.workers),
-        ).run(enumerate(files))
+        ).run(files)
         if not timing.items:
             raise ValueError(f"none of the images could be read ({len(skipped)} left out)")
     if table is not None:

@@ -255,7 +255,7 @@ class _Channel(Generic[Value]):
     def end(self, error: BaseException | None = None) -> None:
         """Nothing follows. Whoever iterates gets what is there, and then the error, if there is one."""
         with self._changed:
-            self._ended, self.error = True, error
+            self._ended, self.error = True, self.error or error
             self._changed.notify_all()
 
     def break_off(self, error: BaseException | None = None) -> None:

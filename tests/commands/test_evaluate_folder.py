@@ -23,6 +23,7 @@ class Model:
     """Says of an image how bright it is; stops at one."""
 
     config = SimpleNamespace(image_objective="classify")
+    visual_tokenizer = None
 
     def __init__(self):
         self.seen, self.asked, self.stop, self.unsure = [], [], None, ()

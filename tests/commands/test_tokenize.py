@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lavit.cli import main
+from lavit.commands import token_outputs
 from lavit.language.model import LaVIT
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 
@@ -153,6 +154,24 @@ def test_map_of_one_image_and_sheet_of_several(model, pictures, tmp_path, capsys
     sheet = Image.open(tmp_path / "all.jpg")
     assert sheet.format == "JPEG" and sheet.width > 500
     assert sorted(p.name for p in tmp_path.iterdir()) == ["all.jpg", "one.png", "pictures"]
+
+
+def test_a_sheet_is_full_of_the_first_images_that_can_be_read(model, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(token_outputs, "SHEET_TILES", 2)
+    shown = []
+    draw = token_outputs.draw_sheet
+
+    def note(maps, labels, tile):
+        shown.extend(labels)
+        return draw(maps, labels, tile)
+
+    monkeypatch.setattr(token_outputs, "draw_sheet", note)
+    for name in ("00.png", "000.png", "0000.png"):
+        (pictures / name).write_bytes(b"text")
+    argv = [pictures, "--model", model, "--batch-size", 1, "--map", tmp_path / "m.png"]
+    code, _, err = run(capsys, *argv)
+    assert code == 1 and "shows the first 2 of 4 images" in err
+    assert [label.split(":")[0] for label in shown] == ["0.png", "1.png"]
 
 
 def test_failure_while_writing_leaves_the_old_file(model, pictures, tmp_path, capsys, monkeypatch):

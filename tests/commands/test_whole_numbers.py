@@ -10,8 +10,8 @@ from lavit.quickstart import command as quickstart
 OPTIONS = {
     evaluate.main: ["seed", "limit", "beams", "min-new", "max-new", "top-k", "probe-scenes", "batch-size"],
     generate.main: ["seed", "samples", "top-k", "min-tokens", "steps", "batch-size"],
-    reconstruct.main: ["seed", "steps", "batch-size"],
-    tokenize.main: ["seed", "batch-size"],
+    reconstruct.main: ["seed", "steps", "batch-size", "workers"],
+    tokenize.main: ["seed", "batch-size", "workers"],
     quickstart.main: ["seed"],
 }
 

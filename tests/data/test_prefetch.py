@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from lavit.data.images import ImageError
-from lavit.data.prefetch import BATCHES, Pipeline
+from lavit.data.prefetch import BATCHES, Pipeline, _Channel
 
 LONG = 60.0  # seconds; nobody waits for so long unless something is broken
 
@@ -116,13 +116,14 @@ class Fault(Exception):
     pass
 
 
-@pytest.mark.parametrize("workers", [0, 1, 4])
-@pytest.mark.parametrize("part", ["items", "read", "gather", "compute", "write"])
-@pytest.mark.parametrize("fault", [Fault, KeyboardInterrupt])
-def test_a_fault_of_any_part_is_raised_and_ends_the_threads(workers, part, fault):
-    if fault is KeyboardInterrupt and part != "compute" and workers:
-        pytest.skip("Ctrl-C comes to the caller's thread")
+PARTS = ("items", "read", "gather", "compute", "write")
+FAULTS = [(Fault, part, workers) for part in PARTS for workers in (0, 1, 4)]
+# Ctrl-C comes to the caller's thread.
+FAULTS += [(KeyboardInterrupt, part, 0) for part in PARTS] + [(KeyboardInterrupt, "compute", n) for n in (1, 4)]
 
+
+@pytest.mark.parametrize("fault, part, workers", FAULTS)
+def test_a_fault_of_any_part_is_raised_and_ends_the_threads(fault, part, workers):
     def at(name, value, number):
         if name == part and number >= 9:
             raise fault(f"{name} of {number}")
@@ -155,6 +156,14 @@ def test_a_fault_ends_readers_that_wait_for_room_and_a_writer_that_waits_for_res
     with pytest.raises(Fault):
         pipeline.run(iter(int, 1))  # without end
     assert not threads()
+
+
+def test_a_writer_that_fails_when_nothing_follows_is_not_forgotten():
+    channel: _Channel[int] = _Channel(1)
+    fault = Fault()
+    channel.break_off(fault)
+    channel.end()
+    assert channel.error is fault
 
 
 @pytest.mark.parametrize("slow", ["read", "compute", "write"])
