@@ -26,6 +26,8 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
       "Tensor cu_k, Tensor? key_weight, bool causal, float scale, int width) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)");
   m.def("rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor inverse) -> (Tensor, Tensor)");
+  m.def("silu_gate(Tensor gate, Tensor up, int width) -> Tensor");
+  m.def("silu_gate_backward(Tensor grad, Tensor gate, Tensor up, int width) -> (Tensor, Tensor)");
   m.def("rotate(Tensor x, Tensor cos, Tensor sin, bool back) -> Tensor");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
 }

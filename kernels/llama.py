@@ -9,20 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lavit.kernels.extension import cpp_unusable
+
+VECTOR_BYTES = 0  # of the vectors that the gate is computed with, as in varlen_attention/cpp.py
 
 
 @cache
 def _compiled() -> bool:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return cpp_unusable("cpu") is None and has("lavit_cpp::rms_norm", "CPU")
+    return cpp_unusable("cpu") is None and has("lavit_cpp::silu_gate", "CPU")
 
 
 def usable(x: Tensor) -> bool:
-    """Whether rows x can be computed here: plain float32 or float64 in the CPU's memory, nothing being compiled or
-    cast."""
-    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    """Whether rows x can be computed here as transformers would: plain float32 in the CPU's memory, nothing being
+    compiled or cast. Of float64 transformers makes float32 in its norms; here it stays, for comparisons."""
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
     plain = plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
     return plain and _compiled()
 
@@ -35,6 +38,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x cos + rotate_half(x) sin. x (T, H, D), cos and sin (T, D) in x's dtype, without gradient -> (T, H, D)."""
     return _Rotation.apply(x, cos, sin)
+
+
+def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, of one shape. float64, in which nothing is fast, by PyTorch."""
+    return _Gate.apply(gate, up) if gate.dtype == torch.float32 else F.silu(gate) * up
 
 
 class _Norm(torch.autograd.Function):
@@ -62,3 +70,16 @@ class _Rotation(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return torch.ops.lavit_cpp.rotate.default(grad.contiguous(), *ctx.saved_tensors, True), None, None
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        return torch.ops.lavit_cpp.silu_gate.default(gate, up, VECTOR_BYTES)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.ops.lavit_cpp.silu_gate_backward.default(grad.contiguous(), *ctx.saved_tensors, VECTOR_BYTES)

@@ -1,11 +1,8 @@
 // What a LLaMA layer does between its products, each in one pass forward and one backward: the norm by the root of the
-// mean square, and the rotation of queries and keys by their positions.
+// mean square, the rotation of queries and keys by their positions, and the gate of the MLP.
 //
 // Memory is the limit: 1024 rows of 128 columns are half a megabyte in float32, which the second-level cache holds.
-#include "../common.h"
-
-#include <algorithm>
-#include <cmath>
+#include "varlen_attention.h"
 
 namespace lavit::cpu {
 namespace {
@@ -113,7 +110,95 @@ void rotate_rows(const Tensor& x_, const Tensor& cos_, const Tensor& sin_, bool 
   });
 }
 
+// silu(g) u with s = 1 / (1 + e^-g), silu(g) = g s; backward: dg = grad u s (1 + g (1 - s)), du = grad g s.
+struct Gate {
+  const float *grad, *g, *u;  // without grad: forward
+  float *out, *dg, *du;
+};
+
+template <class L>
+LAVIT_INLINE void gate_lanes(const Gate& p, int64_t i) {
+  using Vector = typename L::Vector;
+  const Vector g = L::load(p.g + i), u = L::load(p.u + i);
+  const Vector s = 1.0f / (1.0f + exponential<L>(-g > L::all(44.0f) ? L::all(44.0f) : -g));
+  if (p.grad == nullptr) {
+    L::store(p.out + i, g * s * u);
+    return;
+  }
+  const Vector grad = L::load(p.grad + i);
+  L::store(p.dg + i, grad * u * s * (1.0f + g * (1.0f - s)));
+  L::store(p.du + i, grad * g * s);
+}
+
+template <class L>
+LAVIT_INLINE void gate(const Gate& p, int64_t begin, int64_t end) {
+  int64_t i = begin;
+  for (; i + L::kLanes <= end; i += L::kLanes) gate_lanes<L>(p, i);
+  if (i == end) return;
+  float in[3][L::kLanes] = {}, out[3][L::kLanes];
+  const size_t bytes = static_cast<size_t>(end - i) * sizeof(float);
+  std::memcpy(in[0], p.g + i, bytes);
+  std::memcpy(in[1], p.u + i, bytes);
+  if (p.grad != nullptr) std::memcpy(in[2], p.grad + i, bytes);
+  gate_lanes<L>({p.grad == nullptr ? nullptr : in[2], in[0], in[1], out[0], out[1], out[2]}, 0);
+  if (p.grad == nullptr) {
+    std::memcpy(p.out + i, out[0], bytes);
+  } else {
+    std::memcpy(p.dg + i, out[1], bytes);
+    std::memcpy(p.du + i, out[2], bytes);
+  }
+}
+
+void gate16(const Gate& p, int64_t begin, int64_t end) { gate<Lanes<float, 16, false>>(p, begin, end); }
+
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma"))) void gate32(const Gate& p, int64_t begin, int64_t end) {
+  gate<Lanes<float, 32, false>>(p, begin, end);
+}
+__attribute__((target("avx512f,avx512vl,fma"))) void gate64(const Gate& p, int64_t begin, int64_t end) {
+  gate<Lanes<float, 64, true>>(p, begin, end);
+}
+#endif
+
+void gate_all(const Gate& p, int64_t count, int64_t width) {
+  auto* run = &gate16;
+#if defined(__x86_64__)
+  if (width == 32) run = &gate32;
+  if (width == 64) run = &gate64;
+#else
+  static_cast<void>(width);
+#endif
+  // In whole lines, so that the lanes of an element do not depend on the threads.
+  torch::stable::parallel_for(0, (count + 15) / 16, 1024, [&](int64_t begin, int64_t end) {
+    run(p, begin * 16, std::min(count, end * 16));
+  });
+}
+
+const float* gate_input(const char* name, const Tensor& t, const Tensor& like) {
+  check_rows(name, t, 0);
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.numel() == like.numel(), name, ": expected float32 like gate");
+  return static_cast<const float*>(t.const_data_ptr());
+}
+
 }  // namespace
+
+// gate, up: contiguous float32 of one shape -> silu(gate) * up.
+Tensor silu_gate(const Tensor& gate, const Tensor& up, int64_t width) {
+  width = vector_bytes(width);
+  const float *g = gate_input("gate", gate, gate), *u = gate_input("up", up, gate);
+  Tensor out = torch::stable::empty_like(gate);
+  gate_all({nullptr, g, u, data<float>(out), nullptr, nullptr}, gate.numel(), width);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> silu_gate_backward(const Tensor& grad, const Tensor& gate, const Tensor& up, int64_t width) {
+  width = vector_bytes(width);
+  const float *g = gate_input("gate", gate, gate), *u = gate_input("up", up, gate);
+  const float* from = gate_input("grad", grad, gate);
+  Tensor dg = torch::stable::empty_like(gate), du = torch::stable::empty_like(gate);
+  gate_all({from, g, u, nullptr, data<float>(dg), data<float>(du)}, gate.numel(), width);
+  return {dg, du};
+}
 
 std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   check_real("x", x, x);
@@ -161,5 +246,7 @@ Tensor rotate(const Tensor& x, const Tensor& cos, const Tensor& sin, bool back) 
 STABLE_TORCH_LIBRARY_IMPL(lavit_cpp, CPU, m) {
   m.impl("rms_norm", TORCH_BOX(&lavit::cpu::rms_norm));
   m.impl("rms_norm_backward", TORCH_BOX(&lavit::cpu::rms_norm_backward));
+  m.impl("silu_gate", TORCH_BOX(&lavit::cpu::silu_gate));
+  m.impl("silu_gate_backward", TORCH_BOX(&lavit::cpu::silu_gate_backward));
   m.impl("rotate", TORCH_BOX(&lavit::cpu::rotate));
 }

@@ -11,10 +11,16 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaModel, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaModel,
+    LlamaRMSNorm,
+)
 
 from lavit.kernels import varlen_attention
-from lavit.kernels.llama import rms_norm, rotate, usable
+from lavit.kernels.llama import rms_norm, rotate, silu_gate, usable
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -31,6 +37,8 @@ def can_take(model: nn.Module, x: Tensor) -> bool:
     norms = [model.norm]
     for layer in model.layers:
         if not (plain(layer, LlamaDecoderLayer) and plain(layer.self_attn, LlamaAttention)):
+            return False
+        if not plain(layer.mlp, LlamaMLP) or model.config.hidden_act != "silu":
             return False
         if layer.self_attn.training and layer.self_attn.attention_dropout:
             return False
@@ -55,7 +63,8 @@ def hidden_states(model: Any, x: Tensor, position_ids: Tensor, cu_seqlens: Tenso
         bounds = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
         out = varlen_attention(q, k, v, *bounds, causal=True, scale=attention.scaling)
         x = x + attention.o_proj(out.flatten(1))
-        x = x + layer.mlp(_norm(layer.post_attention_layernorm, x))
+        mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, x)
+        x = x + mlp.down_proj(silu_gate(mlp.gate_proj(normed), mlp.up_proj(normed)))
     return _norm(model.norm, x)
 
 
