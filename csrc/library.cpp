@@ -40,6 +40,11 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
       "Tensor slot, int window, float scale) -> Tensor");
   m.def("add_rms_norm(Tensor x, Tensor? delta, Tensor weight, float eps) -> (Tensor, Tensor)");
   m.def("draw_id(Tensor scores, Tensor uniform, int top_k, float top_p, float temperature) -> Tensor");
+  m.def("rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)");
+  m.def("rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor inverse) -> (Tensor, Tensor)");
+  m.def("silu_gate(Tensor gate, Tensor up, int width) -> Tensor");
+  m.def("silu_gate_backward(Tensor grad, Tensor gate, Tensor up, int width) -> (Tensor, Tensor)");
+  m.def("rotate(Tensor x, Tensor cos, Tensor sin, bool back) -> Tensor");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
   m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");
   m.def(

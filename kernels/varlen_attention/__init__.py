@@ -13,7 +13,7 @@ from lavit.kernels.checks import (
     check_same_dtype,
     check_shape,
 )
-from lavit.kernels.varlen_attention.library import varlen_attention_op
+from lavit.kernels.varlen_attention.library import attend
 
 __all__ = ["varlen_attention", "warm_up"]
 
@@ -64,7 +64,7 @@ def varlen_attention(
     if causal and q.shape[0] != k.shape[0]:
         raise ValueError(f"k: expected as many rows as q ({q.shape[0]}) with causal=True, got {k.shape[0]}")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    return varlen_attention_op(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl)[0]
+    return attend(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl)
 
 
 def warm_up(

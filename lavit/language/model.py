@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from lavit.kernels import Ragged
 from lavit.kernels.types import compute_dtype
-from lavit.language import attention, inference
+from lavit.language import attention, inference, packed_layers
 from lavit.language.assembly import PackedBatch, SegmentLoss, assemble
 from lavit.language.configuration import LaVITConfig, check_rotation
 from lavit.language.continuous_features import Understanding
@@ -239,12 +239,13 @@ class LaVIT(StrictModel):
         sequences = batch.sequences
         if sequences.input_ids.shape[0] == 0:
             return self.embed(batch)
-        arguments = attention.packed_arguments(
-            sequences.cu_seqlens, batch.max_seqlen, self.language_model.config._attn_implementation
-        )
-        out = self.language_model.model(
-            inputs_embeds=self.embed(batch)[None], position_ids=sequences.position_ids[None], **arguments
-        )
+        rows, layers = self.embed(batch), self.language_model.model
+        implementation = self.language_model.config._attn_implementation
+        if implementation == attention.NAME and packed_layers.can_take(layers, rows):
+            ends = sequences.cu_seqlens, batch.max_seqlen
+            return packed_layers.hidden_states(layers, rows, sequences.position_ids, *ends)
+        arguments = attention.packed_arguments(sequences.cu_seqlens, batch.max_seqlen, implementation)
+        out = layers(inputs_embeds=rows[None], position_ids=sequences.position_ids[None], **arguments)
         return out.last_hidden_state[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
