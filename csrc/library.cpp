@@ -1,7 +1,8 @@
 // The operators torch.ops.lavit_cpp.*. lavit.kernels calls them; what they mean is told there.
 //
 // All tensors are contiguous, keep is bool. Offsets and orders are int32, in bin_pack, which stays on the host, int64.
-// Rows move as bytes, except in nearest_code, gumbel_select and policy_attention. The numbers of assemble_sequences are int64 or int32.
+// partition, pack and pad move rows as bytes; the others compute in float32 or float64. The numbers of
+// assemble_sequences are int64 or int32.
 #include "common.h"
 
 STABLE_TORCH_LIBRARY(lavit_cpp, m) {
@@ -29,5 +30,6 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def(
       "policy_gradients(Tensor(a!) s, Tensor(b!) da, Tensor keep, Tensor lse, Tensor leak, bool cross, float scale, "
       "int width) -> Tensor");
+  m.def("code_statistics(Tensor x, Tensor ids, int num_codes) -> (Tensor, Tensor)");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
 }
