@@ -127,8 +127,8 @@ def test_low_precision(device, impl, kind, dtype):
 def test_cpp_is_the_definition_whatever_the_vectors_blocks_and_groups(monkeypatch, n, dtype, kind, width):
     """Rows of whole vectors and of parts, blocks of 64 rows and what is left, one head or all at a time.
 
-    Errors are compared with those of the definition in the same precision, which sums in another order; and what cancels
-    to nothing there, as for one token, were numbers of about 1.
+    Errors are compared with those of the definition in the same precision, which sums in another order; and what
+    cancels to nothing there, as for one token, were numbers of about 1.
     """
     skip_unless_usable("policy_attention", "cpp", torch.device("cpu"))
     monkeypatch.setattr(cpp, "VECTOR_BYTES", width)
