@@ -45,6 +45,7 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def("silu_gate(Tensor gate, Tensor up, int width) -> Tensor");
   m.def("silu_gate_backward(Tensor grad, Tensor gate, Tensor up, int width) -> (Tensor, Tensor)");
   m.def("rotate(Tensor x, Tensor cos, Tensor sin, bool back) -> Tensor");
+  m.def("code_statistics(Tensor x, Tensor ids, int num_codes) -> (Tensor, Tensor)");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
   m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");
   m.def(

@@ -44,7 +44,7 @@ PEERS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*PEERS, "reference", "cpu", "triton"])
+@pytest.mark.parametrize("name", [*PEERS, "reference", "cpu", "cpp", "triton"])
 @pytest.mark.parametrize("ids_are", ["spread", "one code"])
 @pytest.mark.parametrize("n", [5440, 65536])
 def bench_code_statistics(benchmark, device, n, ids_are, name):

@@ -22,6 +22,11 @@ inline void copy_rows(char* to, const char* from, int64_t rows, int64_t bytes) {
 }
 
 inline void fill_rows(char* to, const Fill& fill, int64_t rows, int64_t bytes) {
+  static constexpr unsigned char zeros[16] = {};
+  if (std::memcmp(fill.bytes, zeros, 16) == 0) {  // as nearly always
+    std::memset(to, 0, static_cast<size_t>(rows * bytes));
+    return;
+  }
   for (int64_t r = 0; r < rows; ++r, to += bytes) {
     int64_t k = 0;
     for (; k + 16 <= bytes; k += 16) std::memcpy(to + k, fill.bytes, 16);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lavit.kernels.checks import verify_range
+from lavit.kernels.code_statistics import cpp
 from lavit.kernels.dispatch import Implementation, register
 from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
@@ -17,9 +18,10 @@ def _not_cpu(device_type: str) -> str | None:
 OPERATION = register(
     "code_statistics",
     Implementation("triton", "a sort, then a program for each code", triton_unusable),
+    Implementation("cpp", "rows added where they belong, a thread's codes at a time", cpp.unusable),
     Implementation("cpu", "rows added where they belong", _not_cpu),
     Implementation("reference", "sort and segment sums in PyTorch"),
-    preference={"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")},
+    preference={"cuda": ("triton", "reference"), "cpu": ("cpp", "cpu", "reference")},
 )
 
 

@@ -8,7 +8,7 @@ from lavit.kernels import code_statistics
 from lavit.kernels.code_statistics.library import code_statistics_op
 
 
-@pytest.fixture(params=["reference", "cpu", "triton"])
+@pytest.fixture(params=["reference", "cpu", "cpp", "triton"])
 def impl(request, device):
     skip_unless_usable("code_statistics", request.param, device)
     return request.param
@@ -62,14 +62,16 @@ def test_the_same_bits_every_run_and_from_any_strides(statistics):
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_the_threads_of_the_cpu_do_not_change_a_bit():
+@pytest.mark.parametrize("name", ["cpu", "cpp"])
+def test_the_threads_of_the_cpu_do_not_change_a_bit(name):
+    skip_unless_usable("code_statistics", name, torch.device("cpu"))
     x, ids = case(5440, 32, 7, dtype=torch.float32)
     before = torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(code_statistics(x, ids, 7, impl="cpu"))
+            results.append(code_statistics(x, ids, 7, impl=name))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))

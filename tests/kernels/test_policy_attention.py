@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from usable import skip_unless_usable
 
 from lavit.kernels import policy_attention
+from lavit.kernels.policy_attention import cpp
 from lavit.kernels.policy_attention.library import policy_attention_op
 
 KINDS = ["causal", "cross"]
@@ -118,6 +119,60 @@ def test_low_precision(device, impl, kind, dtype):
     assert float((got.double() - exact).abs().max()) <= float(allowed)
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("width", [16, 32, 64])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 17, 64, 65, 130])
+def test_cpp_is_the_definition_whatever_the_vectors_blocks_and_groups(monkeypatch, n, dtype, kind, width):
+    """Rows of whole vectors and of parts, blocks of 64 rows and what is left, one head or all at a time.
+
+    Errors are compared with those of the definition in the same precision, which sums in another order; and what
+    cancels to nothing there, as for one token, were numbers of about 1.
+    """
+    skip_unless_usable("policy_attention", "cpp", torch.device("cpu"))
+    monkeypatch.setattr(cpp, "VECTOR_BYTES", width)
+    inputs = case(2, n, 3, 8, dtype=dtype, mask="between")
+    weight = torch.randn(2, n, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def results(impl, precision):
+        leaves = [x.to(precision).requires_grad_() for x in inputs]
+        out = policy_attention(*leaves, kind=kind, impl=impl)
+        return out.detach(), *torch.autograd.grad(out, leaves, weight.to(precision))
+
+    exact, plain = results("reference", torch.float64), results("reference", dtype)
+    for cached in (1, 2**19):
+        monkeypatch.setattr(cpp, "CACHED_BYTES", cached)
+        try:
+            got = results("cpp", dtype)
+        except RuntimeError as error:
+            if "no vectors of" not in str(error):
+                raise
+            pytest.skip(str(error).splitlines()[0])
+        for a, b, e in zip(got, plain, exact, strict=True):
+            allowed = 2 * float((b - e).abs().max()) + 16 * torch.finfo(dtype).eps * (1 + float(e.abs().max()))
+            assert float((a - e).abs().max()) <= allowed
+
+
+def test_cpp_computes_alike_on_any_number_of_threads():
+    skip_unless_usable("policy_attention", "cpp", torch.device("cpu"))
+    inputs, before = case(1, 130, 2, 8), torch.get_num_threads()
+    s = torch.randn(2, 130, 130, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            a, ds, lse = s.clone(), s.flip(1).contiguous(), s.new_empty(2, 130)
+            leak = torch.empty_like(lse)
+            torch.ops.lavit_cpp.policy_weights(a, inputs[3][0], lse, leak, False, 1e-6, 0)
+            again = s.clone()
+            sums = torch.ops.lavit_cpp.policy_gradients(again, ds, inputs[3][0], lse, leak, False, 0.5, 0)
+            results.append((a, lse, leak, again, ds, sums))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
 def test_a_bool_mask_is_a_mask_of_zeros_and_ones():
     q, k, v, keep = case(2, 5, 1, 3, mask="hard")
     assert torch.equal(policy_attention(q, k, v, keep.bool()), policy_attention(q, k, v, keep))
@@ -166,6 +221,8 @@ def test_laws_of_a_batch_for_any_mask(data, kind, eps, n, seed):
         ("reference", 2, 5),
         ("cpu", 0, 3),
         ("cpu", 2, 5),
+        ("cpp", 0, 3),
+        ("cpp", 2, 5),
         ("triton", 2, 5),
     ],
 )
