@@ -75,18 +75,21 @@ def picture(curves: Sequence[Curve]) -> str:
         ):
             axes.set_title(title, loc="left", size=13 * POINT)
             axes.set(xlabel="images in a batch", ylabel=unit, xscale="log", yscale="log")
+            shown: list[float] = []
             for i, one in enumerate(curves):
                 values = one.images_per_second if axes is speed else [count / 1e6 for count in one.peak_bytes]
+                shown += values
                 told = f"{one.name}: batch^{exponent(one.batches, values):.2f}".replace("-", "−")
                 axes.plot(one.batches, values, MARKERS[i % len(MARKERS)], color=INKS[i % len(INKS)], ms=5, label=told)
+            low, high = min(shown) / 1.3, max(shown) * 1.3
+            axes.set_ylim(low, high * (high / low) ** 0.5)  # room for the names above the curves
+            axes.set_xlim(curves[0].batches[0] / 1.08, curves[0].batches[-1] * 1.08)
             axes.set_xticks(curves[0].batches)
-            low, high = axes.get_ylim()
-            axes.set_ylim(low, high * (high / low) ** 0.45)  # room for the names above the curves
             axes.legend(loc="upper left", frameon=False, fontsize=11 * POINT)
             axes.xaxis.set_major_formatter(tick)
             axes.yaxis.set_major_formatter(tick)
             axes.minorticks_off()
-            axes.set_yticks(steps(*axes.get_ylim()))
+            axes.set_yticks(steps(low, high))
         figure.savefig(file, format="svg", metadata={"Date": None})
     return re.sub(r"[ \t]+$", "", file.getvalue(), flags=re.MULTILINE)
 
