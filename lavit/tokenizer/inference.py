@@ -118,7 +118,7 @@ def prepare(
     run, mode = _runner(encoder, mode)
     if compile and packs(weight.device, mode.merger_dtype):
         for layer in [module for module in merger.modules() if type(module) is nn.Linear]:
-            layer.forward = PackedLinear(layer)  # type: ignore[method-assign]
+            layer.forward = PackedLinear(layer)  # type: ignore[assignment]
     encoder.prepared = Prepared(encoder, run, mode, out_dtype)
     encoder.register_load_state_dict_pre_hook(_refuse_weights)
     return mode
