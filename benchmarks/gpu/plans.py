@@ -26,6 +26,7 @@ BENCHMARKS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
     ("merger", 60, ("tokenizer/bench_merger.py",)),
     ("packing", 60, ("kernels/bench_pack.py", "kernels/bench_partition.py", "kernels/bench_assemble_sequences.py")),
     ("encode end to end", 60, ("tokenizer/bench_encode.py",)),
+    ("image to tokens", 60, ("tokenizer/bench_image_to_tokens.py",)),
     ("accelerated release", 60, ("acceleration/bench_accelerate.py",)),
     ("stage-1 step", 60, ("tokenizer/bench_training.py",)),
     ("stage-2 step", 60, ("language/bench_training.py",)),

@@ -27,6 +27,7 @@ MODES: dict[str, dict[str, Any]] = {
     "bfloat16, merger too": {"dtype": "bfloat16", "merger_dtype": "bfloat16"},
     "float16": {"dtype": "float16"},
     "int8": {"dtype": "bfloat16", "quantization": "int8"},
+    "int8, compiled": {"dtype": "bfloat16", "quantization": "int8", "compile": True},
     "int8-weight-only": {"dtype": "bfloat16", "quantization": "int8-weight-only"},
     "float8": {"dtype": "bfloat16", "quantization": "float8"},
 }
@@ -106,8 +107,10 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(F.cosine_similarity(a.double(), b.double(), dim=-1).mean())
 
 
-def measure(folder: str | Path, images: Tensor, modes: dict[str, dict[str, Any]] = MODES) -> Iterator[tuple[str, str]]:
-    """(mode, its `Agreement` with float32 or why it does not run here), each tokenizer loaded anew from ``folder``."""
+def measure(
+    folder: str | Path, images: Tensor, modes: dict[str, dict[str, Any]] = MODES
+) -> Iterator[tuple[str, Agreement | str]]:
+    """(mode, how it agrees with float32, or why it does not run here), each tokenizer loaded anew from ``folder``."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     seeds = list(range(len(images)))
     exact = record(LaVITTokenizer.from_pretrained(folder, dtype=torch.float32).to(device).eval(), images, seeds=seeds)
@@ -118,7 +121,19 @@ def measure(folder: str | Path, images: Tensor, modes: dict[str, dict[str, Any]]
         except (ValueError, ImportError) as error:
             yield name, f"not here: {error}"
             continue
-        yield name, str(compare(exact, record(model, images, seeds=seeds)))
+        yield name, compare(exact, record(model, images, seeds=seeds))
+
+
+def photographs(processor: LaVITImageProcessor, files: Sequence[Path] = ()) -> Tensor:
+    """(B, 3, S, S) of files, or of the photographs that are installed here; FileNotFoundError where none are."""
+    files = files or [photograph.path for photograph in find_photographs()]
+    if not files:
+        raise FileNotFoundError("no images given, and no photographs ship with what is installed")
+    pictures = []
+    for file in files:
+        with Image.open(file) as picture:
+            pictures.append(processor(picture))
+    return torch.cat(pictures)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,15 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a tokenizer's folder, as save_pretrained writes it")
     parser.add_argument("images", nargs="*", type=Path, help="files [the photographs of scikit-image]")
     arguments = parser.parse_args(argv)
-    files = arguments.images or [photograph.path for photograph in find_photographs()]
-    if not files:
-        parser.error("images: none given, and no photographs ship with what is installed")
-    processor = LaVITImageProcessor.from_pretrained(arguments.model)
-    pictures = []
-    for file in files:
-        with Image.open(file) as picture:
-            pictures.append(processor(picture))
-    images = torch.cat(pictures)
+    images = photographs(LaVITImageProcessor.from_pretrained(arguments.model), arguments.images)
     for name, told in measure(arguments.model, images):
         print(f"{name}: {told}")
     return 0

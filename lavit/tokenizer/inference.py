@@ -4,7 +4,7 @@ What runs in place of the blocks, by :meth:`LaVITTokenizer.for_inference`:
 
 - ``compile`` on a CPU with weights in bfloat16: every product by oneDNN on weights that were laid out for it once, bias
   and GELU or the residual in the product's epilogue. With matrices of this size products are nearly all of the time,
-  and nothing has to be compiled.
+  and nothing has to be compiled. A merger in bfloat16 has its products by the same.
 - ``compile`` on a CPU with quantization="int8": products of int8, and what stands between two of them in one pass each
   (`lavit.kernels.int8_rows`).
 - ``compile`` elsewhere: one block by torch.compile, the same code for all of them, their weights being arguments.
@@ -116,6 +116,9 @@ def prepare(
         quantize(encoder, quantization)
     mode = _with_attention(encoder, attentions, mode)
     run, mode = _runner(encoder, mode)
+    if compile and packs(weight.device, mode.merger_dtype):
+        for layer in [module for module in merger.modules() if type(module) is nn.Linear]:
+            layer.forward = PackedLinear(layer)  # type: ignore[assignment]
     encoder.prepared = Prepared(encoder, run, mode, out_dtype)
     encoder.register_load_state_dict_pre_hook(_refuse_weights)
     return mode
@@ -237,6 +240,16 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError):
         return False
+
+
+class PackedLinear:
+    """What a linear layer computes, by oneDNN on weights laid out once."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()), layer.bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
 class PackedBlock:

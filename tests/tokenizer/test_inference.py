@@ -152,6 +152,18 @@ def test_quantization_without_torchao_names_the_extra(monkeypatch) -> None:
     assert untouched.encoder.prepared is None
 
 
+@packs
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_batches_without_images_and_images_without_tokens_pass(quantization: str | None) -> None:
+    if quantization is not None:
+        pytest.importorskip("torchao", reason="torchao is not installed")
+    low = {"dtype": "bfloat16", "merger_dtype": "bfloat16", "compile": True}
+    prepared = model(min_keep=0).for_inference(**low, quantization=quantization)
+    assert prepared.encode(images()[:0], deterministic=True).ids.shape == (0,)
+    noise = torch.tensor([-1e4, 1e4]).expand(3, prepared.num_patches, 2)
+    assert prepared.encode(images(), noise=noise).ids.shape == (0,)
+
+
 def test_one_block_is_compiled_for_all_and_short_batches_are_padded() -> None:
     prepared = model(encoder_depth=2).for_inference(compile=True, batch_sizes=(2,))
     torch._dynamo.utils.counters.clear()
@@ -162,8 +174,12 @@ def test_one_block_is_compiled_for_all_and_short_batches_are_padded() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_merger_in_bfloat16_leaves_the_selection_as_it_is() -> None:
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=packs)])
+def test_merger_in_bfloat16_leaves_the_selection_as_it_is(compile: bool) -> None:
     plain, prepared = model(), model().for_inference(merger_dtype="bfloat16")
+    if compile:  # a merger with products by oneDNN
+        packed = model().for_inference(dtype="bfloat16", merger_dtype="bfloat16", compile=True)
+        prepared.causal_encoder = packed.causal_encoder
     assert {p.dtype for p in prepared.causal_encoder.parameters()} == {torch.bfloat16}
     seeds = [1, 2, 3]
     assert torch.equal(prepared.encode(images(), seeds=seeds).keep, plain.encode(images(), seeds=seeds).keep)
