@@ -110,6 +110,45 @@ def bench_sampling(benchmark, device, monkeypatch, case, form):
     )
 
 
+# Samples, and how often the prompt is read for them.
+READ = {"1 sample": (1, 1), "4 samples, the prompt read 4 times": (4, 4), "4 samples": (4, 1)}
+
+
+@pytest.mark.parametrize("form", READ)
+def bench_samples_of_one_prompt(benchmark, device, form):
+    """A prompt of 300 tokens, about what an image and a question take, and 16 codes after it."""
+    if device.type != "cpu":
+        pytest.skip("small: measured on cpu")
+    case = CASES[0]
+    samples, times = READ[form]
+    prompt = torch.randint(3, case.vocabulary.text_size, (300,), generator=torch.Generator().manual_seed(0))
+    prompt[-1] = case.vocabulary.begin_id
+    prompts = Ragged.from_list([prompt] * times)
+    settings = SamplingSettings(guidance=GUIDANCE, top_k=TOP_K, min_tokens=16, max_tokens=16)
+
+    def run() -> Tensor:
+        of = torch.arange(samples).remainder(times).tolist()
+        model = Setting.of(case).model
+        found = sample_image_tokens(
+            model, case.vocabulary, prompts, settings, seeds=range(samples), max_codes=16, of=of
+        )
+        return found.values.view(samples, 16)
+
+    alone = sample_image_tokens(
+        Setting.of(case).model, case.vocabulary, Ragged.from_list([prompt]), settings, seeds=[0], max_codes=16
+    )
+    assert torch.equal(run()[0], alone.values)
+    measure(
+        benchmark,
+        device,
+        "samples of a prompt of 300 tokens, small, 16 tokens each",
+        run,
+        implementation=form,
+        baseline=form == "1 sample",
+        samples=samples,
+    )
+
+
 @dataclass(frozen=True)
 class Setting:
     case: Case

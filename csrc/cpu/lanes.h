@@ -45,7 +45,6 @@ struct VectorOf {
 template <class Real, int Bytes>
 struct Lanes {
   using Vector = typename VectorOf<Real, Bytes>::Type;
-  using Ints = typename VectorOf<int32_t, Bytes>::Type;
   static constexpr int64_t kCount = Bytes / sizeof(Real);
 
   static LAVIT_LANES void load(Vector& to, const Real* from) { std::memcpy(&to, from, Bytes); }
@@ -99,7 +98,8 @@ struct Lanes {
 template <int Bytes>
 LAVIT_LANES float exponentials(float* x, int64_t n) {
   using L = Lanes<float, Bytes>;
-  using Ints = typename L::Ints;
+  using Ints = typename VectorOf<int32_t, Bytes>::Type;
+  using Words = typename VectorOf<uint32_t, Bytes>::Type;
   typename L::Vector sum = {}, value;
   for (int64_t i = 0; i < n; i += L::kCount) {  // x has room for a whole vector at its end
     L::load(value, x + i);
@@ -114,7 +114,7 @@ LAVIT_LANES float exponentials(float* x, int64_t n) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    const Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
+    const Words power = (reinterpret_cast<Words>(__builtin_convertvector(whole, Ints)) + 127) << 23;
     typename L::Vector scale;
     std::memcpy(&scale, &power, Bytes);
     value = p * scale;
