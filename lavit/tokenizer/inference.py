@@ -3,8 +3,8 @@
 What runs in place of the blocks, by :meth:`LaVITTokenizer.for_inference`:
 
 - ``compile`` on a CPU with weights in bfloat16: every product by oneDNN on weights that were laid out for it once, bias
-  and GELU or the residual in the product's epilogue. With matrices of this size products are nearly all of the time,
-  and nothing has to be compiled. A merger in bfloat16 has its products by the same.
+  and GELU in the product's epilogue. With matrices of this size products are nearly all of the time, and nothing has to
+  be compiled. A merger in bfloat16 has its products by the same.
 - ``compile`` on a CPU with quantization="int8": products of int8, and what stands between two of them in one pass each
   (`lavit.kernels.int8_rows`).
 - ``compile`` elsewhere: one block by torch.compile, the same code for all of them, their weights being arguments.
@@ -23,11 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lavit.kernels import int8_rows
 from lavit.tokenizer.encoder import EvaAttention, EvaBlock, EvaEncoder
 from lavit.tokenizer.encoder_attention import fastest, implementations, measured
-from lavit.tokenizer.layers import self_attention
+from lavit.tokenizer.layers import LayerNorm, self_attention
 from lavit.tokenizer.quantization import check, int8_weight, quantize
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -253,23 +254,39 @@ class PackedLinear:
 
 
 class PackedBlock:
-    """A block of the encoder by oneDNN: products on weights laid out once, what follows a product in its epilogue."""
+    """A block of the encoder by oneDNN: products in bfloat16 on weights laid out once, GELU in the product's epilogue.
+
+    What the blocks hand on, (B, N, C), is float32, as are the norms: rounded at each of 80 sums it would lose more than
+    the products do.
+    """
 
     def __init__(self, block: EvaBlock) -> None:
         attention, mlp = block.attn, block.mlp
         self.heads, self.attend = attention.heads, attention.attend
-        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.norm1, self.norm2 = Norm(block.norm1), Norm(block.norm2)
         self.qkv, self.proj, self.fc1, self.fc2 = (
             (torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()), layer.bias)
             for layer in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        product = torch.ops.mkldnn._linear_pointwise
-        qkv = product(self.norm1(x), *self.qkv, "none", [], "")
-        x = product.binary(self_attention(qkv, self.heads, self.attend), x, *self.proj, "add")
-        hidden = product(self.norm2(x), *self.fc1, "gelu", [], "none")
-        return product.binary(hidden, x, *self.fc2, "add")
+        product, dtype = torch.ops.mkldnn._linear_pointwise, self.qkv[1].dtype
+        x = x.float()
+        qkv = product(self.norm1(x).to(dtype), *self.qkv, "none", [], "")
+        x = x + product(self_attention(qkv, self.heads, self.attend), *self.proj, "none", [], "")
+        hidden = product(self.norm2(x).to(dtype), *self.fc1, "gelu", [], "none")
+        return x.add_(product(hidden, *self.fc2, "none", [], ""))
+
+
+class Norm:
+    """LayerNorm in float32, of rows in float32."""
+
+    def __init__(self, norm: LayerNorm) -> None:
+        self.shape, self.eps = norm.normalized_shape, norm.eps
+        self.weight, self.bias = norm.weight.detach().float(), norm.bias.detach().float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
 
 def runs_int8_rows(device: torch.device, dtype: torch.dtype) -> bool:
@@ -279,25 +296,27 @@ def runs_int8_rows(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class Int8Block:
-    """A block of the encoder with products of int8: rows of activations are rounded as they come, one scale each."""
+    """A block of the encoder with products of int8: rows of activations are rounded as they come, one scale each.
+
+    Between blocks float32, as in :class:`PackedBlock`; attention in the encoder's dtype.
+    """
 
     def __init__(self, block: EvaBlock) -> None:
         attention, mlp = block.attn, block.mlp
-        self.heads, self.attend = attention.heads, attention.attend
-        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.heads, self.attend, self.dtype = attention.heads, attention.attend, attention.q_bias.dtype
+        self.norm1, self.norm2 = Norm(block.norm1), Norm(block.norm2)
         self.qkv, self.proj, self.fc1, self.fc2 = (
             (*int8_weight(layer.weight), layer.bias.detach().float())
             for layer in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        shape, dtype, x = x.shape, x.dtype, x.flatten(0, 1)
-        qkv = int8_rows.scale_products(*_sums(int8_rows.quantize_rows(self.norm1(x)), self.qkv), dtype=dtype)
+        shape, x = x.shape, x.float().flatten(0, 1)
+        qkv = int8_rows.scale_products(*_sums(int8_rows.quantize_rows(self.norm1(x)), self.qkv), dtype=self.dtype)
         attended = self_attention(qkv.unflatten(0, shape[:2]), self.heads, self.attend).flatten(0, 1)
-        sums = _sums(int8_rows.quantize_rows(attended), self.proj)
-        x = int8_rows.scale_products(*sums, dtype=dtype, residual=x)
+        x = int8_rows.scale_products(*_sums(int8_rows.quantize_rows(attended), self.proj), residual=x)
         hidden = int8_rows.gelu_products(*_sums(int8_rows.quantize_rows(self.norm2(x)), self.fc1))
-        return int8_rows.scale_products(*_sums(hidden, self.fc2), dtype=dtype, residual=x).unflatten(0, shape[:2])
+        return int8_rows.scale_products(*_sums(hidden, self.fc2), residual=x).unflatten(0, shape[:2])
 
 
 def _sums(rows: tuple[Tensor, Tensor], layer: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
