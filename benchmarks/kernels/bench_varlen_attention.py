@@ -284,7 +284,7 @@ def bench_varlen_attention(benchmark, device, case, kind, work, name):
     bench(benchmark, device, chosen, kind, work, name, f"varlen attention, {kind}, {work}, {chosen.label}")
 
 
-@pytest.mark.parametrize("name", ["release", "lavit triton", "lavit sdpa"])
+@pytest.mark.parametrize("name", ["release", "lavit triton", "lavit cpp", "lavit sdpa"])
 @pytest.mark.parametrize("kind", ["causal", "cross"])
 @pytest.mark.parametrize("case", GROWTH, ids=lambda case: f"{case.device}-N{case.tokens}")
 def bench_varlen_attention_growth(benchmark, device, case, kind, name):

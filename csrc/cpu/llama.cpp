@@ -176,7 +176,8 @@ void gate_all(const Gate& p, int64_t count, int64_t width) {
 
 const float* gate_input(const char* name, const Tensor& t, const Tensor& like) {
   check_rows(name, t, 0);
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.numel() == like.numel(), name, ": expected float32 like gate");
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.numel() == like.numel(), name,
+                  ": expected float32 like gate");
   return static_cast<const float*>(t.const_data_ptr());
 }
 

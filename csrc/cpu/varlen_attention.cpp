@@ -103,56 +103,57 @@ LAVIT_INLINE void forward_block(const HeadForward<typename L::Real>& h, int64_t 
 }
 
 struct ForwardBody {
-using Problem = Forward;
-template <class L, class C>
-static LAVIT_INLINE void run(const Forward& f, const Heads& heads, int64_t begin, int64_t end) {
-  using Real = typename L::Real;
-  const Attention& a = f.a;
-  const int64_t columns = (a.dim + C::kLanes - 1) / C::kLanes * C::kLanes, width = 2 * L::kLanes;
-  const int64_t most_q = heads.longest_q() * columns, most_k = heads.longest_k() * columns;
-  const int64_t scores = heads.longest_k() * width, turned = a.dim * width;
-  Room room(2 * Room::bytes_of<Real>(most_q) + 2 * Room::bytes_of<Real>(most_k) + Room::bytes_of<Real>(scores) +
-            Room::bytes_of<Real>(turned));
-  Real *q = room.take<Real>(most_q), *out = room.take<Real>(most_q);
-  Real *k = room.take<Real>(most_k), *v = room.take<Real>(most_k);
-  HeadForward<Real> h{};
-  h.scores = room.take<Real>(scores);
-  h.turned = room.take<Real>(turned);
-  h.dim = a.dim;
-  h.columns = columns;
-  h.causal = a.causal;
-  h.scale = static_cast<Real>(a.scale);
-  h.heads = a.heads;
+  using Problem = Forward;
 
-  for (int64_t pair = begin; pair < end; ++pair) {
-    const int64_t image = heads.image(pair), head = heads.head(pair);
-    const int64_t q0 = a.cu_q[image], k0 = a.cu_k[image];
-    h.n = a.cu_q[image + 1] - q0;
-    h.m = a.cu_k[image + 1] - k0;
-    if (h.n == 0) continue;
-    h.lse = static_cast<Real*>(f.lse) + q0 * a.heads + head;
-    if (h.m == 0) {
-      f.out.clear(q0, q0 + h.n, head);
-      for (int64_t i = 0; i < h.n; ++i) h.lse[i * a.heads] = std::numeric_limits<Real>::infinity();
-      continue;
-    }
-    h.q = rows_of<Real>(a.q, head, q0, h.n, a.dim, columns, q);
-    h.k = rows_of<Real>(a.k, head, k0, h.m, a.dim, columns, k);
-    h.v = rows_of<Real>(a.v, head, k0, h.m, a.dim, columns, v);
-    h.log_weight = a.log_weight == nullptr ? nullptr : static_cast<const Real*>(a.log_weight) + k0;
-    h.out = f.out.rows<Real>(head, q0, columns, out);
-    for (int64_t i = 0; i < h.n;) {
-      if (h.n - i > L::kLanes) {
-        forward_block<L, C, 2>(h, i);
-        i += 2 * L::kLanes;
-      } else {
-        forward_block<L, C, 1>(h, i);
-        i += L::kLanes;
+  template <class L, class C>
+  static LAVIT_INLINE void run(const Forward& f, const Heads& heads, int64_t begin, int64_t end) {
+    using Real = typename L::Real;
+    const Attention& a = f.a;
+    const int64_t columns = (a.dim + C::kLanes - 1) / C::kLanes * C::kLanes, width = 2 * L::kLanes;
+    const int64_t most_q = heads.longest_q() * columns, most_k = heads.longest_k() * columns;
+    const int64_t scores = heads.longest_k() * width, turned = a.dim * width;
+    Room room(2 * Room::bytes_of<Real>(most_q) + 2 * Room::bytes_of<Real>(most_k) + Room::bytes_of<Real>(scores) +
+              Room::bytes_of<Real>(turned));
+    Real *q = room.take<Real>(most_q), *out = room.take<Real>(most_q);
+    Real *k = room.take<Real>(most_k), *v = room.take<Real>(most_k);
+    HeadForward<Real> h{};
+    h.scores = room.take<Real>(scores);
+    h.turned = room.take<Real>(turned);
+    h.dim = a.dim;
+    h.columns = columns;
+    h.causal = a.causal;
+    h.scale = static_cast<Real>(a.scale);
+    h.heads = a.heads;
+
+    for (int64_t pair = begin; pair < end; ++pair) {
+      const int64_t image = heads.image(pair), head = heads.head(pair);
+      const int64_t q0 = a.cu_q[image], k0 = a.cu_k[image];
+      h.n = a.cu_q[image + 1] - q0;
+      h.m = a.cu_k[image + 1] - k0;
+      if (h.n == 0) continue;
+      h.lse = static_cast<Real*>(f.lse) + q0 * a.heads + head;
+      if (h.m == 0) {
+        f.out.clear(q0, q0 + h.n, head);
+        for (int64_t i = 0; i < h.n; ++i) h.lse[i * a.heads] = std::numeric_limits<Real>::infinity();
+        continue;
       }
+      h.q = rows_of<Real>(a.q, head, q0, h.n, a.dim, columns, q);
+      h.k = rows_of<Real>(a.k, head, k0, h.m, a.dim, columns, k);
+      h.v = rows_of<Real>(a.v, head, k0, h.m, a.dim, columns, v);
+      h.log_weight = a.log_weight == nullptr ? nullptr : static_cast<const Real*>(a.log_weight) + k0;
+      h.out = f.out.rows<Real>(head, q0, columns, out);
+      for (int64_t i = 0; i < h.n;) {
+        if (h.n - i > L::kLanes) {
+          forward_block<L, C, 2>(h, i);
+          i += 2 * L::kLanes;
+        } else {
+          forward_block<L, C, 1>(h, i);
+          i += L::kLanes;
+        }
+      }
+      f.out.store(head, q0, h.n, h.out, out);
     }
-    f.out.store(head, q0, h.n, h.out, out);
   }
-}
 };
 
 }  // namespace

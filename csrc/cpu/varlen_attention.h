@@ -127,7 +127,9 @@ struct Result {
       if (last > first) std::memset(to, 0, static_cast<size_t>((last - first) * heads * bytes));
       return;
     }
-    for (int64_t i = 0; i < last - first; ++i) std::memset(to + (i * heads + head) * bytes, 0, static_cast<size_t>(bytes));
+    for (int64_t i = 0; i < last - first; ++i) {
+      std::memset(to + (i * heads + head) * bytes, 0, static_cast<size_t>(bytes));
+    }
   }
 };
 
@@ -312,8 +314,8 @@ LAVIT_INLINE void transpose(Matrix<const Real> x, int64_t rows, int64_t dim, Rea
   }
 }
 
-// The pairs of an image and a head, and what they cost. A thread has a stretch of the whole cost, so that none waits for
-// another's long image; each pair is one thread's.
+// The pairs of an image and a head, and what they cost. A thread has a stretch of the whole cost, so that none waits
+// for another's long image; each pair is one thread's.
 class Heads {
  public:
   explicit Heads(const Attention& a) : heads_(a.heads), cost_(static_cast<size_t>(a.images + 1), 0) {
@@ -336,7 +338,9 @@ class Heads {
     // A thread that starts costs about as much as a hundred thousand multiply-adds.
     const int64_t grain = std::max<int64_t>(1, 50'000 / std::max<int64_t>(1, dim));
     torch::stable::parallel_for(0, cost_.back(), grain, [&](int64_t begin, int64_t end) {
-      const auto at = [&](int64_t c) { return first_where(int64_t{0}, pairs, [&](int64_t p) { return start(p) >= c; }); };
+      const auto at = [&](int64_t cost) {
+        return first_where(int64_t{0}, pairs, [&](int64_t pair) { return start(pair) >= cost; });
+      };
       const int64_t first = at(begin), last = at(end);
       if (first < last) work(first, last);
     });
@@ -352,8 +356,8 @@ class Heads {
   std::vector<int64_t> cost_;
 };
 
-// Body::run<L, C>(problem, heads, first, last), L for the queries in lanes and C for the columns, compiled for vectors of
-// 16, 32 and 64 bytes. Columns that do not fill vectors of 64 are computed in narrower ones. float64, which is for
+// Body::run<L, C>(problem, heads, first, last), L for the queries in lanes and C for the columns, compiled for vectors
+// of 16, 32 and 64 bytes. Columns that do not fill vectors of 64 are computed in narrower ones. float64, which is for
 // comparisons, has vectors of 16 bytes only: compiling takes long enough.
 template <class Body, class Real>
 void run16(const typename Body::Problem& p, const Heads& heads, int64_t first, int64_t last) {

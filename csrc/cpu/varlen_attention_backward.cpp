@@ -46,7 +46,8 @@ LAVIT_INLINE void weigh(const HeadBackward<typename L::Real>& h, const Block<L, 
   using Vector = typename L::Vector;
   using Int = typename L::Int;
   constexpr Real kLargest = Real(64 * 0.693147180559945309417);
-  auto *p = reinterpret_cast<Vector*>(h.p), *ds = reinterpret_cast<Vector*>(h.ds), *dw = reinterpret_cast<Vector*>(h.dw);
+  auto *p = reinterpret_cast<Vector*>(h.p), *ds = reinterpret_cast<Vector*>(h.ds);
+  auto* dw = reinterpret_cast<Vector*>(h.dw);
   Vector s[Rows][V], d[Rows][V];
   products<L, Rows, V>(h.k, first, b.q, h.dim, s);
   products<L, Rows, V>(h.v, first, b.grad, h.dim, d);

@@ -2,8 +2,8 @@
 
 transformers' layers are written for batches and caches: norms and rotations are a dozen passes over all rows, queries
 and keys change their order of dimensions twice, every call looks at a mask. Here the same modules' weights are used on
-rows (T, C): half of the calls, and results that are equal up to rounding. Only where nothing would be passed by: a layer
-that somebody has hooked, wrapped, replaced or compiled is called as transformers calls it.
+rows (T, C): half of the calls, and results that are equal up to rounding. Only where nothing would be passed by: a
+layer that somebody has hooked, wrapped, replaced or compiled is called as transformers calls it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def plain(module: nn.Module, kind: type) -> bool:
     return type(module) is kind and "forward" not in vars(module) and not any(getattr(module, name) for name in HOOKS)
 
 
-def can_take(model: nn.Module, x: Tensor) -> bool:
-    """Whether `hidden_states` computes what ``model`` would of rows x (T, C)."""
+def can_take(model: Any, x: Tensor) -> bool:
+    """Whether `hidden_states` computes what ``model``, a LlamaModel, would of rows x (T, C)."""
     if not (usable(x) and plain(model, LlamaModel)) or (model.training and model.gradient_checkpointing):
         return False
     norms = [model.norm]

@@ -140,9 +140,10 @@ def test_the_sum_kept_for_the_backward_is_the_references(causal):
     q, k, v, _, w = inputs(lengths_q, KEYS, 24, torch.float32, "cpu", heads=2)
     ends = offsets(lengths_q, "cpu"), offsets(KEYS, "cpu")
     for weight in (None, w):
+        exact_weight = None if weight is None else weight.double()
         got = cpp.varlen_attention(q, k, v, *ends, weight, 99, 99, causal, 0.2)
-        expected = reference.varlen_attention(q.double(), k.double(), v.double(), *ends,
-                                              None if weight is None else weight.double(), 99, 99, causal, 0.2)  # fmt: skip
+        exact = (x.double() for x in (q, k, v))
+        expected = reference.varlen_attention(*exact, *ends, exact_weight, 99, 99, causal, 0.2)
         # Logits up to 10 of 24 products.
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)

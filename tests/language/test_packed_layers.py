@@ -29,7 +29,8 @@ def model(dtype=torch.float64, **changes) -> LlamaModel:
 def packed(dtype=torch.float64):
     cu = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     positions = torch.cat([torch.arange(n) for n in LENGTHS])
-    return torch.randn(int(cu[-1]), 32, generator=torch.Generator().manual_seed(1)).to(dtype), positions, cu, max(LENGTHS)
+    rows = torch.randn(int(cu[-1]), 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return rows, positions, cu, max(LENGTHS)
 
 
 def theirs(made, rows, positions, cu, longest):
