@@ -100,8 +100,16 @@ class Operation:
         can_take = getattr(module, "can_take", None)
         if can_take is None or can_take(x):
             return module
-        others = self.preference.get(x.device.type, tuple(self.implementations))
-        return _module(self.folder or self.name, next(other for other in others if other != name))
+        return self._another(name, x)
+
+    def _another(self, refused: str, x: Tensor) -> Any:
+        """The first module preferred for the device of ``x`` that can run there and takes x."""
+        for name in self.preference.get(x.device.type, tuple(self.implementations)):
+            if name != refused and self.implementations[name].unusable(x.device.type) is None:
+                module = _module(self.folder or self.name, name)
+                if not hasattr(module, "can_take") or module.can_take(x):
+                    return module
+        raise RuntimeError(f"{self.name}: no implementation takes {x.dtype} of shape {tuple(x.shape)} on {x.device}")
 
 
 def _place(device: torch.device | str) -> tuple[str, int | None]:

@@ -1,6 +1,8 @@
 import logging
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from lavit.kernels import dispatch
 from lavit.kernels.dispatch import Implementation, register
@@ -81,3 +83,23 @@ def test_every_operation_of_the_library_has_a_choice_on_the_cpu():
 
     names = {choice.operation for choice in dispatch.table("cpu")}
     assert {"gumbel_select", "nearest_code", "policy_attention", "varlen_attention", "code_statistics"} <= names
+
+
+def test_what_an_implementation_does_not_take_goes_to_the_next_that_can_run_and_takes_it(monkeypatch):
+    modules = {
+        "first": SimpleNamespace(can_take=lambda x: False),
+        "second": SimpleNamespace(),
+        "third": SimpleNamespace(can_take=lambda x: x.dtype == torch.float32),
+        "reference": SimpleNamespace(),
+    }
+    monkeypatch.setattr(dispatch, "_module", lambda folder, name: modules[name])
+    unusable = {"second": lambda device_type: "not built"}
+    implementations = {name: Implementation(name, "", unusable.get(name, dispatch.always)) for name in modules}
+    operation = dispatch.Operation("stepping", implementations)
+    monkeypatch.setattr(dispatch, "OPERATIONS", {"stepping": operation})
+    assert operation.module("auto", torch.zeros(1)) is modules["third"]
+    assert operation.module("auto", torch.zeros(1, dtype=torch.float64)) is modules["reference"]
+    del implementations["reference"]
+    with pytest.raises(RuntimeError, match=r"stepping: no implementation takes torch.float64 of shape \(1,\) on cpu"):
+        operation.module("auto", torch.zeros(1, dtype=torch.float64))
+    dispatch._choose.cache_clear()
