@@ -126,8 +126,10 @@ def measure(
 
 
 def photographs(processor: LaVITImageProcessor, files: Sequence[Path] = ()) -> Tensor:
-    """(B, 3, S, S) of files, or of the photographs that are installed here. FileNotFoundError where none are, ImageError
-    for a file that is no image."""
+    """(B, 3, S, S) of files, or of the photographs that are installed here.
+
+    FileNotFoundError where none are, ImageError for a file that is no image.
+    """
     files = files or [photograph.path for photograph in find_photographs()]
     if not files:
         raise FileNotFoundError("no images given, and no photographs ship with what is installed")

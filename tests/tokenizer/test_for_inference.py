@@ -314,6 +314,9 @@ def test_another_attention_is_taken_only_where_it_is_clearly_faster() -> None:
     own = Measured("sdpa", 1.0)
     assert fastest((own, Measured("other", 0.95), Measured("absent", None, "not installed"))) == "sdpa"
     assert fastest((own, Measured("other", 0.8), Measured("third", 0.5))) == "third"
+    full = Measured("sdpa", None, "out of memory")
+    assert fastest((full, Measured("other", 0.8), Measured("third", 0.5))) == "third"
+    assert fastest((full, Measured("other", None, "out of memory"))) == "sdpa"
 
 
 def test_all_that_is_here_is_measured() -> None:
