@@ -126,7 +126,8 @@ class LaVITTokenizer(StrictModel):
         compile: run it by what is fastest here (`lavit.tokenizer.inference`); compiled code and CUDA graphs are made
             for batches of ``batch_sizes``, to which others are split and padded.
         merger_dtype: of the merger's weights. Selector and quantizer, which decide, stay in float32. None: as it is.
-        With rounded weights the tokenizer can no longer be saved. Without arguments nothing changes in any bit.
+        With rounded weights neither the tokenizer nor a model that holds it can be saved, and a prepared one cannot be
+        copied. What is not the encoder's may still learn. Without arguments nothing changes in any bit.
         """
         self.mode = prepare(
             self.eval().encoder,
