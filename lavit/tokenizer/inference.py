@@ -14,7 +14,7 @@ What runs in place of the blocks, by :meth:`LaVITTokenizer.for_inference`:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,11 +71,11 @@ def as_dtype(name: str, given: torch.dtype | str | None, otherwise: torch.dtype)
 
 def as_batch_sizes(given: Sequence[int]) -> tuple[int, ...]:
     """Sorted, each once."""
-    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in given)
-    sizes = tuple(sorted(set(given)))
-    if not whole or not 1 <= len(sizes) <= MOST_SIZES:
+    listed = list(given) if isinstance(given, Iterable) else []
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in listed)
+    if not whole or not 1 <= len(set(listed)) <= MOST_SIZES:
         raise ValueError(f"batch_sizes: expected one to {MOST_SIZES} positive whole numbers, got {given!r}")
-    return sizes
+    return tuple(sorted(set(listed)))
 
 
 def prepare(

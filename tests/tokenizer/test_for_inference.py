@@ -294,6 +294,8 @@ def test_autocast_stays_the_callers_where_nothing_is_changed() -> None:
         ({"batch_sizes": ()}, "batch_sizes: expected one to 8 positive whole numbers"),
         ({"batch_sizes": (0, 1)}, "batch_sizes: expected"),
         ({"batch_sizes": (1.0,)}, "batch_sizes: expected"),
+        ({"batch_sizes": 4}, "batch_sizes: expected"),
+        ({"batch_sizes": ([1],)}, "batch_sizes: expected"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
