@@ -313,7 +313,8 @@ def test_ctrl_c_ends_it_and_leaves_no_file(model, pictures, tmp_path):
     )
     command = [sys.executable, "-c", program, *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert "00000.png" in process.stderr.readline()  # the first batch is written
+    # The first batch is written. Before, packages may warn while they are imported, as torchao does.
+    assert any("00000.png" in line for line in iter(process.stderr.readline, ""))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err) == (130, "", "lavit: interrupted\n")
