@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.plot import INKS, MARKERS, POINT
+from benchmarks.plot import INKS, MARKERS, POINT, fitted
 from benchmarks.timing import peak_bytes
 from benchmarks.tokenizer.bench_image_to_tokens import WAYS, Way, codes_by, prepared, random_model
 from lavit.report.plots import drawing, tick
@@ -42,10 +41,6 @@ class Curve:
     batches: list[int]
     images_per_second: list[float]
     peak_bytes: list[int]
-
-
-def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def curve(way: Way, batches: Sequence[int]) -> Curve:
@@ -79,7 +74,7 @@ def picture(curves: Sequence[Curve]) -> str:
             for i, one in enumerate(curves):
                 values = one.images_per_second if axes is speed else [count / 1e6 for count in one.peak_bytes]
                 shown += values
-                told = f"{one.name}: batch^{exponent(one.batches, values):.2f}".replace("-", "−")
+                told = f"{one.name}: batch^{fitted([*zip(one.batches, values, strict=True)]):.2f}".replace("-", "−")
                 axes.plot(one.batches, values, MARKERS[i % len(MARKERS)], color=INKS[i % len(INKS)], ms=5, label=told)
             low, high = min(shown) / 1.3, max(shown) * 1.3
             axes.set_ylim(low, high * (high / low) ** 0.5)  # room for the names above the curves
@@ -122,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.json.write_text(json.dumps(about | {"curves": [asdict(one) for one in curves]}, indent=1) + "\n")
     arguments.out.write_text(picture(curves))
     for one in curves:
-        speed, memory = exponent(one.batches, one.images_per_second), exponent(one.batches, one.peak_bytes)
+        speed, memory = (fitted([*zip(one.batches, y, strict=True)]) for y in (one.images_per_second, one.peak_bytes))
         print(f"{one.name}: images/s ~ batch^{speed:.2f}, memory ~ batch^{memory:.2f}")
     return 0
 

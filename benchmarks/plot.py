@@ -53,6 +53,12 @@ def slope(points: Points) -> float:
     return math.log(t / s) / math.log(last / first)
 
 
+def fitted(points: Sequence[tuple[float, float]]) -> float:
+    """The exponent of the power nearest to all points, by least squares of the logarithms."""
+    x, y = zip(*points, strict=True)
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
 def picture(panels: dict[str, dict[str, Points]]) -> str:
     """One log-log chart a panel below the other, with its curves named at their ends and the line of proportion."""
     file = io.StringIO()

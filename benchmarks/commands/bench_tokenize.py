@@ -31,6 +31,8 @@ from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerC
 
 QUALITY = 90
 ROUNDS = 3
+DIFFERENT = 256
+"""Photographs that are made; beyond, the same come again."""
 
 
 @dataclass(frozen=True)
@@ -163,13 +165,13 @@ def photographs(tmp_path_factory) -> Callable[[int, tuple[int, int]], list[str]]
         folder = tmp_path_factory.mktemp("photographs")
         generator = np.random.default_rng(0)
         files = []
-        for number in range(count):
+        for number in range(min(count, DIFFERENT)):
             picture = np.zeros((size[1], size[0], 3), np.float32)
             for scale in (4, 16, 64):  # as much in every octave, as photographs have
                 noise = generator.integers(0, 256, (size[1] // scale + 1, size[0] // scale + 1, 3), dtype=np.uint8)
                 picture += np.asarray(Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)) / np.float32(3)
             files.append(str(folder / f"{number:05}.jpg"))
             Image.fromarray(picture.astype(np.uint8)).save(files[-1], quality=QUALITY)
-        return files
+        return [files[number % DIFFERENT] for number in range(count)]
 
     return make

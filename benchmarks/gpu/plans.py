@@ -34,7 +34,7 @@ BENCHMARKS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
     ("selection and statistics", 40, ("kernels/bench_gumbel_select.py", "kernels/bench_code_statistics.py")),
     ("loss", 40, ("language/bench_loss.py",)),
     ("text to image", 60, ("pixels/bench_text_to_image.py",)),
-    ("folder to tokens", 60, ("commands/bench_tokenize.py",)),
+    ("folders to tokens", 60, ("commands/bench_tokenize.py",)),
 )
 """In the order of importance: (name, seconds, files)."""
 

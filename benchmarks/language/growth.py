@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
 from benchmarks.language.bench_sampling import SMALL, model_of
-from benchmarks.plot import POINT, Points, draw_panel, slope
+from benchmarks.plot import POINT, Points, draw_panel, fitted, slope
 from lavit.language.cache import CACHE, KeyValueCache
 from lavit.report.plots import drawing
 
@@ -96,13 +96,6 @@ def measured() -> dict[str, Points]:
         for name, seconds in least.items():
             curves[name].append((context, seconds))
     return curves
-
-
-def fitted(points: Points) -> float:
-    """The exponent of the power of the context nearest to all points, by least squares of the logarithms."""
-    x, y = zip(*((math.log(n), math.log(t)) for n, t in points), strict=True)
-    middle = sum(x) / len(x)
-    return sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
 
 
 def picture(curves: dict[str, Points]) -> str:

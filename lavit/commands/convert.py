@@ -11,13 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lavit.commands.options import check_at_least, command_parser
+from lavit.commands.options import DTYPES, check_at_least, command_parser
 from lavit.released.kinds import KINDS
 
 if TYPE_CHECKING:
     from lavit.tokenizer import LaVITTokenizerConfig
-
-DTYPES = ("float32", "float16", "bfloat16")
 
 DESCRIPTION = """Write the released LaVIT (rain1011/LaVIT-7B-v2, downloaded) as a folder of this library: safetensors,
 configurations, processors. Every command takes it as --model, and everything in it starts by from_pretrained:

@@ -6,7 +6,7 @@ import argparse
 import json
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _read_tokens(source: str, skipped: list[Unread]) -> list[tuple[str, list[int
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
         entries: Any
         if source.lower().endswith(LINES):
-            entries = [json.loads(line) for line in text.splitlines() if line.strip()][1:]  # the first is of all
+            entries = list(_lines(text))
         else:
             content = json.loads(text)
             entries = content.get("images") if isinstance(content, dict) else None
@@ -127,10 +127,24 @@ def _read_tokens(source: str, skipped: list[Unread]) -> list[tuple[str, list[int
         entry = entry if isinstance(entry, dict) else {}
         name, ids = f"image {number} ({entry.get('file', 'no name')})", entry.get("ids")
         if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            skip(skipped, name, 'expected a list of integers as "ids"')
+            reason = entry.get("reason")  # why `lavit tokenize` left it out
+            skip(skipped, name, reason if isinstance(reason, str) else 'expected a list of integers as "ids"')
         else:
             found.append((name, ids))
     return found
+
+
+def _lines(text: str) -> Iterator[Any]:
+    """What stands in lines of JSON, but for the lines that are of all images: several files may have been joined."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        if not (isinstance(entry, dict) and "selection" in entry and "ids" not in entry):
+            yield entry
 
 
 def _fits(item: tuple[str, list[int]], num_codes: int, num_patches: int, skipped: list[Unread]) -> bool:

@@ -40,7 +40,12 @@ def skip(skipped: list[Unread], file: str, reason: str) -> None:
 
 
 def tell_skipped(name: str, reason: str) -> None:
-    print(f"lavit: skipped {name}: {reason}", file=sys.stderr)
+    print(f"lavit: skipped {one_line(name)}: {reason}", file=sys.stderr)
+
+
+def one_line(name: str) -> str:
+    """A file's name as a line of text can hold it: line ends, and bytes that are no text, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def image_seed(seed: int, image: Image.Image) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from lavit.commands import outputs, pixel_options
-from lavit.commands.image_inputs import Unread, image_files, image_seed, skip
+from lavit.commands.image_inputs import Unread, image_files, image_seed, one_line, skip
 from lavit.commands.model_folders import pixels_folder, prepare_encoder
 from lavit.commands.options import add_workers, check_at_least, command_parser, pick_device, pick_workers
 from lavit.data.images import ImageError, load_image
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
             again, count = next(results)
             targets[file].parent.mkdir(parents=True, exist_ok=True)
             outputs.write_picture(again, targets[file])
-            print(f"{file}: {count} of {patches} tokens, {targets[file]}")
+            print(f"{one_line(file)}: {count} of {patches} tokens, {one_line(str(targets[file]))}")
 
     workers = pick_workers(options.workers)
     timing = Pipeline(read, list, draw, write, batch_size=options.batch_size, workers=workers).run(files)

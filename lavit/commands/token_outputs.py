@@ -13,7 +13,7 @@ from typing import IO, Any, Protocol
 from PIL import Image
 
 from lavit.commands import outputs
-from lavit.commands.image_inputs import Unread
+from lavit.commands.image_inputs import Unread, one_line
 from lavit.report.token_map import draw_sheet, draw_token_map, shrink
 
 SHEET_TILES, TILE = 400, 256
@@ -109,7 +109,7 @@ class Table:
     def add(self, result: Tokenized) -> None:
         ids = " ".join(map(str, result.ids[: self._shown])) + (" ..." if len(result.ids) > self._shown else "")
         size, patches = f"{result.size[0]}x{result.size[1]}", str(result.grid[0] * result.grid[1])
-        self._rows.append((result.file, size, str(len(result.ids)), patches, ids))
+        self._rows.append((one_line(result.file), size, str(len(result.ids)), patches, ids))
 
     def skip(self, unread: Unread) -> None:
         pass
@@ -147,7 +147,7 @@ class Maps:
         # On a sheet the numbers would be too small to read.
         picture = draw_token_map(image, keep, result.grid, result.ids if self._tile is None else None)
         self._maps.append(picture if self._tile is None else shrink(picture, self._tile))
-        self._labels.append(f"{Path(result.file).name}: {len(result.ids)} of {len(keep)}")
+        self._labels.append(f"{one_line(Path(result.file).name)}: {len(result.ids)} of {len(keep)}")
 
     def write(self) -> None:
         sheet = self._maps[0] if len(self._maps) == 1 else draw_sheet(self._maps, self._labels, TILE)

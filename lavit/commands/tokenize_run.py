@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from lavit.commands import outputs
 from lavit.commands.image_inputs import Unread, image_files, image_seed, skip
 from lavit.commands.model_folders import load_tokenizer, prepare_encoder
 from lavit.commands.options import pick_device, pick_workers
@@ -40,10 +41,11 @@ class Picture:
 def run(options: argparse.Namespace) -> int:
     device = pick_device(options.device)
     seed = secrets.randbits(63) if options.sample else options.seed
-    model, processor = load_tokenizer(options.model, device)
-
     skipped: list[Unread] = []
     files = list(image_files(options.images, skipped))
+    for option, target in (("--json", options.json), ("--map", options.map)):
+        outputs.check_not_read(option, [target] if target else [], files)
+    model, processor = load_tokenizer(options.model, device)
     prepare_encoder(model, options, max(1, min(options.batch_size, len(files))))
     maps = Maps(options.map, several=len(files) > 1) if options.map else None
     encoder = Encoder(model, processor)

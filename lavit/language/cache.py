@@ -3,7 +3,7 @@
 transformers' ``StaticCache`` reads all its slots for every token, cannot drop rows, and leaves mask and rotation to be
 made anew in every pass. All rows of a batch padded on the left write to the same slot, and when a generation begins its
 positions are known: so the rotations are made once, the mask changes in one place a token, and only slots in use are
-read. One pass of a small model (width 128, 4 layers, 2 rows) takes two thirds of the time on a CPU.
+read. What a layer computes is in `lavit.language.step_layers`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -21,24 +23,32 @@ from transformers.models.llama.modeling_llama import (
 
 from lavit.kernels import varlen_attention
 from lavit.kernels.llama import rms_norm, rotate, silu_gate, usable
+from lavit.kernels.varlen_attention.library import OPERATION as VARLEN_ATTENTION
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Of a module, what makes its call more than its forward: hooks, and what `nn.Module.compile` leaves.
+AROUND = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
+SILU = type(ACT2FN["silu"])
 
 
 def plain(module: nn.Module, kind: type) -> bool:
-    """The class itself, with its own forward and without hooks."""
-    return type(module) is kind and "forward" not in vars(module) and not any(getattr(module, name) for name in HOOKS)
+    """The class itself, with its own forward, without hooks and not compiled."""
+    return type(module) is kind and "forward" not in vars(module) and not any(getattr(module, name) for name in AROUND)
 
 
 def can_take(model: Any, x: Tensor) -> bool:
-    """Whether `hidden_states` computes what ``model``, a LlamaModel, would of rows x (T, C)."""
+    """Whether `hidden_states` computes what ``model``, a LlamaModel, would of rows x (T, C); not where another form of
+    the attention is asked for, by which somebody looks for a fault."""
     if not (usable(x) and plain(model, LlamaModel)) or (model.training and model.gradient_checkpointing):
+        return False
+    if VARLEN_ATTENTION.choose("auto", x.device) != "cpp" or _has_any_global_hook():
         return False
     norms = [model.norm]
     for layer in model.layers:
         if not (plain(layer, LlamaDecoderLayer) and plain(layer.self_attn, LlamaAttention)):
             return False
-        if not plain(layer.mlp, LlamaMLP) or model.config.hidden_act != "silu":
+        if layer.training and getattr(layer, "gradient_checkpointing", False):
+            return False
+        if not (plain(layer.mlp, LlamaMLP) and plain(layer.mlp.act_fn, SILU)):
             return False
         if layer.self_attn.training and layer.self_attn.attention_dropout:
             return False

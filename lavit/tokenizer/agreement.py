@@ -7,16 +7,17 @@ Without images: of the photographs that ship with scikit-image.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from lavit.data.images import load_image
 from lavit.data.photographs import find_photographs
 from lavit.tokenizer.model import LaVITTokenizer
 from lavit.tokenizer.processing import LaVITImageProcessor
@@ -125,15 +126,14 @@ def measure(
 
 
 def photographs(processor: LaVITImageProcessor, files: Sequence[Path] = ()) -> Tensor:
-    """(B, 3, S, S) of files, or of the photographs that are installed here; FileNotFoundError where none are."""
+    """(B, 3, S, S) of files, or of the photographs that are installed here.
+
+    FileNotFoundError where none are, ImageError for a file that is no image.
+    """
     files = files or [photograph.path for photograph in find_photographs()]
     if not files:
         raise FileNotFoundError("no images given, and no photographs ship with what is installed")
-    pictures = []
-    for file in files:
-        with Image.open(file) as picture:
-            pictures.append(processor(picture))
-    return torch.cat(pictures)
+    return torch.cat([processor(load_image(file)) for file in files])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,9 +142,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a tokenizer's folder, as save_pretrained writes it")
     parser.add_argument("images", nargs="*", type=Path, help="files [the photographs of scikit-image]")
     arguments = parser.parse_args(argv)
-    images = photographs(LaVITImageProcessor.from_pretrained(arguments.model), arguments.images)
-    for name, told in measure(arguments.model, images):
-        print(f"{name}: {told}")
+    try:
+        images = photographs(LaVITImageProcessor.from_pretrained(arguments.model), arguments.images)
+        for name, told in measure(arguments.model, images):
+            print(f"{name}: {told}")
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

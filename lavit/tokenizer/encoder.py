@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,11 @@ class EvaEncoder(nn.Module):
         if config.encoder_head_dim is not None:
             self.norm = LayerNorm(width, config.encoder_layer_norm_eps)
             self.head = nn.Linear(width, config.encoder_head_dim)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.prepared is not None:  # before its weights, of which quantised ones say nothing that helps
+            raise RuntimeError("for_inference: a prepared tokenizer cannot be copied or pickled; do that before")
+        return super().__reduce_ex__(protocol)
 
     def forward(self, images: Tensor, class_token: bool = False) -> Tensor:
         """images (B, 3, S, S), normalised pixels -> (B, N, C), or (B, 1 + N, C) with the class token in front.

@@ -14,7 +14,7 @@ What runs in place of the blocks, by :meth:`LaVITTokenizer.for_inference`:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,11 +71,11 @@ def as_dtype(name: str, given: torch.dtype | str | None, otherwise: torch.dtype)
 
 def as_batch_sizes(given: Sequence[int]) -> tuple[int, ...]:
     """Sorted, each once."""
-    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in given)
-    sizes = tuple(sorted(set(given)))
-    if not whole or not 1 <= len(sizes) <= MOST_SIZES:
+    listed = list(given) if isinstance(given, Iterable) else []
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in listed)
+    if not whole or not 1 <= len(set(listed)) <= MOST_SIZES:
         raise ValueError(f"batch_sizes: expected one to {MOST_SIZES} positive whole numbers, got {given!r}")
-    return sizes
+    return tuple(sorted(set(listed)))
 
 
 def prepare(
@@ -108,6 +108,7 @@ def prepare(
     same = quantization is None and mode.dtype == weight.dtype
     mode = replace(mode, rounded=not same or mode.merger_dtype != next(merger.parameters()).dtype)
     out_dtype = weight.dtype if same else torch.float32
+    as_before = same and not compile
     encoder.requires_grad_(False).to(mode.dtype)
     merger.to(mode.merger_dtype)
     attentions = [module for module in encoder.modules() if isinstance(module, EvaAttention)]
@@ -120,15 +121,18 @@ def prepare(
     if compile and packs(weight.device, mode.merger_dtype):
         for layer in [module for module in merger.modules() if type(module) is nn.Linear]:
             layer.forward = PackedLinear(layer)  # type: ignore[assignment]
-    encoder.prepared = Prepared(encoder, run, mode, out_dtype)
+    encoder.prepared = Prepared(encoder, run, mode, None if as_before else out_dtype)
     encoder.register_load_state_dict_pre_hook(_refuse_weights)
     return mode
 
 
 class Prepared:
-    """Images (B, 3, S, S) -> rows (B, 1 + N, C) in ``out_dtype``, by ``run`` on batches of the sizes that it wants."""
+    """Images (B, 3, S, S) -> rows (B, 1 + N, C) in ``out_dtype``, by ``run`` on batches of the sizes that it wants.
 
-    def __init__(self, encoder: EvaEncoder, run: Run, mode: Mode, out_dtype: torch.dtype) -> None:
+    out_dtype: None where nothing was changed; autocast is then the caller's, as it was.
+    """
+
+    def __init__(self, encoder: EvaEncoder, run: Run, mode: Mode, out_dtype: torch.dtype | None) -> None:
         weight = encoder.pos_embed
         self.run, self.mode, self.out_dtype = run, mode, out_dtype
         self.device, self.dtype = weight.device, weight.dtype
@@ -140,26 +144,24 @@ class Prepared:
                 f"for_inference: prepared on {self.device} in {self.dtype}, now on {self.weight.device} in "
                 f"{self.weight.dtype}; move and cast a tokenizer before it is prepared"
             )
+        if self.out_dtype is None:
+            return self.run(images)
+        if len(images) == 0:  # for which not every product of int8 is made
+            return images.new_zeros(0, *self.weight.shape[1:], dtype=self.out_dtype)
         with torch.autocast(self.device.type, enabled=False):
-            return self._batches(images)
+            return self._batches(images, self.out_dtype)
 
-    def _batches(self, images: Tensor) -> Tensor:
-        if self.mode.products != "torch.compile" or len(images) == 0:
-            return self.run(images).to(self.out_dtype)
+    def _batches(self, images: Tensor, out_dtype: torch.dtype) -> Tensor:
+        if self.mode.products != "torch.compile":
+            return self.run(images).to(out_dtype)
         rows, begun = [], 0
         for count, size in shares(len(images), self.mode.batch_sizes):
             part = images[begun : begun + count]
             if count < size:
                 part = torch.cat((part, part.new_zeros(size - count, *part.shape[1:])))
-            rows.append(self.run(part)[:count].to(self.out_dtype))
+            rows.append(self.run(part)[:count].to(out_dtype))
             begun += count
         return rows[0] if len(rows) == 1 else torch.cat(rows)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
-        raise RuntimeError("for_inference: a prepared tokenizer cannot be copied; copy it before")
-
-    def __reduce__(self) -> Any:
-        raise RuntimeError("for_inference: a prepared tokenizer cannot be pickled; save it before")
 
 
 def shares(count: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
@@ -244,13 +246,29 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class PackedLinear:
-    """What a linear layer computes, by oneDNN on weights laid out once."""
+    """What a linear layer computes, by oneDNN on weights laid out once, and again when they have changed.
+
+    Where gradients are asked for, which oneDNN's products do not have, the layer's own product.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
-        self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()), layer.bias
+        self.layer = layer
+        self.packed, self.of = self._pack()
+
+    def _pack(self) -> tuple[Tensor, tuple[int, ...]]:
+        return torch.ops.mkldnn._reorder_linear_weight(self.layer.weight.detach()), self._state()
+
+    def _state(self) -> tuple[int, ...]:
+        weight = self.layer.weight
+        return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        weight, bias = self.layer.weight, self.layer.bias
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            return F.linear(x, weight, bias)
+        if self.of != self._state():
+            self.packed, self.of = self._pack()
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
 
 
 class PackedBlock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +126,8 @@ class LaVITTokenizer(StrictModel):
         compile: run it by what is fastest here (`lavit.tokenizer.inference`); compiled code and CUDA graphs are made
             for batches of ``batch_sizes``, to which others are split and padded.
         merger_dtype: of the merger's weights. Selector and quantizer, which decide, stay in float32. None: as it is.
-        With rounded weights the tokenizer can no longer be saved. Without arguments nothing changes in any bit.
+        With rounded weights neither the tokenizer nor a model that holds it can be saved, and a prepared one cannot be
+        copied. What is not the encoder's may still learn. Without arguments nothing changes in any bit.
         """
         self.mode = prepare(
             self.eval().encoder,
@@ -139,12 +139,6 @@ class LaVITTokenizer(StrictModel):
             batch_sizes=batch_sizes,
         )
         return self
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """transformers' method. RuntimeError where :meth:`for_inference` has rounded the weights."""
-        if self.mode is not None and self.mode.rounded:
-            raise RuntimeError(f"save_pretrained: the weights are rounded for inference ({self.mode}); save before")
-        super().save_pretrained(*args, **kwargs)
 
     # From images to the merged, continuous tokens.
 
@@ -321,7 +315,7 @@ class LaVITTokenizer(StrictModel):
         would have changed: it would have had the rank that follows from the kept patches before it."""
         keep = layout.selection.keep
         batch, patches = keep.shape
-        latents = self._encode_task(self.causal_encoder.dense(x, keep)).flatten(0, 1)
+        latents = self._encode_task(self.causal_encoder.dense(self._for_merger(x), keep)).flatten(0, 1)
         kept = keep.detach() > 0.5
         codes, ids, commitment = self._quantize(latents, quantize, kept.flatten())
         ends = torch.arange(batch + 1, device=keep.device, dtype=torch.int32) * patches
@@ -408,9 +402,12 @@ class LaVITTokenizer(StrictModel):
         return self._merge(x, Layout.from_sizes(selection, sizes)), selection
 
     def _merge(self, x: Tensor, layout: Layout) -> Ragged:
-        if self.mode is None:
-            return self.causal_encoder(x, layout, self.config.merge)
-        return self.causal_encoder(x.to(self.mode.merger_dtype), layout, self.config.merge).to(x.dtype)
+        merged = self.causal_encoder(self._for_merger(x), layout, self.config.merge)
+        return merged if self.mode is None else merged.to(x.dtype)
+
+    def _for_merger(self, x: Tensor) -> Tensor:
+        """x in the dtype of a merger that was cast by :meth:`for_inference`."""
+        return x if self.mode is None else x.to(self.causal_encoder.norm.weight.dtype)
 
     def _encode_task(self, rows: Tensor) -> Tensor:
         """(..., C) -> (..., code_dim) in float32 (float64 stays): what decides the ids is not left to autocast."""

@@ -18,6 +18,14 @@ class StrictModel(PreTrainedModel):
         """Keep what is not trained from the optimizer. Loading a model does it."""
         raise NotImplementedError
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """transformers' method. RuntimeError where ``for_inference`` has rounded weights, of a part too."""
+        for module in self.modules():
+            mode = getattr(module, "mode", None)
+            if isinstance(module, StrictModel) and getattr(mode, "rounded", False):
+                raise RuntimeError(f"save_pretrained: the weights are rounded for inference ({mode}); save before")
+        super().save_pretrained(*args, **kwargs)
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[Any] | None, *model_args: Any, **kwargs: Any

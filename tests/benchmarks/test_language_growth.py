@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
-import pytest
-
 from benchmarks.language import growth
-
-
-@pytest.mark.parametrize("exponent", [0.0, 0.6, 1.0])
-def test_the_fitted_exponent_is_that_of_the_cost(exponent):
-    assert growth.fitted([(n, 3e-4 * n**exponent) for n in (64, 256, 1024)]) == pytest.approx(exponent)
 
 
 def test_one_command_measures_both_forms_and_draws_them(tmp_path, capsys, monkeypatch):

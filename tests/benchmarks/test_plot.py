@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from benchmarks.plot import main, markdown, panels_of, slope
+from benchmarks.plot import fitted, main, markdown, panels_of, slope
 
 
 def case(name: str, kept: int, seconds: float, **extra) -> dict:
@@ -33,6 +33,11 @@ def test_exponents_are_those_of_the_cost():
     assert slope(curves["packed"]) == pytest.approx(1) and slope(curves["release"]) == pytest.approx(2)
     words = markdown({"attention": curves})
     assert "packed: 10 at 20" in words and "tokens^1.00" in words and "tokens^2.00" in words
+
+
+@pytest.mark.parametrize("exponent", [-0.5, 0.0, 0.6, 1.0])
+def test_the_fitted_exponent_is_that_of_a_power(exponent):
+    assert fitted([(n, 3e-4 * n**exponent) for n in (64, 256, 1024)]) == pytest.approx(exponent, abs=1e-12)
 
 
 def test_wrong_results_are_no_points():

@@ -118,6 +118,16 @@ def test_tokens_are_drawn_as_they_were_and_by_what_tokenize_writes(model, photo,
     lines = ("--tokens", tmp_path / "t.jsonl", "--model", model, "--seed", 1, *FEW, "--json", "-")
     code, out, err = run(capsys, *lines, "--out", tmp_path / "l.jpg")
     assert code == 1 and [record["ids"] for record in json.loads(out)["images"]] == [ids] and "none.png" in err
+    assert err.endswith("none.png): no such file\n")  # the reason that is told there
+
+    head, *others = (tmp_path / "t.jsonl").read_text().splitlines()
+    for text, count in (([others[0]], 1), ([head, others[0], head, others[0]], 2)):  # by a line, and of two files
+        (tmp_path / "u.jsonl").write_text("\n".join(text))
+        lines = ("--tokens", tmp_path / "u.jsonl", "--model", model, "--seed", 1, *FEW, "--json", "-")
+        code, out, _ = run(capsys, *lines, "--out", tmp_path / "l.jpg")
+        assert code == 0 and [record["ids"] for record in json.loads(out)["images"]] == [ids] * count
+    (tmp_path / "u.jsonl").write_text(f"{head}\n{others[0][:-9]}")
+    assert "u.jsonl is no JSON (line 2: " in run(capsys, *lines, "--out", tmp_path / "l.jpg")[2]
 
 
 def test_steps_are_of_the_scheduler_that_is_named(model, tmp_path, capsys):

@@ -22,8 +22,8 @@ WAITING = frozenset(
 )
 # Methods that read without an operator. Triton's interpreter, which stands in for a kernel, reads what it computes on.
 READING = ("tolist", "numpy", "cpu", "__array__")
-# What looks at tensors on the CPU and on no other device (tests/kernels/test_contents.py) does not look here.
-LOOKING = "lavit.kernels.checks.readable"
+# Whether checks look at what tensors hold, which they do on the CPU only; what they have read is not read again there.
+LOOKS = "lavit.kernels.checks.readable"
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def host_reads() -> Iterator[list[str]]:
 
         return read
 
-    with patch(LOOKING, lambda x: False), patch.multiple(Tensor, **{name: counted(name) for name in READING}):
+    with patch.multiple(Tensor, **{name: counted(name) for name in READING}), patch(LOOKS, lambda x: False):
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             yield reads
     reads += [event.name for event in profiled.events() if event.name in WAITING]

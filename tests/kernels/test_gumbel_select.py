@@ -255,9 +255,19 @@ def difficult_scores(batch, patches, dtype):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in subtract:RuntimeWarning")
-@pytest.mark.parametrize("mode", ["seeds", "noise", "deterministic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize(("batch", "patches"), [(0, 5), (3, 0), (2, 1), (3, 31), (1, 1031)])
+@pytest.mark.parametrize(
+    ("batch", "patches", "mode"),
+    [
+        (0, 5, "seeds"),
+        (3, 0, "noise"),
+        (2, 1, "deterministic"),
+        (3, 31, "seeds"),
+        (3, 31, "noise"),
+        (1, 1031, "seeds"),
+        (1, 1031, "deterministic"),
+    ],
+)
 def test_every_form_decides_as_the_reference_to_the_bit(form, device, poisoned, batch, patches, dtype, mode):
     """The probabilities agree within the rounding of float64's logarithms and exponential, and of the result.
 

@@ -9,6 +9,7 @@ from policy_cases import allowed, assert_within, case, in_float64, mask, run
 from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels.policy_attention import reference
+from lavit.kernels.policy_attention.library import OPERATION
 
 KINDS = ["causal", "cross"]
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -132,7 +133,7 @@ def test_what_the_kernels_are_not_made_for_goes_to_the_next_implementation(launc
     inputs = [x.to(device, dtype) for x in case(5, dim, "third")]
     assert not launcher.can_take(inputs[0])
     inputs[4] = inputs[4].float() if dtype != torch.float64 else inputs[4]
-    following = "cpp" if device.type == "cpu" else "reference"
+    following = next(name for name in OPERATION.preference[device.type] if name != "triton")
     got, expected = (run(*inputs, "causal", 1e-6, impl=impl) for impl in ("triton", following))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 

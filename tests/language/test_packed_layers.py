@@ -62,7 +62,7 @@ def test_states_and_all_gradients_are_those_of_transformers(monkeypatch, dtype, 
         assert float((a - b).detach().norm()) <= tolerance * float(b.detach().norm())
 
 
-def test_what_somebody_has_changed_is_called_as_transformers_does():
+def test_what_somebody_has_changed_is_called_as_transformers_does(monkeypatch):
     rows = packed(torch.float32)[0]
     assert packed_layers.can_take(model(torch.float32), rows)
 
@@ -78,6 +78,15 @@ def test_what_somebody_has_changed_is_called_as_transformers_does():
     assert refused(lambda m: setattr(m.layers[0], "mlp", torch.nn.Identity()))
     assert refused(lambda m: m.gradient_checkpointing_enable())
     assert refused(lambda m: m.norm.double())
+    assert refused(lambda m: m.layers[0].compile())
+    assert refused(lambda m: m.layers[1].input_layernorm.compile())
+    assert refused(lambda m: setattr(m.layers[0].mlp, "act_fn", torch.nn.GELU()))
+    assert refused(lambda m: setattr(m.layers[1], "gradient_checkpointing", True))
     assert refused(lambda m: None, hidden_act="gelu")
     assert refused(lambda m: None, attention_dropout=0.1)
     assert not packed_layers.can_take(model(torch.bfloat16), rows.bfloat16())
+    everywhere = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert refused(lambda m: None)
+    everywhere.remove()
+    monkeypatch.setenv("LAVIT_KERNELS", "reference")
+    assert refused(lambda m: None)

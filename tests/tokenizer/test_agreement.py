@@ -38,3 +38,13 @@ def test_the_command_names_every_mode_with_its_figures_or_why_it_does_not_run(tm
     assert list(lines) == list(MODES)
     assert "cosine of features" in lines["float16"]
     assert all("cosine of features" in line or line.startswith("not here: ") for line in lines.values())
+
+
+def test_what_cannot_be_measured_is_told_in_a_line(tmp_path, capsys) -> None:
+    LaVITImageProcessor(32).save_pretrained(tmp_path)
+    (tmp_path / "bad.png").write_text("no image")
+    for words in (("nowhere",), (str(tmp_path), str(tmp_path / "bad.png")), (str(tmp_path), "absent.png")):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("python -m lavit.tokenizer.agreement: error: ") and said.count("\n") == 1
+        assert words[-1] in said

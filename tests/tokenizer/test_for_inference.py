@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import sys
 from functools import cache
 from typing import Any
@@ -13,9 +15,10 @@ from golden_tensors import golden, golden_config, weights
 from torch import Tensor
 
 from lavit.kernels import int8_rows
-from lavit.tokenizer import LaVITTokenizer
+from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenizer.encoder_attention import Measured, fastest, implementations, measured
 from lavit.tokenizer.inference import keep_compiled_code, shares
+from lavit.tokenizer.pretrained import StrictModel
 
 BFLOAT16 = torch.finfo(torch.bfloat16).eps
 packs = pytest.mark.skipif(
@@ -153,11 +156,11 @@ def test_quantization_without_torchao_names_the_extra(monkeypatch) -> None:
 
 
 @packs
-@pytest.mark.parametrize("quantization", [None, "int8"])
-def test_batches_without_images_and_images_without_tokens_pass(quantization: str | None) -> None:
+@pytest.mark.parametrize(("quantization", "compile"), [(None, True), ("int8", True), ("int8", False)])
+def test_batches_without_images_and_images_without_tokens_pass(quantization: str | None, compile: bool) -> None:
     if quantization is not None:
         pytest.importorskip("torchao", reason="torchao is not installed")
-    low = {"dtype": "bfloat16", "merger_dtype": "bfloat16", "compile": True}
+    low = {"dtype": "bfloat16", "merger_dtype": "bfloat16", "compile": compile}
     prepared = model(min_keep=0).for_inference(**low, quantization=quantization)
     assert prepared.encode(images()[:0], deterministic=True).ids.shape == (0,)
     noise = torch.tensor([-1e4, 1e4]).expand(3, prepared.num_patches, 2)
@@ -233,6 +236,55 @@ def test_weights_are_not_exchanged_under_a_prepared_encoder() -> None:
         prepared.double().encode_features(images())
 
 
+@packs
+@pytest.mark.parametrize("gradient", ["packed", "exact"])
+def test_a_packed_merger_learns_as_a_plain_one_and_computes_with_what_it_learned(gradient: str) -> None:
+    source, features, seeds = model(selector_gradient=gradient), exact().float(), [1, 2, 3]
+    plain, packed = (
+        copy.deepcopy(source).for_inference(dtype="bfloat16", merger_dtype="bfloat16", compile=compile)
+        for compile in (False, True)
+    )
+    for one in (plain, packed):
+        one.train()(features=features, seeds=seeds).loss.backward()
+        torch.optim.SGD(one.causal_encoder.parameters(), lr=1.0).step()
+        one.eval()
+    for ours, theirs in zip(packed.causal_encoder.parameters(), plain.causal_encoder.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    with torch.no_grad():
+        before, found, wanted = (m.latents(features=features, seeds=seeds).values for m in (source, packed, plain))
+    assert (found - wanted).norm() <= 0.1 * (before - wanted).norm()
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_prepared_tokenizers_are_neither_copied_nor_pickled_and_say_so(quantization: str | None) -> None:
+    if quantization is not None:
+        pytest.importorskip("torchao", reason="torchao is not installed")
+    prepared = model().for_inference(quantization=quantization)
+    for of in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(RuntimeError, match="cannot be copied or pickled"):
+            of(prepared)
+
+
+def test_a_model_with_rounded_weights_in_a_part_is_not_saved(tmp_path) -> None:
+    class Holder(StrictModel):
+        config_class = LaVITTokenizerConfig
+        _supports_sdpa = True
+
+        def __init__(self, part: LaVITTokenizer) -> None:
+            super().__init__(part.config)
+            self.part = part
+
+    with pytest.raises(RuntimeError, match="rounded for inference"):
+        Holder(model().for_inference(dtype="bfloat16")).save_pretrained(tmp_path / "rounded")
+    assert not (tmp_path / "rounded").exists()
+
+
+def test_autocast_stays_the_callers_where_nothing_is_changed() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = (m.encode_features(images()) for m in (model().for_inference(), model()))
+    assert found.dtype == wanted.dtype and torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -242,6 +294,8 @@ def test_weights_are_not_exchanged_under_a_prepared_encoder() -> None:
         ({"batch_sizes": ()}, "batch_sizes: expected one to 8 positive whole numbers"),
         ({"batch_sizes": (0, 1)}, "batch_sizes: expected"),
         ({"batch_sizes": (1.0,)}, "batch_sizes: expected"),
+        ({"batch_sizes": 4}, "batch_sizes: expected"),
+        ({"batch_sizes": ([1],)}, "batch_sizes: expected"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
@@ -262,6 +316,9 @@ def test_another_attention_is_taken_only_where_it_is_clearly_faster() -> None:
     own = Measured("sdpa", 1.0)
     assert fastest((own, Measured("other", 0.95), Measured("absent", None, "not installed"))) == "sdpa"
     assert fastest((own, Measured("other", 0.8), Measured("third", 0.5))) == "third"
+    full = Measured("sdpa", None, "out of memory")
+    assert fastest((full, Measured("other", 0.8), Measured("third", 0.5))) == "third"
+    assert fastest((full, Measured("other", None, "out of memory"))) == "sdpa"
 
 
 def test_all_that_is_here_is_measured() -> None:

@@ -1,5 +1,5 @@
-"""Stage 2: one model that reads and writes text and images. Its four rooms: `recipe`, `data`, `objective`, `train`;
-`command` reads the words."""
+"""Stage 2: one model that reads and writes text and images. Its rooms: `recipe`, `data`, `objective`, `train`,
+`command`."""
 
 from lavit.compatibility import forward
 

@@ -1,5 +1,4 @@
-"""Stage 3: the U-Net that draws what tokens say. Its four rooms: `recipe`, `data`, `objective`, `train`;
-`command` reads the words."""
+"""Stage 3: the U-Net that draws what tokens say. Its rooms: `recipe`, `data`, `objective`, `train`, `command`."""
 
 from lavit.compatibility import forward
 

@@ -1,5 +1,4 @@
-"""Stage 1: the dynamic visual tokenizer. Its four rooms: `recipe`, `data`, `objective`, `train`; `command` reads the
-words of ``lavit train tokenizer``."""
+"""Stage 1: the dynamic visual tokenizer. Its rooms: `recipe`, `data`, `objective`, `train`, `command`."""
 
 from lavit.compatibility import forward
 
