@@ -1,9 +1,11 @@
 import logging
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lavit.kernels import dispatch
-from lavit.kernels.dispatch import Implementation, register
+from lavit.kernels.dispatch import Implementation, direct, register
 
 
 def gpu_only(device_type):
@@ -81,3 +83,31 @@ def test_every_operation_of_the_library_has_a_choice_on_the_cpu():
 
     names = {choice.operation for choice in dispatch.table("cpu")}
     assert {"gumbel_select", "nearest_code", "policy_attention", "varlen_attention", "code_statistics"} <= names
+
+
+class Other(torch.Tensor):
+    """A class of its own, with nothing of its own."""
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_registration_is_passed_by_where_nobody_looks_at_operators_only():
+    x = torch.zeros(3)
+    assert direct(x, None, torch.nn.Parameter(x, requires_grad=False))
+    assert not direct(x, x.as_subclass(Other)) and not direct(x.to("meta"))
+    with Watching():
+        assert not direct(x)
+    seen = []
+    torch.vmap(lambda row: seen.append(direct(row)) or row)(x[None])
+    torch.compile(lambda row: seen.append(direct(row)) or row, backend="eager")(x)
+    assert seen == [False, False]
+
+
+def test_what_has_no_gradient_is_not_called_past_its_registration_where_one_is_wanted():
+    x = torch.zeros(3, requires_grad=True)
+    assert not direct(torch.zeros(3), x) and direct(x, gradient=True)
+    with torch.no_grad():
+        assert direct(x)
