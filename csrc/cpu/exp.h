@@ -5,8 +5,8 @@
 
 namespace lavit::cpu {
 
-// shift: added to a small number it rounds it to a whole one, which is then in the low bits. log 2 in two parts, n times
-// the first exact. least: below it e^x is 0, which hardly is, or is not, a normal number.
+// shift: added to a small number it rounds it to a whole one, which is then in the low bits. high + low: log 2 in two
+// parts, n times the first exact. least: below it, where e^x is about the least normal number, the result is 0.
 template <class Real>
 struct Exponent;
 template <>

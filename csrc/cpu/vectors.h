@@ -23,14 +23,14 @@ namespace lavit::cpu {
 template <class Real, int Bytes>
 struct Vectors;
 
-#define LAVIT_VECTORS(real, integer, word, bytes)                  \
-  template <>                                                      \
-  struct Vectors<real, bytes> {                                    \
-    using Int = integer;                                           \
-    typedef real Reals __attribute__((vector_size(bytes)));        \
-    typedef integer Ints __attribute__((vector_size(bytes)));      \
-    typedef word Words __attribute__((vector_size(bytes)));        \
-    typedef uint16_t Shorts __attribute__((vector_size(bytes / 2))); \
+#define LAVIT_VECTORS(real, integer, word, bytes)                     \
+  template <>                                                         \
+  struct Vectors<real, bytes> {                                       \
+    using Int = integer;                                              \
+    typedef real Reals __attribute__((vector_size(bytes)));           \
+    typedef integer Ints __attribute__((vector_size(bytes)));         \
+    typedef word Words __attribute__((vector_size(bytes)));           \
+    typedef uint16_t Shorts __attribute__((vector_size(bytes / 2)));  \
   };
 LAVIT_VECTORS(float, int32_t, uint32_t, 16)
 LAVIT_VECTORS(float, int32_t, uint32_t, 32)
