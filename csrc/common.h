@@ -20,6 +20,8 @@
 #define LAVIT_BOTH
 #endif
 
+#define LAVIT_INLINE inline __attribute__((always_inline))  // so that it is compiled for its caller's instruction set
+
 namespace lavit {
 
 using torch::headeronly::ScalarType;

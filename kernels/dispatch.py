@@ -191,10 +191,24 @@ def table(device: torch.device | str) -> list[Choice]:
     return [_choose(name, AUTO, *_place(device), variable) for name in sorted(OPERATIONS)]
 
 
-def direct(x: Tensor) -> bool:
-    """Whether an operation without a gradient may be called past its registration, whose 20 us are for the compiler and
-    for tensors of other classes."""
-    return type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+def direct(*tensors: Tensor | None, gradient: bool = False) -> bool:
+    """Whether an operation may be called past its registration, whose 20 to 100 us are for those who look at operators:
+    the compiler, dispatch modes, functional transforms, tensors of other classes or without memory.
+
+    tensors: all arguments. gradient: whether what is called has one; without, none of them may want it.
+    """
+    for x in tensors:
+        if x is None:
+            continue
+        if type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta:
+            return False
+        if not gradient and x.requires_grad and torch.is_grad_enabled():
+            return False
+    return not (torch.compiler.is_compiling() or _watched())
+
+
+def _watched() -> bool:
+    return bool(torch._C._len_torch_dispatch_stack()) or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def without_autocast(body: Callable[..., Any]) -> Callable[..., Any]:

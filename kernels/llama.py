@@ -11,23 +11,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lavit.kernels.extension import cpp_unusable
+from lavit.kernels.dispatch import direct
+from lavit.kernels.extension import cpu_operator_unusable
 
 VECTOR_BYTES = 0  # of the vectors that the gate is computed with, as in varlen_attention/cpp.py
 
 
 @cache
 def _compiled() -> bool:
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return cpp_unusable("cpu") is None and has("lavit_cpp::silu_gate", "CPU")
+    return cpu_operator_unusable("silu_gate", "cpu") is None
 
 
 def usable(x: Tensor) -> bool:
     """Whether rows x can be computed here as transformers would: plain float32 in the CPU's memory, nothing being
-    compiled or cast. Of float64 transformers makes float32 in its norms; here it stays, for comparisons."""
-    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
-    plain = plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-    return plain and _compiled()
+    compiled, watched or cast. Of float64 transformers makes float32 in its norms; here it stays, for comparisons."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and direct(x, gradient=True)
+    return plain and not torch.is_autocast_enabled("cpu") and _compiled()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,5 +1,8 @@
 // add_rms_norm: the sum of two rows and its RMS norm in one pass. A row is read twice, from the first-level cache.
-#include "lanes.h"
+#include "vectors.h"
+
+#include <cmath>
+#include <optional>
 
 namespace lavit::cpu {
 namespace {
@@ -13,7 +16,7 @@ struct Norm {
   Real eps;
 
   template <int Bytes>
-  LAVIT_LANES void run(int64_t begin, int64_t end) const {
+  LAVIT_INLINE void run(int64_t begin, int64_t end) const {
     using L = Lanes<Real, Bytes>;
     for (int64_t row = begin * width; row < end * width; row += width) {
       Stored* const s = sum + row;
@@ -22,12 +25,12 @@ struct Norm {
       } else {
         for (int64_t i = 0; i < width; ++i) write(s[i], read(x[row + i]) + read(delta[row + i]));
       }
-      typename L::Vector squares[4] = {}, v;
+      typename L::Vector squares[4] = {};
       int64_t i = 0;
-      for (; i + 4 * L::kCount <= width; i += 4 * L::kCount) {
+      for (; i + 4 * L::kLanes <= width; i += 4 * L::kLanes) {
 #pragma GCC unroll 4
         for (int u = 0; u < 4; ++u) {
-          L::load(v, s + i + u * L::kCount);
+          const typename L::Vector v = L::load(s + i + u * L::kLanes);
           squares[u] += v * v;
         }
       }

@@ -4,13 +4,43 @@
 // queries that share them, and goes twice over the slots that the mask shows: scores, then the weighted sum of values.
 // Other slots are not read, whatever they hold. A slot's key and value are read once for each query: 2 D numbers for
 // 4 D operations, so at 16 rows, 4 heads, 100 slots and D = 32 it is 0.8e6 multiply-adds over 1.6 MB: 20 us.
-#include "lanes.h"
+#include "exp.h"
 
 namespace lavit::cpu {
 namespace {
 
+// x . y over n elements, in two sums side by side.
+template <class L, class Stored>
+LAVIT_INLINE typename L::Real dot(const typename L::Real* x, const Stored* y, int64_t n) {
+  typename L::Vector sum[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * L::kLanes <= n; i += 2 * L::kLanes) {
+    for (int64_t v = 0; v < 2; ++v) sum[v] += L::load(x + i + v * L::kLanes) * L::load(y + i + v * L::kLanes);
+  }
+  for (; i + L::kLanes <= n; i += L::kLanes) sum[0] += L::load(x + i) * L::load(y + i);
+  typename L::Real all = L::total(sum[0] + sum[1]);
+  for (; i < n; ++i) all += x[i] * read(y[i]);
+  return all;
+}
+
+// exp of n numbers <= 0, in place; returns their sum. x has room for a whole vector at its end.
+template <class L>
+LAVIT_INLINE typename L::Real exponentials(typename L::Real* x, int64_t n) {
+  typename L::Vector sum = {}, value;
+  for (int64_t i = 0; i < n; i += L::kLanes) {
+    exponential<L>(value, L::load(x + i));
+    L::store(x + i, value);
+    if (i + L::kLanes <= n) {
+      sum += value;
+    } else {
+      for (int64_t k = 0; k < n - i; ++k) sum[k] += value[k];
+    }
+  }
+  return L::total(sum);
+}
+
 template <class Stored>
-struct Attention {
+struct Decode {
   using Real = Sum<Stored>;
   const Stored* qkv;             // (rows, (groups + 2) * heads, dim)
   Stored *keys, *values;         // (rows, heads, length, dim)
@@ -20,7 +50,7 @@ struct Attention {
   Real scale;
 
   template <int Bytes>
-  LAVIT_LANES void run(int64_t begin, int64_t end) const {
+  LAVIT_INLINE void run(int64_t begin, int64_t end) const {
     const int64_t half = dim / 2;
     std::vector<Real> query(dim), score(window + Bytes / sizeof(Real));
     std::vector<int64_t> seen(window);
@@ -56,18 +86,18 @@ struct Attention {
   }
 
   template <int Bytes>
-  LAVIT_LANES void attend(const Real* query, const Stored* k, const Stored* v, const int64_t* seen, int64_t count,
+  LAVIT_INLINE void attend(const Real* query, const Stored* k, const Stored* v, const int64_t* seen, int64_t count,
                           Real* score, Stored* to) const {
     using L = Lanes<Real, Bytes>;
-    for (int64_t i = 0; i < count; ++i) score[i] = L::dot(query, k + seen[i] * dim, dim);
+    for (int64_t i = 0; i < count; ++i) score[i] = dot<L>(query, k + seen[i] * dim, dim);
     Real most = count ? score[0] : Real(0);
     for (int64_t i = 1; i < count; ++i) most = score[i] > most ? score[i] : most;
     for (int64_t i = 0; i < count; ++i) score[i] -= most;
-    const Real share = Real(1) / exponentials<Bytes>(score, count);
+    const Real share = Real(1) / exponentials<L>(score, count);
     int64_t d = 0;
-    for (; d + 4 * L::kCount <= dim; d += 4 * L::kCount) weighted<Bytes, 4>(v + d, seen, count, score, share, to + d);
-    for (; d + 2 * L::kCount <= dim; d += 2 * L::kCount) weighted<Bytes, 2>(v + d, seen, count, score, share, to + d);
-    for (; d + L::kCount <= dim; d += L::kCount) weighted<Bytes, 1>(v + d, seen, count, score, share, to + d);
+    for (; d + 4 * L::kLanes <= dim; d += 4 * L::kLanes) weighted<Bytes, 4>(v + d, seen, count, score, share, to + d);
+    for (; d + 2 * L::kLanes <= dim; d += 2 * L::kLanes) weighted<Bytes, 2>(v + d, seen, count, score, share, to + d);
+    for (; d + L::kLanes <= dim; d += L::kLanes) weighted<Bytes, 1>(v + d, seen, count, score, share, to + d);
     for (; d < dim; ++d) {
       Real sum = 0;
       for (int64_t i = 0; i < count; ++i) sum += score[i] * read(v[seen[i] * dim + d]);
@@ -75,20 +105,17 @@ struct Attention {
     }
   }
 
-  template <int Bytes, int Vectors>
-  LAVIT_LANES void weighted(const Stored* v, const int64_t* seen, int64_t count, const Real* score, Real share,
+  template <int Bytes, int Count>
+  LAVIT_INLINE void weighted(const Stored* v, const int64_t* seen, int64_t count, const Real* score, Real share,
                             Stored* to) const {
     using L = Lanes<Real, Bytes>;
-    typename L::Vector sum[Vectors] = {}, x;
+    typename L::Vector sum[Count] = {};
     for (int64_t i = 0; i < count; ++i) {
 #pragma GCC unroll 4
-      for (int u = 0; u < Vectors; ++u) {
-        L::load(x, v + seen[i] * dim + u * L::kCount);
-        sum[u] += x * score[i];
-      }
+      for (int u = 0; u < Count; ++u) sum[u] += L::load(v + seen[i] * dim + u * L::kLanes) * score[i];
     }
-    for (int u = 0; u < Vectors; ++u) {
-      for (int64_t lane = 0; lane < L::kCount; ++lane) write(to[u * L::kCount + lane], sum[u][lane] * share);
+    for (int u = 0; u < Count; ++u) {
+      for (int64_t lane = 0; lane < L::kLanes; ++lane) write(to[u * L::kLanes + lane], sum[u][lane] * share);
     }
   }
 };
@@ -128,7 +155,7 @@ Tensor decode_attention(const Tensor& qkv, Tensor keys, Tensor values, const Ten
   for_dtype("qkv", qkv, [&](auto stored) {
     using Stored = decltype(stored);
     const auto in = [](const Tensor& x) { return static_cast<const Stored*>(x.const_data_ptr()); };
-    const Attention<Stored> body{in(qkv), data<Stored>(keys), data<Stored>(values), in(mask), in(cos), in(sin),
+    const Decode<Stored> body{in(qkv), data<Stored>(keys), data<Stored>(values), in(mask), in(cos), in(sin),
                                  data<Stored>(out), heads, groups, dim, length, at, window,
                                  static_cast<Sum<Stored>>(scale)};
     in_lanes(body, rows * heads, std::max<int64_t>(1, 100'000 / (2 * groups * window * dim)));

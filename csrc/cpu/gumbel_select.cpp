@@ -6,8 +6,7 @@
 // The definition (kernels/gumbel_select/reference.py) is met to the bit in all that is decided, although its logarithms
 // are those of torch and here logit u is computed otherwise: where the two could round to different sides, which is for
 // one patch in 1e13, the kernel says so and decides nothing. Vectors are the compiler's, as in nearest_code.cpp.
-#include "../common.h"
-#include "vectors.h"
+#include "exp.h"
 
 #include <algorithm>
 #include <atomic>
@@ -30,17 +29,22 @@ struct Select {
   int64_t batch, patches, min_keep;
   Real *keep, *prob;  // (batch, patches)
   int32_t *order, *counts;
+  std::atomic<bool>* certain;  // of all images
+
+  template <int Bytes>
+  void run(int64_t begin, int64_t end) const;
 };
 
 // Two margins computed in two ways are nearer than this: four roundings of numbers up to 17, and a few of the scores'.
 LAVIT_INLINE double uncertainty(double size) { return 0x1p-43 + 0x1p-50 * size; }
 
 template <int Bytes>
-struct Lanes {
-  using Reals = typename Vectors<double, Bytes>::Reals;
-  using Ints = typename Vectors<double, Bytes>::Ints;
-  using Words = typename Vectors<double, Bytes>::Words;  // of Philox: 32 bits in each, and whatever above them
-  static constexpr int64_t kLanes = Bytes / 8;
+struct Patches {
+  using L = Lanes<double, Bytes>;
+  using Reals = typename L::Vector;
+  using Ints = typename L::Ints;
+  using Words = typename L::Words;  // of Philox: 32 bits in each, and whatever above them
+  static constexpr int64_t kLanes = L::kLanes;
   static constexpr double kShift = 0x1.8p52;  // added to a small integer, it puts it into the lowest bits
 
   // The product of the lower halves. GCC makes three multiplications of a 64-bit one whose upper halves are zero.
@@ -105,20 +109,9 @@ struct Lanes {
 
   // 1 / (1 + exp(-x)), within a few roundings; what would be no normal number is 0. Of NaN something.
   static LAVIT_INLINE void sigmoid(Reals& out, const Reals& x) {
-    constexpr double least = -708.396418532264;
-    Reals y = x > 0 ? -x : x;
-    y = y > least ? y : Reals{} + least;
-    const Reals shifted = y * 0x1.71547652b82fep0 + kShift;
-    const Reals n = shifted - kShift;
-    const Reals r = (y - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;  // |r| <= log(2) / 2
-    Reals sum = Reals{} + 1.0 / 6227020800;
-    for (const double c : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
-                           1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0}) {
-      sum = sum * r + c;
-    }
-    const Reals z = sum * (Reals)(((Ints)shifted + 1023) << 52);
+    Reals z;
+    exponential<L>(z, x > 0 ? -x : x);
     out = (x > 0 ? Reals{} + 1.0 : z) / (1.0 + z);
-    out = x < least ? Reals{} : out;
   }
 };
 
@@ -177,7 +170,7 @@ int64_t keep_most_probable(const Select<Real>& s, const double* margin, Real* ke
 // Image b. False where a decision is too near to be the reference's for certain.
 template <class Real, int Bytes>
 LAVIT_INLINE bool select_image(const Select<Real>& s, int64_t b, double* margins) {
-  using L = Lanes<Bytes>;
+  using L = Patches<Bytes>;
   using Reals = typename L::Reals;
   alignas(64) double margin[kBlock], kept[kBlock], prob[kBlock];
   const int64_t row = b * s.patches;
@@ -225,45 +218,15 @@ LAVIT_INLINE bool select_image(const Select<Real>& s, int64_t b, double* margins
   return true;
 }
 
-template <class Real, int Bytes>
-LAVIT_INLINE bool select_images(const Select<Real>& s, int64_t begin, int64_t end) {
-  std::vector<double> margins(s.min_keep > 0 ? s.patches : 0);
+template <class Real>
+template <int Bytes>
+LAVIT_INLINE void Select<Real>::run(int64_t begin, int64_t end) const {
+  std::vector<double> margins(min_keep > 0 ? patches : 0);
   bool sure = true;
   for (int64_t b = begin; b < end; ++b) {
-    sure &= select_image<Real, Bytes>(s, b, s.min_keep > 0 ? margins.data() : nullptr);
+    sure &= select_image<Real, Bytes>(*this, b, min_keep > 0 ? margins.data() : nullptr);
   }
-  return sure;
-}
-
-template <class Real>
-using Selector = bool (*)(const Select<Real>&, int64_t, int64_t);
-
-template <class Real>
-bool select16(const Select<Real>& s, int64_t begin, int64_t end) {
-  return select_images<Real, 16>(s, begin, end);
-}
-
-#if defined(__x86_64__)
-template <class Real>
-LAVIT_AVX2 bool select32(const Select<Real>& s, int64_t begin, int64_t end) {
-  return select_images<Real, 32>(s, begin, end);
-}
-
-template <class Real>
-LAVIT_AVX512 bool select64(const Select<Real>& s, int64_t begin, int64_t end) {
-  return select_images<Real, 64>(s, begin, end);
-}
-#endif
-
-template <class Real>
-Selector<Real> selector(int64_t width) {
-#if defined(__x86_64__)
-  if (width == 64) return select64<Real>;
-  if (width == 32) return select32<Real>;
-#else
-  static_cast<void>(width);
-#endif
-  return select16<Real>;
+  if (!sure) *certain = false;
 }
 
 // A gradient (batch, patches) of any strides, or none.
@@ -350,12 +313,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool> gumbel_select(
     const auto input = [](const std::optional<Tensor>& t) { return t.has_value() ? t->const_data_ptr() : nullptr; };
     const Select<Real> s{static_cast<const Real*>(scores.const_data_ptr()), static_cast<const Real*>(input(noise)),
                          static_cast<const int64_t*>(input(seeds)), tau, batch, patches, min_keep,
-                         data<Real>(keep), data<Real>(prob), data<int32_t>(order), cu + 1};
-    const auto select = selector<Real>(width);
+                         data<Real>(keep), data<Real>(prob), data<int32_t>(order), cu + 1, &certain};
     const int64_t grain = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, patches));
-    torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
-      if (!select(s, begin, end)) certain = false;
-    });
+    in_lanes(s, batch, grain, width);
   };
   scores.scalar_type() == ScalarType::Float ? go(0.0f) : go(0.0);
   if (!certain) return {keep, prob, order, cu_kept, cu_dropped, false};

@@ -3,7 +3,7 @@
 // Beside a product of 1408 x 6144 weights, which takes 20 us a row on one core, a row costs what its bytes cost: 24 KB
 // of sums in, 6 KB of int8 out. So a row is read once, and what follows the sums, up to the next product's int8, is done
 // while the row lies in the first-level cache. The loops are plain, for the compiler to vectorise at each width.
-#include "../common.h"
+#include "exp.h"
 
 #include <algorithm>
 #include <cmath>
@@ -11,8 +11,6 @@
 
 namespace lavit::cpu {
 namespace {
-
-#define LAVIT_INLINE inline __attribute__((always_inline))  // so that it is compiled for its caller's instruction set
 
 #define LAVIT_LAMBDA __attribute__((always_inline))
 
@@ -33,27 +31,13 @@ LAVIT_INLINE float float_of(int32_t bits) {
 
 LAVIT_INLINE float with_sign_of(float x, float sign) { return float_of(bits_of(x) ^ (bits_of(sign) & INT32_MIN)); }
 
-LAVIT_INLINE float load(const float* x) { return *x; }
-LAVIT_INLINE float load(const uint16_t* x) { return float_of(static_cast<int32_t>(static_cast<uint32_t>(*x) << 16)); }
-LAVIT_INLINE void store(float* to, float x) { *to = x; }
-LAVIT_INLINE void store(uint16_t* to, float x) {
-  const uint32_t bits = static_cast<uint32_t>(bits_of(x));
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  *to = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
-
-// exp(-x) for x >= 0, to 2 units in the last place; 0 beyond 87.
+// exp(-x) for x >= 0, to 2 units in the last place; about e^-87 beyond 87. As exp.h, of numbers: the loops are plain.
 LAVIT_INLINE float exp_minus(float x) {
   const float y = float_of(std::min(bits_of(x), bits_of(87.0f)));  // as integers, which the compiler vectorises
   const float whole = static_cast<float>(static_cast<int32_t>(y * 1.44269504f + 0.5f));
   const float r = (whole * 0.693359375f - y) + whole * -2.12194440e-4f;  // -y = r - whole * log(2)
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  float p;
+  exp_near_zero<float>(p, r);
   return p * float_of((127 - static_cast<int32_t>(whole)) << 23);
 }
 
@@ -87,7 +71,7 @@ struct Quantize {
   float* scale;
   int64_t n;
   LAVIT_INLINE void operator()(int64_t i, float* buffer) const {
-    for (int64_t j = 0; j < n; ++j) buffer[j] = load(x + i * n + j);
+    for (int64_t j = 0; j < n; ++j) buffer[j] = read(x[i * n + j]);
     scale[i] = to_int8(buffer, q + i * n, n);
   }
 };
@@ -113,10 +97,10 @@ struct Scale {
   LAVIT_INLINE void operator()(int64_t i, float*) const {
     T* to = out + i * n;
     if (residual == nullptr) {
-      s.each(i, n, [to](int64_t j, float y) LAVIT_LAMBDA { store(to + j, y); });
+      s.each(i, n, [to](int64_t j, float y) LAVIT_LAMBDA { write(to[j], y); });
     } else {
       const T* from = residual + i * n;
-      s.each(i, n, [to, from](int64_t j, float y) LAVIT_LAMBDA { store(to + j, y + load(from + j)); });
+      s.each(i, n, [to, from](int64_t j, float y) LAVIT_LAMBDA { write(to[j], y + read(from[j])); });
     }
   }
 };
@@ -133,43 +117,21 @@ struct Gelu {
   }
 };
 
+// The rows of a body that does one, with a buffer of its numbers.
 template <class Row>
-LAVIT_INLINE void rows(const Row& row, int64_t begin, int64_t end, float* buffer) {
-  for (int64_t i = begin; i < end; ++i) row(i, buffer);
-}
+struct Rows {
+  const Row& row;
 
-template <class Row>
-void rows_portable(const Row& row, int64_t begin, int64_t end, float* buffer) {
-  rows(row, begin, end, buffer);
-}
-
-#if defined(__x86_64__)
-template <class Row>
-__attribute__((target("avx2,fma"))) void rows_avx2(const Row& row, int64_t begin, int64_t end, float* buffer) {
-  rows(row, begin, end, buffer);
-}
-
-template <class Row>
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512"))) void rows_avx512(
-    const Row& row, int64_t begin, int64_t end, float* buffer) {
-  rows(row, begin, end, buffer);
-}
-#endif
+  template <int>
+  LAVIT_INLINE void run(int64_t begin, int64_t end) const {
+    std::vector<float> buffer(static_cast<size_t>(row.n));
+    for (int64_t i = begin; i < end; ++i) row(i, buffer.data());
+  }
+};
 
 template <class Row>
 void run(const Row& row, int64_t count) {
-  auto some = rows_portable<Row>;
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    some = rows_avx512<Row>;
-  } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    some = rows_avx2<Row>;
-  }
-#endif
-  torch::stable::parallel_for(0, count, 8, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer(static_cast<size_t>(row.n));
-    some(row, begin, end, buffer.data());
-  });
+  in_lanes(Rows<Row>{row}, count, 8);
 }
 
 void check(const char* name, const Tensor& t, ScalarType type, const char* wanted, int64_t dim, int64_t elements) {
@@ -191,7 +153,7 @@ template <class Go>
 void by_type(const Tensor& x, const Go& go) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
                   "expected float32 or bfloat16");
-  x.scalar_type() == ScalarType::Float ? go(float{}) : go(uint16_t{});
+  x.scalar_type() == ScalarType::Float ? go(float{}) : go(BFloat16{});
 }
 
 }  // namespace

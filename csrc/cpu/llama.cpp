@@ -2,7 +2,9 @@
 // mean square, the rotation of queries and keys by their positions, and the gate of the MLP.
 //
 // Memory is the limit: 1024 rows of 128 columns are half a megabyte in float32, which the second-level cache holds.
-#include "varlen_attention.h"
+#include "exp.h"
+
+#include <cmath>
 
 namespace lavit::cpu {
 namespace {
@@ -18,7 +20,7 @@ void check_real(const char* name, const Tensor& t, const Tensor& like) {
 }
 
 template <class Real>
-const Real* read(const Tensor& t) {
+const Real* input(const Tensor& t) {
   return static_cast<const Real*>(t.const_data_ptr());
 }
 
@@ -38,7 +40,7 @@ inline Real sum_of(int64_t n, const F& f) {
 template <class Real>
 void norm_rows(const Tensor& x_, const Tensor& weight_, double eps, Tensor& out_, Tensor& inverse_) {
   const int64_t rows = x_.size(0), width = x_.size(1);
-  const Real *x = read<Real>(x_), *weight = read<Real>(weight_);
+  const Real *x = input<Real>(x_), *weight = input<Real>(weight_);
   Real *out = data<Real>(out_), *inverse = data<Real>(inverse_);
   torch::stable::parallel_for(0, rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width)),
                               [&](int64_t begin, int64_t end) {
@@ -58,8 +60,8 @@ template <class Real>
 void norm_rows_backward(const Tensor& grad_, const Tensor& x_, const Tensor& weight_, const Tensor& inverse_,
                         Tensor& dx_, Tensor& dw_) {
   const int64_t rows = x_.size(0), width = x_.size(1), blocks = (rows + kRows - 1) / kRows;
-  const Real *grad = read<Real>(grad_), *x = read<Real>(x_), *weight = read<Real>(weight_);
-  const Real* inverse = read<Real>(inverse_);
+  const Real *grad = input<Real>(grad_), *x = input<Real>(x_), *weight = input<Real>(weight_);
+  const Real* inverse = input<Real>(inverse_);
   Real *dx = data<Real>(dx_), *dw = data<Real>(dw_);
   std::vector<Real> parts(static_cast<size_t>(blocks * width), Real(0));
   torch::stable::parallel_for(0, blocks, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, kRows * width)),
@@ -85,12 +87,12 @@ void norm_rows_backward(const Tensor& grad_, const Tensor& x_, const Tensor& wei
 template <class Real>
 void rotate_rows(const Tensor& x_, const Tensor& cos_, const Tensor& sin_, bool back, Tensor& out_) {
   const int64_t rows = x_.size(0), heads = x_.size(1), half = x_.size(2) / 2, step = x_.stride(0);
-  const Real* x = read<Real>(x_);
+  const Real* x = input<Real>(x_);
   Real* out = data<Real>(out_);
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, 2 * half * heads));
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Real *__restrict c = read<Real>(cos_) + i * 2 * half, *__restrict s = read<Real>(sin_) + i * 2 * half;
+      const Real *__restrict c = input<Real>(cos_) + i * 2 * half, *__restrict s = input<Real>(sin_) + i * 2 * half;
       for (int64_t h = 0; h < heads; ++h) {
         const Real* __restrict from = x + i * step + h * 2 * half;
         Real* __restrict to = out + (i * heads + h) * 2 * half;
@@ -114,13 +116,18 @@ void rotate_rows(const Tensor& x_, const Tensor& cos_, const Tensor& sin_, bool 
 struct Gate {
   const float *grad, *g, *u;  // without grad: forward
   float *out, *dg, *du;
+
+  template <int Bytes>
+  void run(int64_t begin, int64_t end) const;
 };
 
 template <class L>
 LAVIT_INLINE void gate_lanes(const Gate& p, int64_t i) {
   using Vector = typename L::Vector;
   const Vector g = L::load(p.g + i), u = L::load(p.u + i);
-  const Vector s = 1.0f / (1.0f + exponential<L>(-g > L::all(44.0f) ? L::all(44.0f) : -g));
+  Vector e;
+  exponential<L>(e, -g > 44.0f ? L::all(44.0f) : -g);
+  const Vector s = 1.0f / (1.0f + e);
   if (p.grad == nullptr) {
     L::store(p.out + i, g * s * u);
     return;
@@ -130,8 +137,10 @@ LAVIT_INLINE void gate_lanes(const Gate& p, int64_t i) {
   L::store(p.du + i, grad * g * s);
 }
 
-template <class L>
-LAVIT_INLINE void gate(const Gate& p, int64_t begin, int64_t end) {
+template <int Bytes>
+LAVIT_INLINE void Gate::run(int64_t begin, int64_t end) const {
+  using L = Lanes<float, Bytes>;
+  const Gate& p = *this;
   int64_t i = begin;
   for (; i + L::kLanes <= end; i += L::kLanes) gate_lanes<L>(p, i);
   if (i == end) return;
@@ -149,25 +158,8 @@ LAVIT_INLINE void gate(const Gate& p, int64_t begin, int64_t end) {
   }
 }
 
-void gate16(const Gate& p, int64_t begin, int64_t end) { gate<Lanes<float, 16, false>>(p, begin, end); }
-
-#if defined(__x86_64__)
-__attribute__((target("avx2,fma"))) void gate32(const Gate& p, int64_t begin, int64_t end) {
-  gate<Lanes<float, 32, false>>(p, begin, end);
-}
-__attribute__((target("avx512f,avx512vl,fma"))) void gate64(const Gate& p, int64_t begin, int64_t end) {
-  gate<Lanes<float, 64, true>>(p, begin, end);
-}
-#endif
-
 void gate_all(const Gate& p, int64_t count, int64_t width) {
-  auto* run = &gate16;
-#if defined(__x86_64__)
-  if (width == 32) run = &gate32;
-  if (width == 64) run = &gate64;
-#else
-  static_cast<void>(width);
-#endif
+  const auto run = compiled_for<Gate, int64_t, int64_t>(width);
   // In whole lines, so that the lanes of an element do not depend on the threads.
   torch::stable::parallel_for(0, (count + 15) / 16, 1024, [&](int64_t begin, int64_t end) {
     run(p, begin * 16, std::min(count, end * 16));
@@ -185,7 +177,7 @@ const float* gate_input(const char* name, const Tensor& t, const Tensor& like) {
 
 // gate, up: contiguous float32 of one shape -> silu(gate) * up.
 Tensor silu_gate(const Tensor& gate, const Tensor& up, int64_t width) {
-  width = vector_bytes(width);
+  width = checked_width(width);
   const float *g = gate_input("gate", gate, gate), *u = gate_input("up", up, gate);
   Tensor out = torch::stable::empty_like(gate);
   gate_all({nullptr, g, u, data<float>(out), nullptr, nullptr}, gate.numel(), width);
@@ -193,7 +185,7 @@ Tensor silu_gate(const Tensor& gate, const Tensor& up, int64_t width) {
 }
 
 std::tuple<Tensor, Tensor> silu_gate_backward(const Tensor& grad, const Tensor& gate, const Tensor& up, int64_t width) {
-  width = vector_bytes(width);
+  width = checked_width(width);
   const float *g = gate_input("gate", gate, gate), *u = gate_input("up", up, gate);
   const float* from = gate_input("grad", grad, gate);
   Tensor dg = torch::stable::empty_like(gate), du = torch::stable::empty_like(gate);

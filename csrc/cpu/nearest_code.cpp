@@ -7,7 +7,7 @@
 // A tile is `Rows` vectors x side by side in lanes, against which 6 codes are multiplied at a time. All lanes do the
 // same operations in the same order, so a row's score depends neither on its place nor on the other rows. Vectors are
 // the compiler's (GCC and clang), so that one text serves SSE, AVX2, AVX-512 and NEON; which is chosen when it runs.
-#include "../common.h"
+#include "vectors.h"
 
 #include <algorithm>
 #include <limits>
@@ -15,8 +15,6 @@
 
 namespace lavit::cpu {
 namespace {
-
-#define LAVIT_INLINE inline __attribute__((always_inline))  // so that it is compiled for its caller's instruction set
 
 constexpr int64_t kCodes = 6;                    // codes that are multiplied at a time
 constexpr int64_t kInnerBytes = 16 * 1024;       // of codes: they and a tile stay in the first-level cache
@@ -28,18 +26,29 @@ struct Search {
   int64_t n, num_codes, dim;
   int64_t* ids;  // (n,)
   Real* best;    // (n,)
+
+  // Tiles begin .. end - 1 of the rows.
+  template <int Bytes>
+  void run(int64_t begin, int64_t end) const;
 };
 
-struct alignas(64) Line {
-  unsigned char bytes[64];
-};
+// Of a tile. 12 sums fill 16 registers with what they are made from, 24 fill 32.
+constexpr int vectors_of(int bytes) {
+#if defined(__aarch64__)
+  static_cast<void>(bytes);
+  return 4;
+#else
+  return bytes == 64 ? 4 : 2;
+#endif
+}
 
 template <class Real, int Bytes, int Vectors>
 struct Tile {
-  using Id = std::conditional_t<sizeof(Real) == 4, int32_t, int64_t>;
-  typedef Real Vector __attribute__((vector_size(Bytes)));
-  typedef Id Ids __attribute__((vector_size(Bytes)));
-  static constexpr int64_t kLanes = Bytes / sizeof(Real);
+  using L = Lanes<Real, Bytes>;
+  using Id = typename L::Int;
+  using Vector = typename L::Vector;
+  using Ids = typename L::Ints;
+  static constexpr int64_t kLanes = L::kLanes;
   static constexpr int64_t kRows = kLanes * Vectors;
 
   Vector best[Vectors];
@@ -91,10 +100,12 @@ struct Tile {
   }
 };
 
-// Tiles begin .. end - 1 of the rows.
-template <class Real, int Bytes, int Vectors>
-LAVIT_INLINE void search(const Search<Real>& s, int64_t begin, int64_t end) {
+template <class Real>
+template <int Bytes>
+LAVIT_INLINE void Search<Real>::run(int64_t begin, int64_t end) const {
+  constexpr int Vectors = vectors_of(Bytes);
   using T = Tile<Real, Bytes, Vectors>;
+  const Search& s = *this;
   using Vector = typename T::Vector;
   const int64_t tile_bytes = T::kRows * s.dim * static_cast<int64_t>(sizeof(Real));
   const int64_t held = std::clamp<int64_t>(kOuterBytes / std::max<int64_t>(1, tile_bytes), 1, end - begin);
@@ -139,61 +150,6 @@ LAVIT_INLINE void search(const Search<Real>& s, int64_t begin, int64_t end) {
   }
 }
 
-// 12 sums fill 16 registers with what they are made from, 24 fill 32.
-#if defined(__aarch64__)
-constexpr int kVectors16 = 4;
-#else
-constexpr int kVectors16 = 2;
-#endif
-
-template <class Real>
-using Searcher = void (*)(const Search<Real>&, int64_t, int64_t);
-
-template <class Real>
-void search16(const Search<Real>& s, int64_t begin, int64_t end) {
-  search<Real, 16, kVectors16>(s, begin, end);
-}
-
-#if defined(__x86_64__)
-template <class Real>
-__attribute__((target("avx2,fma"))) void search32(const Search<Real>& s, int64_t begin, int64_t end) {
-  search<Real, 32, 2>(s, begin, end);
-}
-
-template <class Real>
-__attribute__((target("avx512f,fma"))) void search64(const Search<Real>& s, int64_t begin, int64_t end) {
-  search<Real, 64, 4>(s, begin, end);
-}
-
-int64_t widest() {
-  if (__builtin_cpu_supports("avx512f")) return 64;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 32 : 16;
-}
-#else
-int64_t widest() { return 16; }
-#endif
-
-template <class Real>
-void run(const Search<Real>& s, int64_t width) {
-  Searcher<Real> searcher = search16<Real>;
-  int64_t rows = 16 / sizeof(Real) * kVectors16;
-#if defined(__x86_64__)
-  if (width == 32) {
-    searcher = search32<Real>;
-    rows = 32 / sizeof(Real) * 2;
-  } else if (width == 64) {
-    searcher = search64<Real>;
-    rows = 64 / sizeof(Real) * 4;
-  }
-#else
-  static_cast<void>(width);
-#endif
-  const int64_t tiles = (s.n + rows - 1) / rows;
-  // A thread that starts costs about as much as a hundred thousand multiply-adds.
-  const int64_t grain = std::max<int64_t>(1, 100'000 / (rows * s.num_codes * std::max<int64_t>(1, s.dim)));
-  torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) { searcher(s, begin, end); });
-}
-
 }  // namespace
 
 // x (n, D), codes (K, D), bias (K,), all float32 or all float64 -> ids (n,) int64, best (n,).
@@ -211,19 +167,21 @@ std::tuple<Tensor, Tensor> nearest_code(const Tensor& x, const Tensor& codes, co
   STD_TORCH_CHECK(num_codes >= 1 && num_codes <= std::numeric_limits<int32_t>::max(),
                   "codes: expected 1 to 2^31 - 1, got ", num_codes);
   STD_TORCH_CHECK(bias.size(0) == num_codes, "bias: expected ", num_codes, " elements, got ", bias.size(0));
-  STD_TORCH_CHECK(width == 0 || width == 16 || width == 32 || width == 64, "width: expected 0, 16, 32 or 64");
-  STD_TORCH_CHECK(width <= widest(), "width: this machine has no vectors of ", width, " bytes");
-  if (width == 0) width = widest();
+  width = checked_width(width);
 
   Tensor ids = torch::stable::new_empty(x, {n}, ScalarType::Long);
   Tensor best = torch::stable::new_empty(x, {n});
   if (n == 0) return {ids, best};
   const auto go = [&](auto zero) {
     using Real = decltype(zero);
-    run<Real>({static_cast<const Real*>(x.const_data_ptr()), static_cast<const Real*>(codes.const_data_ptr()),
-               static_cast<const Real*>(bias.const_data_ptr()), n, num_codes, dim,
-               static_cast<int64_t*>(ids.mutable_data_ptr()), static_cast<Real*>(best.mutable_data_ptr())},
-              width);
+    const Search<Real> search{static_cast<const Real*>(x.const_data_ptr()),
+                              static_cast<const Real*>(codes.const_data_ptr()),
+                              static_cast<const Real*>(bias.const_data_ptr()), n, num_codes, dim,
+                              data<int64_t>(ids), data<Real>(best)};
+    const int64_t rows = width / static_cast<int64_t>(sizeof(Real)) * vectors_of(static_cast<int>(width));
+    // A thread that starts costs about as much as a hundred thousand multiply-adds.
+    const int64_t grain = std::max<int64_t>(1, 100'000 / (rows * num_codes * std::max<int64_t>(1, dim)));
+    in_lanes(search, (n + rows - 1) / rows, grain, width);
   };
   x.scalar_type() == ScalarType::Float ? go(0.0f) : go(0.0);
   return {ids, best};

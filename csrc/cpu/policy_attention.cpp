@@ -3,8 +3,7 @@
 // The products are torch's; a head's N x N scores (256 KB for N = 256) come from the cache and go back to it. A row's
 // maximum, exponentials, sum and quotient are four passes over N numbers in the first-level cache, about 30 operations
 // a score: an eighth of the products' at D = 88. Symbols as in kernels/policy_attention/reference.py.
-#include "../common.h"
-#include "vectors.h"
+#include "exp.h"
 
 #include <algorithm>
 #include <cmath>
@@ -26,28 +25,11 @@ struct Policy {
   double eps, scale;
 };
 
-template <class Real>
-struct Exponential;
-template <>
-struct Exponential<float> {
-  static constexpr float least = -87, shift = 0x1.8p23f, high = 0x1.62e400p-1f, low = 0x1.7f7d1cp-20f;
-  static constexpr int bias = 127, bits = 23, terms = 7;
-};
-template <>
-struct Exponential<double> {
-  static constexpr double least = -708, shift = 0x1.8p52, high = 0x1.62e42fee00000p-1, low = 0x1.a39ef35793c76p-33;
-  static constexpr int bias = 1023, bits = 52, terms = 13;
-};
-constexpr double kFactorials[] = {1,        1,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,
-                                  1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800,
-                                  1.0 / 479001600, 1.0 / 6227020800};
-
 template <class Real, int Bytes>
 struct Row {
-  using V = Vectors<Real, Bytes>;
-  using Reals = typename V::Reals;
-  using Ints = typename V::Ints;
-  static constexpr int64_t kLanes = V::kLanes;
+  using L = Lanes<Real, Bytes>;
+  using Reals = typename L::Vector;
+  static constexpr int64_t kLanes = L::kLanes;
 
   // The numbers from x + j on, of which there are n, and `fill` beyond.
   static LAVIT_INLINE void load(Reals& out, const Real* x, int64_t j, int64_t n, Real fill) {
@@ -66,28 +48,6 @@ struct Row {
     } else {
       std::memcpy(x + j, &value, static_cast<size_t>(count) * sizeof(Real));
     }
-  }
-
-  static LAVIT_INLINE Real sum(const Reals& x) {
-    Real lanes[kLanes];
-    std::memcpy(lanes, &x, Bytes);
-    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-      for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    return lanes[0];
-  }
-
-  // exp(x), within two roundings; 0 where that is no normal number, NaN of NaN.
-  static LAVIT_INLINE void exp(Reals& out, const Reals& x) {
-    using E = Exponential<Real>;
-    const Reals y = x < E::least ? Reals{} + E::least : x;
-    const Reals shifted = y * Real(0x1.71547652b82fep0) + E::shift, n = shifted - E::shift;
-    const Reals r = (y - n * E::high) - n * E::low;  // |r| <= log(2) / 2
-    Reals sum = Reals{} + Real(kFactorials[E::terms]);
-#pragma GCC unroll 13
-    for (int term = E::terms - 1; term >= 0; --term) sum = sum * r + Real(kFactorials[term]);
-    sum *= (Reals)(((Ints)shifted + E::bias) << E::bits);
-    out = x < E::least ? Reals{} : sum;
   }
 
   // max_j s_j; NaN where it is not finite, or a score is none: the formula gives NaN for the whole row there.
@@ -144,12 +104,12 @@ LAVIT_INLINE void weigh(const Policy<Real>& p, int64_t head, int64_t first, int6
       Reals x, policy;
       R::load(x, s, j, n, 0);
       std::memcpy(&policy, mask.row.data() + j, Bytes);
-      R::exp(x, x - m);
+      exponential<typename R::L>(x, x - m);
       x *= policy;
       total += x;
       R::store(s, j, n, x);
     }
-    const Real den = R::sum(total) + static_cast<Real>(p.eps), leak = static_cast<Real>(p.eps) / den;
+    const Real den = R::L::total(total) + static_cast<Real>(p.eps), leak = static_cast<Real>(p.eps) / den;
     const Real inverse = 1 / den, rest = leak / static_cast<Real>(n);
     int64_t j = 0;
     for (; j < mask.seen; j += R::kLanes) {
@@ -185,11 +145,11 @@ LAVIT_INLINE void differentiate(const Policy<Real>& p, int64_t head, int64_t fir
       R::load(u, s, j, n, 0);
       R::load(g, da, j, n, 0);
       std::memcpy(&policy, mask.row.data() + j, Bytes);
-      R::exp(u, u - lse);
+      exponential<typename R::L>(u, u - lse);
       R::store(s, j, n, u);
       dots += (u * policy + rest) * g;
     }
-    Real dot = R::sum(dots), tail = 0;
+    Real dot = R::L::total(dots), tail = 0;
     for (int64_t c = j; c < n; ++c) tail += da[c];
     dot += rest * tail;
     // a in place of u, ds in place of da
@@ -213,55 +173,36 @@ LAVIT_INLINE void differentiate(const Policy<Real>& p, int64_t head, int64_t fir
       s[c] = rest;
       da[c] = 0;
     }
-    da[argmax] -= R::sum(totals) * scale;
+    da[argmax] -= R::L::total(totals) * scale;
   }
   Real* to = p.dkeep + (head * p.blocks + first / kRows) * n;
   for (int64_t j = 0; j < n; ++j) to[j] = p.cross ? -sums[j] : sums[j];
 }
 
-template <class Real>
-using Rows = void (*)(const Policy<Real>&, int64_t, int64_t, int64_t);
+// Rows first .. last - 1 of a head.
+template <class Real, bool backward>
+struct Block {
+  const Policy<Real>& p;
 
-template <class Real, bool backward, int Bytes>
-LAVIT_INLINE void rows(const Policy<Real>& p, int64_t head, int64_t first, int64_t last) {
-  if constexpr (backward) {
-    differentiate<Real, Bytes>(p, head, first, last);
-  } else {
-    weigh<Real, Bytes>(p, head, first, last);
+  template <int Bytes>
+  LAVIT_INLINE void run(int64_t head, int64_t first, int64_t last) const {
+    if constexpr (backward) {
+      differentiate<Real, Bytes>(p, head, first, last);
+    } else {
+      weigh<Real, Bytes>(p, head, first, last);
+    }
   }
-}
-
-template <class Real, bool backward>
-void rows16(const Policy<Real>& p, int64_t head, int64_t first, int64_t last) {
-  rows<Real, backward, 16>(p, head, first, last);
-}
-
-#if defined(__x86_64__)
-template <class Real, bool backward>
-LAVIT_AVX2 void rows32(const Policy<Real>& p, int64_t head, int64_t first, int64_t last) {
-  rows<Real, backward, 32>(p, head, first, last);
-}
-
-template <class Real, bool backward>
-LAVIT_AVX512 void rows64(const Policy<Real>& p, int64_t head, int64_t first, int64_t last) {
-  rows<Real, backward, 64>(p, head, first, last);
-}
-#endif
+};
 
 template <class Real, bool backward>
 void run(const Policy<Real>& p, int64_t width) {
-  Rows<Real> f = rows16<Real, backward>;
-#if defined(__x86_64__)
-  if (width == 32) f = rows32<Real, backward>;
-  if (width == 64) f = rows64<Real, backward>;
-#else
-  static_cast<void>(width);
-#endif
+  const Block<Real, backward> body{p};
+  const auto rows = compiled_for<Block<Real, backward>, int64_t, int64_t, int64_t>(width);
   const int64_t grain = std::max<int64_t>(1, 16384 / (kRows * p.n));
   torch::stable::parallel_for(0, p.heads * p.blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block % p.blocks * kRows;
-      f(p, block / p.blocks, first, std::min(p.n, first + kRows));
+      rows(body, block / p.blocks, first, std::min(p.n, first + kRows));
     }
   });
 }

@@ -31,7 +31,7 @@ LAVIT_INLINE void score(Matrix<const typename L::Real> k, int64_t first, const t
         s[r][v] = future ? L::all(-std::numeric_limits<typename L::Real>::infinity()) : s[r][v];
       }
       most[v] = s[r][v] > most[v] ? s[r][v] : most[v];
-      scores[(first + r) * V + v] = s[r][v];
+      scores[(first + r) * 2 + v] = s[r][v];
     }
   }
 }
@@ -39,7 +39,7 @@ LAVIT_INLINE void score(Matrix<const typename L::Real> k, int64_t first, const t
 template <class Real>
 struct HeadForward {
   Matrix<const Real> q, k, v;
-  int64_t n, m, dim, columns;
+  int64_t n, m, dim;
   const Real *log_weight;
   bool causal;
   Real scale;
@@ -47,16 +47,19 @@ struct HeadForward {
   Real* lse;         // `heads` apart
   int64_t heads;
   Real *turned, *scores;  // scratch
+
+  // How many keys count for queries first .. first + rows - 1.
+  int64_t keys(int64_t first, int64_t rows) const { return causal ? std::min(m, first + rows) : m; }
 };
 
-// Queries first .. first + V * lanes - 1.
-template <class L, class C, int V>
-LAVIT_INLINE void forward_block(const HeadForward<typename L::Real>& h, int64_t first) {
+// The weights of queries first .. first + V * lanes - 1, two vectors a key, and what their sums are to be divided by.
+template <class L, int V>
+LAVIT_INLINE void forward_block(const HeadForward<typename L::Real>& h, int64_t first, typename L::Real* inverse) {
   using Real = typename L::Real;
   using Vector = typename L::Vector;
   constexpr int64_t kWidth = V * L::kLanes;
   const Real kInfinity = std::numeric_limits<Real>::infinity();
-  const int64_t rows = std::min(kWidth, h.n - first), keys = h.causal ? std::min(h.m, first + rows) : h.m;
+  const int64_t rows = std::min(kWidth, h.n - first), keys = h.keys(first, rows);
   transpose<Real>({h.q.row(first), h.q.step}, rows, h.dim, h.scale, h.turned, kWidth);
   const auto* q = reinterpret_cast<const Vector*>(h.turned);
   auto* scores = reinterpret_cast<Vector*>(h.scores);
@@ -68,7 +71,7 @@ LAVIT_INLINE void forward_block(const HeadForward<typename L::Real>& h, int64_t 
     total[v] = Vector{};
     place[v] = L::counted_from(first + v * L::kLanes);
   }
-  constexpr int kRows = L::kRows;
+  constexpr int kRows = kRowsOf<L>;
   int64_t j = 0;
   for (; j + kRows <= keys; j += kRows) {
     score<L, kRows, V>(h.k, j, q, h.dim, h.log_weight, place, h.causal && j + kRows > first, scores, most);
@@ -83,13 +86,11 @@ LAVIT_INLINE void forward_block(const HeadForward<typename L::Real>& h, int64_t 
   for (int64_t i = 0; i < keys; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
-      const Vector e = exponential<L>(scores[i * V + v] - most[v]);
-      total[v] += e;
-      scores[i * V + v] = e;
+      exponential<L>(scores[i * 2 + v], scores[i * 2 + v] - most[v]);
+      total[v] += scores[i * 2 + v];
     }
   }
 
-  alignas(64) Real inverse[kWidth];
   for (int v = 0; v < V; ++v) {
     for (int i = 0; i < L::kLanes; ++i) {
       const int64_t at = v * L::kLanes + i;
@@ -98,18 +99,18 @@ LAVIT_INLINE void forward_block(const HeadForward<typename L::Real>& h, int64_t 
       if (at < rows) h.lse[(first + at) * h.heads] = z == 0 ? kInfinity : most[v][i] + std::log(z);
     }
   }
-  multiply<C, false>(h.scores, 1, kWidth, h.v, {h.out.row(first), h.out.step}, rows, keys, h.columns, inverse,
-                     h.causal ? Seen::kUpTo : Seen::kAll, first);
 }
 
+template <class Real>
 struct ForwardBody {
-  using Problem = Forward;
+  const Forward& f;
+  const Heads& heads;
 
-  template <class L, class C>
-  static LAVIT_INLINE void run(const Forward& f, const Heads& heads, int64_t begin, int64_t end) {
-    using Real = typename L::Real;
+  template <int Bytes>
+  LAVIT_INLINE void run(int64_t begin, int64_t end) const {
+    using L = Lanes<Real, Bytes>;
     const Attention& a = f.a;
-    const int64_t columns = (a.dim + C::kLanes - 1) / C::kLanes * C::kLanes, width = 2 * L::kLanes;
+    const int64_t least = Least<L>::kLanes, columns = (a.dim + least - 1) / least * least, width = 2 * L::kLanes;
     const int64_t most_q = heads.longest_q() * columns, most_k = heads.longest_k() * columns;
     const int64_t scores = heads.longest_k() * width, turned = a.dim * width;
     Room room(2 * Room::bytes_of<Real>(most_q) + 2 * Room::bytes_of<Real>(most_k) + Room::bytes_of<Real>(scores) +
@@ -120,7 +121,6 @@ struct ForwardBody {
     h.scores = room.take<Real>(scores);
     h.turned = room.take<Real>(turned);
     h.dim = a.dim;
-    h.columns = columns;
     h.causal = a.causal;
     h.scale = static_cast<Real>(a.scale);
     h.heads = a.heads;
@@ -142,14 +142,12 @@ struct ForwardBody {
       h.v = rows_of<Real>(a.v, head, k0, h.m, a.dim, columns, v);
       h.log_weight = a.log_weight == nullptr ? nullptr : static_cast<const Real*>(a.log_weight) + k0;
       h.out = f.out.rows<Real>(head, q0, columns, out);
-      for (int64_t i = 0; i < h.n;) {
-        if (h.n - i > L::kLanes) {
-          forward_block<L, C, 2>(h, i);
-          i += 2 * L::kLanes;
-        } else {
-          forward_block<L, C, 1>(h, i);
-          i += L::kLanes;
-        }
+      alignas(64) Real inverse[2 * L::kLanes];
+      for (int64_t i = 0; i < h.n; i += 2 * L::kLanes) {
+        const int64_t rows = std::min(2 * L::kLanes, h.n - i);
+        rows > L::kLanes ? forward_block<L, 2>(h, i, inverse) : forward_block<L, 1>(h, i, inverse);
+        multiply<L, false>(h.scores, 1, 2 * L::kLanes, h.v, {h.out.row(i), h.out.step}, rows, h.keys(i, rows), columns,
+                           inverse, h.causal ? Seen::kUpTo : Seen::kAll, i);
       }
       f.out.store(head, q0, h.n, h.out, out);
     }
@@ -162,7 +160,7 @@ std::tuple<Tensor, Tensor> varlen_attention(const Tensor& q, const Tensor& k, co
                                             const Tensor& cu_k, const std::optional<Tensor>& key_weight, bool causal,
                                             double scale, int64_t width) {
   Attention a = checked(q, k, v, cu_q, cu_k, key_weight, causal, scale);
-  width = vector_bytes(width);
+  width = checked_width(width);
   const bool wide = q.scalar_type() == ScalarType::Double;
   Tensor out = torch::stable::new_empty(q, {q.size(0), a.heads, a.dim});
   Tensor lse = torch::stable::new_empty(q, {q.size(0), a.heads}, wide ? ScalarType::Double : ScalarType::Float);
@@ -249,18 +247,6 @@ Tensor logarithms(const Tensor& key_weight) {
   };
   key_weight.scalar_type() == ScalarType::Double ? go(0.0) : go(0.0f);
   return result;
-}
-
-int64_t vector_bytes(int64_t width) {
-  STD_TORCH_CHECK(width == 0 || width == 16 || width == 32 || width == 64, "width: expected 0, 16, 32 or 64");
-#if defined(__x86_64__)
-  const bool two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const int64_t widest = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") ? 64 : two ? 32 : 16;
-#else
-  const int64_t widest = 16;
-#endif
-  STD_TORCH_CHECK(width <= widest, "width: this machine has no vectors of ", width, " bytes");
-  return width == 0 ? widest : width;
 }
 
 }  // namespace lavit::cpu

@@ -3,11 +3,9 @@
 // The logits of a block of queries are computed with the queries in the lanes: a key's element is broadcast, so that
 // the maximum, the exponential and the sum of a query's keys need nothing of other lanes, and a lane's operations do
 // not depend on what is beside it. Products with the weights have the columns of a head in the lanes.
-//
-// Vectors are the compiler's (GCC and clang), so that one text serves SSE, AVX2, AVX-512 and NEON.
 #pragma once
 
-#include "../common.h"
+#include "exp.h"
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -17,11 +15,6 @@
 #include <limits>
 #include <optional>
 #include <type_traits>
-
-// Vectors are arguments of what is inlined only. Not undone: templates are instantiated at the end of a file.
-#pragma GCC diagnostic ignored "-Wpsabi"
-
-#define LAVIT_INLINE inline __attribute__((always_inline))  // so that it is compiled for its caller's instruction set
 
 namespace lavit::cpu {
 
@@ -50,7 +43,7 @@ struct Matrix {
 };
 
 template <class Real, class Stored>
-void copy_rows(const Stored* from, int64_t row, int64_t column, int64_t rows, int64_t dim, Matrix<Real> to,
+void copy_columns(const Stored* from, int64_t row, int64_t column, int64_t rows, int64_t dim, Matrix<Real> to,
                int64_t padded) {
   for (int64_t i = 0; i < rows; ++i) {
     Real* target = to.row(i);
@@ -71,7 +64,7 @@ Matrix<const Real> rows_of(const Layout& x, int64_t head, int64_t first, int64_t
   const int64_t start = first * x.row + head * x.head;
   const auto copied = [&](auto stored) {
     using Stored = decltype(stored);
-    copy_rows<Real>(static_cast<const Stored*>(x.data) + start, x.row, x.column, rows, dim, {room, padded}, padded);
+    copy_columns<Real>(static_cast<const Stored*>(x.data) + start, x.row, x.column, rows, dim, {room, padded}, padded);
   };
   if constexpr (std::is_same_v<Real, float>) {
     if (x.type == ScalarType::BFloat16) {
@@ -133,10 +126,6 @@ struct Result {
   }
 };
 
-struct alignas(64) Line {
-  unsigned char bytes[64];
-};
-
 // Memory of a thread, taken from in pieces that begin at whole cache lines.
 class Room {
  public:
@@ -157,59 +146,14 @@ class Room {
   int64_t used_ = 0;
 };
 
-// Vectors of Bytes bytes; Rows x Columns of them are summed up in registers, of which there are 16 or 32.
-template <class T, int Bytes, bool Many>
-struct Lanes {
-  using Real = T;
-  using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  typedef T Vector __attribute__((vector_size(Bytes)));
-  typedef Int Ints __attribute__((vector_size(Bytes)));
-  typedef uint32_t Words __attribute__((vector_size(Bytes)));
-  typedef T Unaligned __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
-  typedef Int UnalignedInts __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
-  static constexpr int kLanes = Bytes / sizeof(T);
-  static constexpr int kRows = Many ? 8 : 4;
-
-  static LAVIT_INLINE Vector load(const T* from) { return *reinterpret_cast<const Unaligned*>(from); }
-  static LAVIT_INLINE void store(T* to, const Vector& x) { *reinterpret_cast<Unaligned*>(to) = x; }
-  static LAVIT_INLINE Vector all(T x) { return Vector{} + x; }
-  static LAVIT_INLINE Ints counted_from(int64_t first) {
-    alignas(Bytes) Int place[kLanes];
-    for (int i = 0; i < kLanes; ++i) place[i] = static_cast<Int>(first + i);
-    return *reinterpret_cast<const UnalignedInts*>(place);
-  }
-};
-
-// e^x for x <= 64 log 2, within 2 units in the last place; 0 below e^-87 (float64: the C library's); NaN of NaN.
+// Rows of a product that are summed up at a time, in registers, of which there are 16 or 32.
+#if defined(__aarch64__)
 template <class L>
-LAVIT_INLINE typename L::Vector exponential(const typename L::Vector& x) {
-  using Vector = typename L::Vector;
-  if constexpr (sizeof(typename L::Real) == 8) {
-    Vector e{};
-    for (int i = 0; i < L::kLanes; ++i) e[i] = std::exp(x[i]);
-    return e;
-  } else {
-    using Words = typename L::Words;
-    // x = n log 2 + r: adding 1.5 * 2^23 rounds to a whole number, which is then in the low bits.
-    const Vector least = L::all(-87.0f), rounder = L::all(12582912.0f);
-    const Vector t = x < least ? least : x;
-    const Vector shifted = t * 1.44269504f + rounder;
-    const Vector n = shifted - rounder;
-    const Vector r = (t - n * 0.693359375f) - n * -2.12194440e-4f;  // log 2 in two parts, n times the first exact
-    // (e^r - 1 - r) / r^2 for |r| <= log 2 / 2, Chebyshev: e^r within 0.2 * 2^-24.
-    Vector p = r * 1.393368817e-3f + 8.363205008e-3f;
-    p = p * r + 4.1666463017e-2f;
-    p = p * r + 1.6666576266e-1f;
-    p = p * r + 0.5f;
-    p = p * r * r + r + 1.0f;
-    Words bits;
-    std::memcpy(&bits, &shifted, sizeof(bits));
-    bits = (bits << 23) + 0x3f800000u;  // of 2^n
-    Vector power;
-    std::memcpy(&power, &bits, sizeof(power));
-    return x < least ? Vector{} : p * power;
-  }
-}
+constexpr int kRowsOf = 8;
+#else
+template <class L>
+constexpr int kRowsOf = sizeof(typename L::Vector) == 64 ? 8 : 4;
+#endif
 
 // products[r][v] = sum_d a[r][d] * b[d][v]: Rows keys by the queries of a block, which are transposed.
 template <class L, int Rows, int V>
@@ -282,23 +226,36 @@ LAVIT_INLINE void multiply_rows(const typename L::Real* a, int64_t a_row, int64_
   }
 }
 
-// As above for all columns, a multiple of the lanes.
+// Vectors of a head's columns, of whose lanes there is a multiple: after those of L, one at most of half of them.
+template <class L>
+using Least = Lanes<typename L::Real, std::min<int>(sizeof(typename L::Vector), 32)>;
+
+// As above for all columns.
 template <class L, bool Add>
 LAVIT_INLINE void multiply(const typename L::Real* a, int64_t a_row, int64_t a_step,
                            Matrix<const typename L::Real> b, Matrix<typename L::Real> c, int64_t rows, int64_t steps,
                            int64_t columns, const typename L::Real* factor, Seen seen, int64_t shift) {
   constexpr int64_t kLanes = L::kLanes;
+  constexpr int kRows = kRowsOf<L>;
   int64_t n = 0;
   for (; n + 3 * kLanes <= columns; n += 3 * kLanes) {
-    multiply_rows<L, L::kRows, 3, Add>(a, a_row, a_step, {b.data + n, b.step}, {c.data + n, c.step}, rows, steps,
-                                       factor, seen, shift);
+    multiply_rows<L, kRows, 3, Add>(a, a_row, a_step, {b.data + n, b.step}, {c.data + n, c.step}, rows, steps, factor,
+                                    seen, shift);
   }
   if (n + 2 * kLanes <= columns) {
-    multiply_rows<L, L::kRows, 2, Add>(a, a_row, a_step, {b.data + n, b.step}, {c.data + n, c.step}, rows, steps,
-                                       factor, seen, shift);
+    multiply_rows<L, kRows, 2, Add>(a, a_row, a_step, {b.data + n, b.step}, {c.data + n, c.step}, rows, steps, factor,
+                                    seen, shift);
+    n += 2 * kLanes;
   } else if (n + kLanes <= columns) {
-    multiply_rows<L, L::kRows, 1, Add>(a, a_row, a_step, {b.data + n, b.step}, {c.data + n, c.step}, rows, steps,
-                                       factor, seen, shift);
+    multiply_rows<L, kRows, 1, Add>(a, a_row, a_step, {b.data + n, b.step}, {c.data + n, c.step}, rows, steps, factor,
+                                    seen, shift);
+    n += kLanes;
+  }
+  if constexpr (Least<L>::kLanes < kLanes) {
+    if (n < columns) {
+      multiply_rows<Least<L>, kRows, 1, Add>(a, a_row, a_step, {b.data + n, b.step}, {c.data + n, c.step}, rows, steps,
+                                             factor, seen, shift);
+    }
   }
 }
 
@@ -356,44 +313,15 @@ class Heads {
   std::vector<int64_t> cost_;
 };
 
-// Body::run<L, C>(problem, heads, first, last), L for the queries in lanes and C for the columns, compiled for vectors
-// of 16, 32 and 64 bytes. Columns that do not fill vectors of 64 are computed in narrower ones. float64, which is for
-// comparisons, has vectors of 16 bytes only: compiling takes long enough.
-template <class Body, class Real>
-void run16(const typename Body::Problem& p, const Heads& heads, int64_t first, int64_t last) {
-#if defined(__aarch64__)
-  using L = Lanes<Real, 16, true>;
-#else
-  using L = Lanes<Real, 16, false>;
-#endif
-  Body::template run<L, L>(p, heads, first, last);
-}
-
-#if defined(__x86_64__)
-template <class Body>
-__attribute__((target("avx2,fma"))) void run32(const typename Body::Problem& p, const Heads& heads, int64_t first,
-                                               int64_t last) {
-  Body::template run<Lanes<float, 32, false>, Lanes<float, 32, false>>(p, heads, first, last);
-}
-
-template <class Body, int Bytes>
-__attribute__((target("avx512f,avx512vl,fma"))) void run64(const typename Body::Problem& p, const Heads& heads,
-                                                           int64_t first, int64_t last) {
-  Body::template run<Lanes<float, 64, true>, Lanes<float, Bytes, true>>(p, heads, first, last);
-}
-#endif
-
-// All pairs, on several threads.
-template <class Body>
-void run(const typename Body::Problem& p, const Heads& heads, bool wide, int64_t width) {
-  auto* worker = wide ? &run16<Body, double> : &run16<Body, float>;
-#if defined(__x86_64__)
-  if (!wide && width == 32) worker = &run32<Body>;
-  if (!wide && width == 64) worker = p.a.dim % 16 == 0 ? &run64<Body, 64> : &run64<Body, 32>;
-#else
-  static_cast<void>(width);
-#endif
-  heads.share(p.a.dim, [&](int64_t first, int64_t last) { worker(p, heads, first, last); });
+// Body<Real>::run<Bytes> of all pairs, on several threads. float64, which is for comparisons, has vectors of 16 bytes
+// only: compiling takes long enough.
+template <template <class> class Body, class Problem>
+void run(const Problem& p, const Heads& heads, bool wide, int64_t width) {
+  const auto share = [&](const auto& body, auto worker) {
+    heads.share(p.a.dim, [&](int64_t first, int64_t last) { worker(body, first, last); });
+  };
+  if (wide) return share(Body<double>{p, heads}, with_16<Body<double>, int64_t, int64_t>);
+  share(Body<float>{p, heads}, compiled_for<Body<float>, int64_t, int64_t>(width));
 }
 
 // The operators' arguments, checked: whatever the offsets hold, nothing outside is touched.
@@ -402,7 +330,5 @@ Attention checked(const Tensor& q, const Tensor& k, const Tensor& v, const Tenso
 Layout layout_of(const char* name, const Tensor& x, const Tensor& like, int64_t rows);
 // log w of (Tk,) weights, as a tensor that `key_weight` is of the kind of.
 Tensor logarithms(const Tensor& key_weight);
-// Bytes of the vectors to compute with: those asked for, 0 for the widest that this machine has.
-int64_t vector_bytes(int64_t width);
 
 }  // namespace lavit::cpu

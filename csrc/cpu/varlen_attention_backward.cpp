@@ -30,6 +30,9 @@ struct HeadBackward {
   // Scratch: queries and gradients with the queries in the lanes; weights and gradients of the logits, keys x queries;
   // of every key's weight the gradient's parts in the lanes.
   Real *turned_q, *turned_grad, *p, *ds, *dw;
+
+  // How many keys count for queries first .. first + rows - 1.
+  int64_t keys(int64_t first, int64_t rows) const { return causal ? std::min(m, first + rows) : m; }
 };
 
 template <class L, int V>
@@ -39,50 +42,63 @@ struct Block {
   typename L::Ints place[V];
 };
 
-// Of Rows keys from `first` on: p, ds and, with weights, dw.
+// Of Rows keys from `first` on: q . k and g . v, in the places of p and ds. Kept in registers until they are used, they
+// would be too many.
 template <class L, int Rows, int V>
-LAVIT_INLINE void weigh(const HeadBackward<typename L::Real>& h, const Block<L, V>& b, int64_t first, bool causal) {
+LAVIT_INLINE void both_products(const HeadBackward<typename L::Real>& h, const Block<L, V>& b, int64_t first) {
+  using Vector = typename L::Vector;
+  Vector sums[Rows][V];
+  const auto store = [&](typename L::Real* to) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) reinterpret_cast<Vector*>(to)[(first + r) * 2 + v] = sums[r][v];
+    }
+  };
+  products<L, Rows, V>(h.k, first, b.q, h.dim, sums);
+  store(h.p);
+  products<L, Rows, V>(h.v, first, b.grad, h.dim, sums);
+  store(h.ds);
+}
+
+// p, ds and, with weights, dw of key j from its products.
+template <class L, int V>
+LAVIT_INLINE void weigh(const HeadBackward<typename L::Real>& h, const Block<L, V>& b, int64_t j, bool causal) {
   using Real = typename L::Real;
   using Vector = typename L::Vector;
-  using Int = typename L::Int;
   constexpr Real kLargest = Real(64 * 0.693147180559945309417);
-  auto *p = reinterpret_cast<Vector*>(h.p), *ds = reinterpret_cast<Vector*>(h.ds);
-  auto* dw = reinterpret_cast<Vector*>(h.dw);
-  Vector s[Rows][V], d[Rows][V];
-  products<L, Rows, V>(h.k, first, b.q, h.dim, s);
-  products<L, Rows, V>(h.v, first, b.grad, h.dim, d);
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-    const int64_t j = first + r;
+  Vector *p = reinterpret_cast<Vector*>(h.p) + j * 2, *ds = reinterpret_cast<Vector*>(h.ds) + j * 2;
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      const Vector exponent = s[r][v] - b.lse[v], difference = d[r][v] - b.delta[v];
-      const Vector weighted = h.log_weight == nullptr ? exponent : exponent + h.log_weight[j];
-      Vector weight = exponential<L>(weighted > Vector{} ? Vector{} : weighted);  // at most 1, but for rounding
-      Vector gradient = weight * difference * h.scale;
-      if (causal) {
-        const auto future = b.place[v] < static_cast<Int>(j);
-        weight = future ? Vector{} : weight;
-        gradient = future ? Vector{} : gradient;
-      }
-      p[j * V + v] = weight;
-      ds[j * V + v] = gradient;
-      if (h.log_weight != nullptr) {
-        Vector u = exponential<L>(exponent > L::all(kLargest) ? L::all(kLargest) : exponent) * difference;
-        if (causal) u = b.place[v] < static_cast<Int>(j) ? Vector{} : u;
-        dw[j] += u;
-      }
+  for (int v = 0; v < V; ++v) {
+    const Vector exponent = p[v] - b.lse[v], difference = ds[v] - b.delta[v];
+    const Vector weighted = h.log_weight == nullptr ? exponent : exponent + h.log_weight[j];
+    Vector weight;
+    exponential<L>(weight, weighted > Vector{} ? Vector{} : weighted);  // at most 1, but for rounding
+    Vector gradient = weight * difference * h.scale;
+    const auto future = b.place[v] < static_cast<typename L::Int>(j);
+    if (causal) {
+      weight = future ? Vector{} : weight;
+      gradient = future ? Vector{} : gradient;
+    }
+    p[v] = weight;
+    ds[v] = gradient;
+    if (h.log_weight != nullptr) {
+      Vector u;
+      exponential<L>(u, exponent > kLargest ? L::all(kLargest) : exponent);
+      u *= difference;
+      if (causal) u = future ? Vector{} : u;
+      reinterpret_cast<Vector*>(h.dw)[j] += u;
     }
   }
 }
 
-// Queries first .. first + V * lanes - 1.
-template <class L, class C, int V>
+// Weights and gradients of the logits of queries first .. first + V * lanes - 1, two vectors a key.
+template <class L, int V>
 LAVIT_INLINE void backward_block(const HeadBackward<typename L::Real>& h, int64_t first) {
   using Real = typename L::Real;
   using Vector = typename L::Vector;
   constexpr int64_t kWidth = V * L::kLanes;
-  const int64_t rows = std::min(kWidth, h.n - first), keys = h.causal ? std::min(h.m, first + rows) : h.m;
+  const int64_t rows = std::min(kWidth, h.n - first), keys = h.keys(first, rows);
   transpose<Real>({h.q.row(first), h.q.step}, rows, h.dim, h.scale, h.turned_q, kWidth);
   transpose<Real>({h.grad.row(first), h.grad.step}, rows, h.dim, Real(1), h.turned_grad, kWidth);
 
@@ -102,32 +118,42 @@ LAVIT_INLINE void backward_block(const HeadBackward<typename L::Real>& h, int64_
       b.delta[v][i] = delta;
     }
   }
-  constexpr int kRows = L::kRows;
+  constexpr int kRows = kRowsOf<L>;
   int64_t j = 0;
-  for (; j + kRows <= keys; j += kRows) weigh<L, kRows, V>(h, b, j, h.causal && j + kRows > first);
+  for (; j + kRows <= keys; j += kRows) both_products<L, kRows, V>(h, b, j);
   if (kRows == 8 && j + 4 <= keys) {
-    weigh<L, 4, V>(h, b, j, h.causal);
+    both_products<L, 4, V>(h, b, j);
     j += 4;
   }
-  for (; j < keys; ++j) weigh<L, 1, V>(h, b, j, h.causal);
-
-  const Seen up_to = h.causal ? Seen::kUpTo : Seen::kAll, from = h.causal ? Seen::kFrom : Seen::kAll;
-  alignas(64) Real ones[kWidth];
-  std::fill(ones, ones + kWidth, Real(1));
-  multiply<C, false>(h.ds, 1, kWidth, h.k, {h.dq.row(first), h.dq.step}, rows, keys, h.columns, ones, up_to, first);
-  multiply<C, true>(h.ds, kWidth, 1, {h.q.row(first), h.q.step}, h.dk, keys, rows, h.columns, nullptr, from, first);
-  multiply<C, true>(h.p, kWidth, 1, {h.grad.row(first), h.grad.step}, h.dv, keys, rows, h.columns, nullptr, from,
-                    first);
+  for (; j < keys; ++j) both_products<L, 1, V>(h, b, j);
+  for (j = 0; j < keys; ++j) weigh<L, V>(h, b, j, h.causal && j > first);
 }
 
-struct BackwardBody {
-  using Problem = Backward;
+// What the block of queries adds to the gradients; the two products of one kind are one text, compiled once.
+template <class L>
+LAVIT_INLINE void multiply_block(const HeadBackward<typename L::Real>& h, int64_t first, const typename L::Real* ones) {
+  using Real = typename L::Real;
+  constexpr int64_t kWidth = 2 * L::kLanes;
+  const int64_t rows = std::min(kWidth, h.n - first), keys = h.keys(first, rows);
+  const Seen up_to = h.causal ? Seen::kUpTo : Seen::kAll, from = h.causal ? Seen::kFrom : Seen::kAll;
+  multiply<L, false>(h.ds, 1, kWidth, h.k, {h.dq.row(first), h.dq.step}, rows, keys, h.columns, ones, up_to, first);
+  for (const bool values : {false, true}) {
+    const Matrix<const Real> other = values ? h.grad : h.q;
+    multiply<L, true>(values ? h.p : h.ds, kWidth, 1, {other.row(first), other.step}, values ? h.dv : h.dk, keys, rows,
+                      h.columns, nullptr, from, first);
+  }
+}
 
-  template <class L, class C>
-  static LAVIT_INLINE void run(const Backward& f, const Heads& heads, int64_t begin, int64_t end) {
-    using Real = typename L::Real;
+template <class Real>
+struct BackwardBody {
+  const Backward& f;
+  const Heads& heads;
+
+  template <int Bytes>
+  LAVIT_INLINE void run(int64_t begin, int64_t end) const {
+    using L = Lanes<Real, Bytes>;
     const Attention& a = f.a;
-    const int64_t columns = (a.dim + C::kLanes - 1) / C::kLanes * C::kLanes, width = 2 * L::kLanes;
+    const int64_t least = Least<L>::kLanes, columns = (a.dim + least - 1) / least * least, width = 2 * L::kLanes;
     const int64_t most_q = heads.longest_q() * columns, most_k = heads.longest_k() * columns;
     const int64_t weights = heads.longest_k() * width, turned = a.dim * width;
     Room room(4 * Room::bytes_of<Real>(most_q) + 4 * Room::bytes_of<Real>(most_k) + 3 * Room::bytes_of<Real>(weights) +
@@ -146,6 +172,8 @@ struct BackwardBody {
     h.causal = a.causal;
     h.scale = static_cast<Real>(a.scale);
     h.heads = a.heads;
+    alignas(64) Real ones[2 * L::kLanes];
+    std::fill(ones, ones + 2 * L::kLanes, Real(1));
 
     for (int64_t pair = begin; pair < end; ++pair) {
       const int64_t image = heads.image(pair), head = heads.head(pair);
@@ -175,14 +203,9 @@ struct BackwardBody {
         std::fill(h.dv.row(j), h.dv.row(j) + columns, Real(0));
       }
       if (weight_gradient != nullptr) std::fill(h.dw, h.dw + h.m * L::kLanes, Real(0));
-      for (int64_t i = 0; i < h.n;) {
-        if (h.n - i > L::kLanes) {
-          backward_block<L, C, 2>(h, i);
-          i += 2 * L::kLanes;
-        } else {
-          backward_block<L, C, 1>(h, i);
-          i += L::kLanes;
-        }
+      for (int64_t i = 0; i < h.n; i += 2 * L::kLanes) {
+        h.n - i > L::kLanes ? backward_block<L, 2>(h, i) : backward_block<L, 1>(h, i);
+        multiply_block<L>(h, i, ones);
       }
       f.dq.store(head, q0, h.n, h.dq, dq);
       f.dk.store(head, k0, h.m, h.dk, dk);
@@ -215,7 +238,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> varlen_attention_backward(
     const Tensor& cu_q, const Tensor& cu_k, const std::optional<Tensor>& key_weight, bool causal, double scale,
     int64_t width) {
   Attention a = checked(q, k, v, cu_q, cu_k, key_weight, causal, scale);
-  width = vector_bytes(width);
+  width = checked_width(width);
   const ScalarType type = q.scalar_type();
   const bool wide = type == ScalarType::Double;
   check_rows("lse", lse, 2);

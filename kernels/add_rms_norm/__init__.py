@@ -27,4 +27,4 @@ def add_rms_norm(
     check_shape("weight", weight, x.shape[-1:], "x")
     if not eps >= 0:
         raise ValueError(f"eps: expected a number of at least 0, got {eps}")
-    return (compute if direct(x) else add_rms_norm_op)(x, delta, weight, eps, impl)
+    return (compute if direct(x, delta, weight) else add_rms_norm_op)(x, delta, weight, eps, impl)

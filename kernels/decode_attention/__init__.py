@@ -40,7 +40,7 @@ def decode_attention(
     rows, key_heads, length, width = keys.shape
     if width % 2:
         raise ValueError(f"keys: expected an even head dimension, got {width}")
-    heads, rest = divmod(qkv.shape[1], width)
+    heads, rest = qkv.shape[1] // width, qkv.shape[1] % width
     if qkv.shape[0] != rows or rest or heads <= 2 * key_heads or heads % key_heads:
         wanted = f"({rows}, (Hq + {2 * key_heads}) * {width}) with Hq a multiple of {key_heads}"
         raise ValueError(f"qkv: expected shape {wanted}, got {tuple(qkv.shape)}")
@@ -52,5 +52,5 @@ def decode_attention(
     check_shape("slot", slot, (1,), "one token")
     if not 1 <= window <= length:
         raise ValueError(f"window: expected 1 to {length}, the slots of keys, got {window}")
-    run = compute if direct(qkv) else decode_attention_op
+    run = compute if direct(qkv, keys, values, mask, cos, sin, slot) else decode_attention_op
     return run(qkv, keys, values, mask, cos, sin, slot, window, scale, impl)

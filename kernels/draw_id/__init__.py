@@ -45,4 +45,4 @@ def draw_id(
     if not temperature >= 0:
         raise ValueError(f"temperature: expected a number of at least 0, got {temperature}")
     count = min(top_k or scores.shape[1], scores.shape[1])
-    return (compute if direct(scores) else draw_id_op)(scores, uniform, count, top_p, temperature, impl)
+    return (compute if direct(scores, uniform) else draw_id_op)(scores, uniform, count, top_p, temperature, impl)

@@ -1,31 +1,20 @@
 """What stands between products of int8: rows of activations to int8 with a scale each, and sums of int32 back.
 
-For the frozen encoder in inference: no gradients, and no operators of the compiler's.
+For the frozen encoder in inference: no gradients.
 """
 
 from __future__ import annotations
-
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from lavit.kernels.checks import check_float, check_shape
-from lavit.kernels.dispatch import AUTO, Implementation, register
-from lavit.kernels.int8_rows import cpp, reference
+from lavit.kernels.dispatch import AUTO, direct
+from lavit.kernels.int8_rows.library import OPERATION, gelu, gelu_op, quantize, quantize_op, scale, scale_op
 
-__all__ = ["gelu_products", "quantize_rows", "scale_products"]
+__all__ = ["OPERATION", "TYPES", "gelu_products", "quantize_rows", "scale_products"]
 
-OPERATION = register(
-    "int8_rows",
-    Implementation("cpp", "a row is read once, and stays in the cache until it is int8 again", cpp.unusable),
-    Implementation("reference", "PyTorch's operations, one after the other"),
-)
 TYPES = (torch.float32, torch.bfloat16)
-
-
-def _chosen(impl: str, x: Tensor) -> ModuleType:
-    return cpp if OPERATION.choose(impl, x.device) == "cpp" else reference
 
 
 def quantize_rows(x: Tensor, *, impl: str = AUTO) -> tuple[Tensor, Tensor]:
@@ -36,7 +25,7 @@ def quantize_rows(x: Tensor, *, impl: str = AUTO) -> tuple[Tensor, Tensor]:
     check_float("x", x, "(M, K)")
     if x.dtype not in TYPES:
         raise ValueError(f"x: expected (M, K) of float32 or bfloat16, got {tuple(x.shape)} of {x.dtype}")
-    return _chosen(impl, x).quantize_rows(x)
+    return (quantize if direct(x) else quantize_op)(x, impl)
 
 
 def scale_products(
@@ -60,7 +49,8 @@ def scale_products(
         check_shape("residual", residual, products.shape, "products")
         if residual.dtype != dtype:
             raise ValueError(f"residual: expected {dtype}, got {residual.dtype}")
-    return _chosen(impl, products).scale_products(products, rows, columns, bias, dtype, residual)
+    run = scale if direct(products, rows, columns, bias, residual) else scale_op
+    return run(products, rows, columns, bias, dtype, residual, impl)
 
 
 def gelu_products(
@@ -68,7 +58,8 @@ def gelu_products(
 ) -> tuple[Tensor, Tensor]:
     """GELU of :func:`scale_products`, as :func:`quantize_rows` gives it: int8 (M, N) and scale (M,)."""
     _check(products, rows, columns, bias)
-    return _chosen(impl, products).gelu_products(products, rows, columns, bias)
+    run = gelu if direct(products, rows, columns, bias) else gelu_op
+    return run(products, rows, columns, bias, impl)
 
 
 def _check(products: Tensor, rows: Tensor, columns: Tensor, bias: Tensor) -> None:

@@ -5,17 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavit.kernels.extension import cpp_unusable
+from lavit.kernels.extension import cpu_operator_unusable
 
 
 def unusable(device_type: str) -> str | None:
-    if device_type != "cpu":
-        return "compiled for the CPU only"
-    if (reason := cpp_unusable(device_type)) is not None:
-        return reason
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("lavit_cpp::quantize_rows", "CPU"):
-        return "lavit._C is of an earlier version, install again (`pip install -e .`)"
-    return None
+    return cpu_operator_unusable("quantize_rows", device_type)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

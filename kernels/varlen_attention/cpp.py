@@ -10,20 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lavit.kernels.extension import cpp_unusable
+from lavit.kernels.extension import cpu_operator_unusable
 from lavit.kernels.types import compute_dtype
 
 VECTOR_BYTES = 0  # of the vectors to compute with: 16, 32 or 64; 0 for the widest that the machine has
 
 
 def unusable(device_type: str) -> str | None:
-    if device_type != "cpu":
-        return "compiled for the CPU only"
-    if (reason := cpp_unusable(device_type)) is not None:
-        return reason
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("lavit_cpp::varlen_attention", "CPU"):
-        return "lavit._C is of an earlier version, install again (`pip install -e .`)"
-    return None
+    return cpu_operator_unusable("varlen_attention", device_type)
 
 
 def varlen_attention(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lavit.kernels.checks import verify_not_negative, verify_offsets, verify_same_offsets
-from lavit.kernels.dispatch import Implementation, register, without_autocast
+from lavit.kernels.dispatch import Implementation, direct, register, without_autocast
 from lavit.kernels.triton_support import triton_unusable
 from lavit.kernels.types import compute_dtype
 from lavit.kernels.varlen_attention import cpp
@@ -116,13 +116,8 @@ class _Direct(torch.autograd.Function):
 
 
 def attend(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl):
-    """The operator's first result, past the dispatcher where the compiled form runs on plain tensors and nobody is
-    there to see the operator: no compiler, no mode, no functional transform."""
-    plain = type(q) is Tensor and q.device.type == "cpu" and not torch.compiler.is_compiling()
-    if plain and OPERATION.choose(impl, q.device) == "cpp" and not _watched():
+    """The operator's first result, past its registration where the compiled form runs."""
+    plain = q.device.type == "cpu" and direct(q, k, v, cu_q, cu_k, key_weight, gradient=True)
+    if plain and OPERATION.choose(impl, q.device) == "cpp":
         return _Direct.apply(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale)
     return varlen_attention_op(q, k, v, cu_q, cu_k, key_weight, max_q, max_k, causal, scale, impl)[0]
-
-
-def _watched() -> bool:
-    return bool(torch._C._len_torch_dispatch_stack()) or torch._C._functorch.peek_interpreter_stack() is not None

@@ -43,6 +43,14 @@ def test_the_operation_is_known_to_the_compiler(impl):
     torch.library.opcheck(torch.ops.lavit.add_rms_norm.default, (x, None, torch.ones(20), 1e-6, impl))
 
 
+def test_compiles_without_a_graph_break():
+    run = torch.compile(add_rms_norm, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (3, 5):
+        x, delta, weight = torch.randn(rows, 20), torch.randn(rows, 20), torch.randn(20)
+        expected = add_rms_norm(x, delta, weight, 1e-6)
+        assert all(torch.equal(a, b) for a, b in zip(run(x, delta, weight, 1e-6), expected, strict=True))
+
+
 def test_wrong_arguments_are_named():
     x = torch.zeros(3, 6)
     with pytest.raises(ValueError, match=r"delta: expected shape \(3, 6\) to match x, got \(3, 5\)"):

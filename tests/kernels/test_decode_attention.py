@@ -104,6 +104,18 @@ def test_large_scores_neither_overflow_nor_lose_the_greatest():
     torch.testing.assert_close(found, decode_attention(*given, window=40, scale=1.0, impl="reference"))
 
 
+def test_compiles_without_a_graph_break_and_writes_the_cache():
+    def plain(*given):
+        return decode_attention(*given, window=16, scale=0.4)
+
+    run = torch.compile(plain, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (2, 3):
+        given = case(rows, 4, 2, 8, 20, 10, dtype=torch.float32)
+        copies = [x.clone() for x in given]
+        assert torch.equal(run(*given), plain(*copies))
+        assert all(torch.equal(a, b) for a, b in zip(given, copies, strict=True))
+
+
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_the_operation_is_known_to_the_compiler_with_what_it_writes(impl):
     given = case(2, 4, 2, 8, 20, 10, dtype=torch.float32)

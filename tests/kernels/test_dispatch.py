@@ -3,9 +3,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lavit.kernels import dispatch
-from lavit.kernels.dispatch import Implementation, register
+from lavit.kernels.dispatch import Implementation, direct, register
 
 
 def gpu_only(device_type):
@@ -103,3 +104,31 @@ def test_what_an_implementation_does_not_take_goes_to_the_next_that_can_run_and_
     with pytest.raises(RuntimeError, match=r"stepping: no implementation takes torch.float64 of shape \(1,\) on cpu"):
         operation.module("auto", torch.zeros(1, dtype=torch.float64))
     dispatch._choose.cache_clear()
+
+
+class Other(torch.Tensor):
+    """A class of its own, with nothing of its own."""
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_registration_is_passed_by_where_nobody_looks_at_operators_only():
+    x = torch.zeros(3)
+    assert direct(x, None, torch.nn.Parameter(x, requires_grad=False))
+    assert not direct(x, x.as_subclass(Other)) and not direct(x.to("meta"))
+    with Watching():
+        assert not direct(x)
+    seen = []
+    torch.vmap(lambda row: seen.append(direct(row)) or row)(x[None])
+    torch.compile(lambda row: seen.append(direct(row)) or row, backend="eager")(x)
+    assert seen == [False, False]
+
+
+def test_what_has_no_gradient_is_not_called_past_its_registration_where_one_is_wanted():
+    x = torch.zeros(3, requires_grad=True)
+    assert not direct(torch.zeros(3), x) and direct(x, gradient=True)
+    with torch.no_grad():
+        assert direct(x)

@@ -91,6 +91,16 @@ def test_the_operation_is_known_to_the_compiler(impl):
     assert draw_id(torch.zeros(0, 5), torch.zeros(0, dtype=torch.float64), impl=impl).shape == (0,)
 
 
+def test_compiles_without_a_graph_break():
+    def plain(scores, uniform):
+        return draw_id(scores, uniform, top_k=5, top_p=0.9)
+
+    run = torch.compile(plain, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (3, 7):
+        scores, uniform = torch.randn(rows, 30), torch.rand(rows, dtype=torch.float64)
+        assert torch.equal(run(scores, uniform), plain(scores, uniform))
+
+
 def test_wrong_arguments_are_named():
     scores, uniform = torch.zeros(3, 6), torch.zeros(3, dtype=torch.float64)
 

@@ -105,6 +105,27 @@ def test_gelu_follows_the_exact_one_over_its_whole_range() -> None:
         assert abs(float(scale) * reference.STEPS - float(wanted.clamp(min=floor))) <= 3e-7 * max(1.0, float(wanted))
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_the_operations_are_known_to_the_compiler(impl: str) -> None:
+    skip_unless_usable("int8_rows", impl, CPU)
+    ops, given = torch.ops.lavit, sums((3, 4))
+    torch.library.opcheck(ops.quantize_rows.default, (rows_of((3, 4), torch.bfloat16), impl))
+    torch.library.opcheck(ops.gelu_products.default, (*given, impl))
+    for residual in (None, torch.ones(3, 4, dtype=torch.bfloat16)):
+        torch.library.opcheck(ops.scale_products.default, (*given, torch.bfloat16, residual, impl))
+
+
+def test_compiles_without_a_graph_break() -> None:
+    def plain(x: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        scaled = scale_products(*given, dtype=x.dtype, residual=x)
+        return scaled, *quantize_rows(scaled), *gelu_products(*given)
+
+    run = torch.compile(plain, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in ((3, 4), (5, 9)):
+        given = rows_of(shape, torch.float32), *sums(shape)
+        assert all(torch.equal(a, b) for a, b in zip(run(*given), plain(*given), strict=True))
+
+
 def test_wrong_arguments_are_named() -> None:
     products, rows, columns, bias = sums((3, 4))
     for arguments, message in [

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from usable import skip_unless_usable
 
 from lavit.kernels import varlen_attention
-from lavit.kernels.varlen_attention import sdpa
+from lavit.kernels.varlen_attention import library, sdpa
 from lavit.kernels.varlen_attention.library import varlen_attention_op
 
 IMPLS = ["reference", "sdpa", "cpp"]
@@ -287,6 +287,22 @@ def test_compiles_without_a_graph_break():
         out = run(*inputs, case.cu_q, case.cu_k, case.max_q, case.max_k)
         got = (out, *torch.autograd.grad(out, inputs, case.grad))
         assert all(torch.equal(a, b) for a, b in zip(got, case.run("auto"), strict=True))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_past_its_registration_the_operation_is_the_same(monkeypatch, autocast):
+    case = Case([2, 0, 3], [4, 1, 5], dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = case.run("auto")
+        monkeypatch.setattr(library, "direct", lambda *tensors, gradient: False)
+        assert all(torch.equal(a, b) for a, b in zip(found, case.run("auto"), strict=True))
+
+
+def test_past_its_registration_the_environment_chooses(monkeypatch):
+    monkeypatch.setattr(library.cpp, "varlen_attention", None)
+    monkeypatch.setenv("LAVIT_KERNELS", "varlen_attention=reference")
+    case = Case([2, 3], [4, 5])
+    assert all(torch.equal(a, b) for a, b in zip(case.run("auto"), case.run("reference"), strict=True))
 
 
 def test_wrong_arguments_are_named():
