@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaModel
-from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaMLP
+
+from lavit.language.packed_layers import SILU, plain
 
 # The most that a model's joined weights may take.
 JOINED_BYTES = 2**28
@@ -63,7 +64,7 @@ def norm_of(norm: Any) -> tuple[Tensor, float]:
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a call is the product with the module's weight and nothing else: no adapter, quantised weight or hook."""
-    if type(module) is not nn.Linear or _hooked(module):
+    if not plain(module, nn.Linear):
         return False
     return all(type(p) in (nn.Parameter, Tensor) and p.device.type != "meta" for p in module.parameters())
 
@@ -99,20 +100,16 @@ def _multiply(weight: Tensor, bias: Tensor | None) -> Map:
 
 def gated(mlp: Any) -> Map:
     """LLaMA's ``down(act(gate(x)) * up(x))`` with one product for gate and up; the module itself where it does more."""
-    if type(mlp) is not LlamaMLP or _hooked(mlp):
+    if not plain(mlp, LlamaMLP):
         return mlp
     both, down = together([mlp.gate_proj, mlp.up_proj], joined=True), product(mlp.down_proj)
-    act = F.silu if type(mlp.act_fn) is type(ACT2FN["silu"]) else mlp.act_fn
+    act = F.silu if plain(mlp.act_fn, SILU) else mlp.act_fn
 
     def forward(x: Tensor) -> Tensor:
         gate, up = both(x).chunk(2, dim=-1)
         return down(act(gate).mul_(up))
 
     return forward
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module))
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:
