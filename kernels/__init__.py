@@ -9,6 +9,7 @@ from lavit.kernels.code_statistics import code_statistics
 from lavit.kernels.decode_attention import decode_attention
 from lavit.kernels.draw_id import draw_id
 from lavit.kernels.gumbel_select import gumbel_select
+from lavit.kernels.int8_rows import gelu_products, quantize_rows, scale_products
 from lavit.kernels.layer_norm import layer_norm
 from lavit.kernels.nearest_code import nearest_code
 from lavit.kernels.pack import pack, unpack
@@ -32,6 +33,7 @@ __all__ = [
     "code_statistics",
     "decode_attention",
     "draw_id",
+    "gelu_products",
     "gumbel_select",
     "layer_norm",
     "nearest_code",
@@ -39,6 +41,8 @@ __all__ = [
     "pad",
     "partition",
     "policy_attention",
+    "quantize_rows",
+    "scale_products",
     "segment_order",
     "unpack",
     "unpad",
