@@ -84,6 +84,9 @@ class Operation:
     preference: dict[str, tuple[str, ...]] = field(default_factory=dict)
     folder: str = ""  # under lavit.kernels; by default the operation's name
 
+    def preferred(self, device_type: str) -> tuple[str, ...]:
+        return self.preference.get(device_type, tuple(self.implementations))
+
     def choose(self, impl: str, device: torch.device | str) -> str:
         if _forked:
             _leave_parents_threads()
@@ -104,7 +107,7 @@ class Operation:
 
     def _another(self, refused: str, x: Tensor) -> Any:
         """The first module preferred for the device of ``x`` that can run there and takes x."""
-        for name in self.preference.get(x.device.type, tuple(self.implementations)):
+        for name in self.preferred(x.device.type):
             if name != refused and self.implementations[name].unusable(x.device.type) is None:
                 module = _module(self.folder or self.name, name)
                 if not hasattr(module, "can_take") or module.can_take(x):
@@ -176,7 +179,7 @@ def _decide(op: Operation, impl: str, device_type: str, variable: str) -> Choice
 
 def _automatic(op: Operation, device_type: str) -> Choice:
     passed_over: list[str] = []
-    for name in op.preference.get(device_type, tuple(op.implementations)):
+    for name in op.preferred(device_type):
         reason = op.implementations[name].unusable(device_type)
         if reason is None:
             why = op.implementations[name].why

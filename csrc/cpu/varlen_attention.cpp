@@ -110,16 +110,15 @@ struct ForwardBody {
   LAVIT_INLINE void run(int64_t begin, int64_t end) const {
     using L = Lanes<Real, Bytes>;
     const Attention& a = f.a;
-    const int64_t least = Least<L>::kLanes, columns = (a.dim + least - 1) / least * least, width = 2 * L::kLanes;
-    const int64_t most_q = heads.longest_q() * columns, most_k = heads.longest_k() * columns;
-    const int64_t scores = heads.longest_k() * width, turned = a.dim * width;
-    Room room(2 * Room::bytes_of<Real>(most_q) + 2 * Room::bytes_of<Real>(most_k) + Room::bytes_of<Real>(scores) +
-              Room::bytes_of<Real>(turned));
-    Real *q = room.take<Real>(most_q), *out = room.take<Real>(most_q);
-    Real *k = room.take<Real>(most_k), *v = room.take<Real>(most_k);
+    const Sizes<L> sizes(a, heads);
+    const int64_t columns = sizes.columns;
+    Room room(2 * Room::bytes_of<Real>(sizes.q) + 2 * Room::bytes_of<Real>(sizes.k) +
+              Room::bytes_of<Real>(sizes.weights) + Room::bytes_of<Real>(sizes.turned));
+    Real *q = room.take<Real>(sizes.q), *out = room.take<Real>(sizes.q);
+    Real *k = room.take<Real>(sizes.k), *v = room.take<Real>(sizes.k);
     HeadForward<Real> h{};
-    h.scores = room.take<Real>(scores);
-    h.turned = room.take<Real>(turned);
+    h.scores = room.take<Real>(sizes.weights);
+    h.turned = room.take<Real>(sizes.turned);
     h.dim = a.dim;
     h.causal = a.causal;
     h.scale = static_cast<Real>(a.scale);

@@ -313,6 +313,22 @@ class Heads {
   std::vector<int64_t> cost_;
 };
 
+// Elements that the parts of the largest heads take, their columns filled up to whole vectors: queries, keys, weights of
+// a block of queries, and such a block with its columns turned into rows.
+template <class L>
+struct Sizes {
+  int64_t columns, q, k, weights, turned;
+
+  Sizes(const Attention& a, const Heads& heads) {
+    constexpr int64_t kLeast = Least<L>::kLanes, kWidth = 2 * L::kLanes;
+    columns = (a.dim + kLeast - 1) / kLeast * kLeast;
+    q = heads.longest_q() * columns;
+    k = heads.longest_k() * columns;
+    weights = heads.longest_k() * kWidth;
+    turned = a.dim * kWidth;
+  }
+};
+
 // Body<Real>::run<Bytes> of all pairs, on several threads. float64, which is for comparisons, has vectors of 16 bytes
 // only: compiling takes long enough.
 template <template <class> class Body, class Problem>

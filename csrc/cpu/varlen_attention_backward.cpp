@@ -153,20 +153,19 @@ struct BackwardBody {
   LAVIT_INLINE void run(int64_t begin, int64_t end) const {
     using L = Lanes<Real, Bytes>;
     const Attention& a = f.a;
-    const int64_t least = Least<L>::kLanes, columns = (a.dim + least - 1) / least * least, width = 2 * L::kLanes;
-    const int64_t most_q = heads.longest_q() * columns, most_k = heads.longest_k() * columns;
-    const int64_t weights = heads.longest_k() * width, turned = a.dim * width;
-    Room room(4 * Room::bytes_of<Real>(most_q) + 4 * Room::bytes_of<Real>(most_k) + 3 * Room::bytes_of<Real>(weights) +
-              2 * Room::bytes_of<Real>(turned));
-    Real *q = room.take<Real>(most_q), *grad = room.take<Real>(most_q), *out = room.take<Real>(most_q);
-    Real *k = room.take<Real>(most_k), *v = room.take<Real>(most_k);
-    Real *dq = room.take<Real>(most_q), *dk = room.take<Real>(most_k), *dv = room.take<Real>(most_k);
+    const Sizes<L> sizes(a, heads);
+    const int64_t columns = sizes.columns;
+    Room room(4 * Room::bytes_of<Real>(sizes.q) + 4 * Room::bytes_of<Real>(sizes.k) +
+              3 * Room::bytes_of<Real>(sizes.weights) + 2 * Room::bytes_of<Real>(sizes.turned));
+    Real *q = room.take<Real>(sizes.q), *grad = room.take<Real>(sizes.q), *out = room.take<Real>(sizes.q);
+    Real *k = room.take<Real>(sizes.k), *v = room.take<Real>(sizes.k);
+    Real *dq = room.take<Real>(sizes.q), *dk = room.take<Real>(sizes.k), *dv = room.take<Real>(sizes.k);
     HeadBackward<Real> h{};
-    h.p = room.take<Real>(weights);
-    h.ds = room.take<Real>(weights);
-    h.dw = room.take<Real>(weights);
-    h.turned_q = room.take<Real>(turned);
-    h.turned_grad = room.take<Real>(turned);
+    h.p = room.take<Real>(sizes.weights);
+    h.ds = room.take<Real>(sizes.weights);
+    h.dw = room.take<Real>(sizes.weights);
+    h.turned_q = room.take<Real>(sizes.turned);
+    h.turned_grad = room.take<Real>(sizes.turned);
     h.dim = a.dim;
     h.columns = columns;
     h.causal = a.causal;

@@ -39,6 +39,12 @@ def packed_arguments(cu_seqlens: Tensor, max_seqlen: int, attn_implementation: s
     return arguments
 
 
+def for_every_query(x: Tensor, heads: int) -> Tensor:
+    """Keys or values (T, Hk, D) for ``heads`` heads of queries, which share one in turn: repeated side by side."""
+    groups = heads // x.shape[1]
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1, output_size=heads)
+
+
 def varlen_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -71,9 +77,7 @@ def varlen_attention_forward(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (x.to(dtype) for x in (query, key, value))
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:  # queries share a head, which is repeated side by side
-        k, v = (x.repeat_interleave(groups, dim=1, output_size=q.shape[1]) for x in (k, v))
+    k, v = for_every_query(k, q.shape[1]), for_every_query(v, q.shape[1])
     bound = q.shape[0] if max_length_q is None else max_length_q
     out = varlen_attention(q, k, v, cu_seq_lens_q, cu_seq_lens_q, bound, bound, causal=True, scale=scaling)
     return out.view(query.shape[0], query.shape[2], *out.shape[1:]), None

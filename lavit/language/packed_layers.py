@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import (
 from lavit.kernels import varlen_attention
 from lavit.kernels.llama import rms_norm, rotate, silu_gate, usable
 from lavit.kernels.varlen_attention.library import OPERATION as VARLEN_ATTENTION
+from lavit.language.attention import for_every_query
 
 # Of a module, what makes its call more than its forward: hooks, and what `nn.Module.compile` leaves.
 AROUND = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
@@ -67,9 +68,7 @@ def hidden_states(model: Any, x: Tensor, position_ids: Tensor, cu_seqlens: Tenso
             for project in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if attention.num_key_value_groups > 1:
-            groups = attention.num_key_value_groups
-            k, v = (rows.repeat_interleave(groups, dim=1, output_size=q.shape[1]) for rows in (k, v))
+        k, v = for_every_query(k, q.shape[1]), for_every_query(v, q.shape[1])
         bounds = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
         out = varlen_attention(q, k, v, *bounds, causal=True, scale=attention.scaling)
         x = x + attention.o_proj(out.flatten(1))

@@ -87,7 +87,7 @@ def prepare(
     compile: bool,
     quantization: str | None,
     batch_sizes: Sequence[int],
-) -> Mode:
+) -> None:
     """Prepare the encoder, and cast the merger, where they are. See :meth:`LaVITTokenizer.for_inference`."""
     weight = encoder.pos_embed
     mode = Mode(
@@ -103,7 +103,7 @@ def prepare(
             raise RuntimeError(
                 f"for_inference: this tokenizer is prepared already, as {before.mode}; load it again to have {mode}"
             )
-        return before.mode
+        return
     check(quantization, weight.device, mode.dtype)
     same = quantization is None and mode.dtype == weight.dtype
     mode = replace(mode, rounded=not same or mode.merger_dtype != next(merger.parameters()).dtype)
@@ -123,7 +123,6 @@ def prepare(
             layer.forward = PackedLinear(layer)  # type: ignore[assignment]
     encoder.prepared = Prepared(encoder, run, mode, None if as_before else out_dtype)
     encoder.register_load_state_dict_pre_hook(_refuse_weights)
-    return mode
 
 
 class Prepared:

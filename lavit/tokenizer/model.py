@@ -50,7 +50,6 @@ class LaVITTokenizer(StrictModel):
     _supports_sdpa = True
 
     config: LaVITTokenizerConfig
-    mode: Mode | None = None
     feature_mean: Tensor
     feature_std: Tensor
 
@@ -110,6 +109,11 @@ class LaVITTokenizer(StrictModel):
         self.encoder.requires_grad_(False)
         self.quantize.requires_grad_(False)
 
+    @property
+    def mode(self) -> Mode | None:
+        """How :meth:`for_inference` has prepared it."""
+        return getattr(self.encoder.prepared, "mode", None)
+
     def for_inference(
         self,
         *,
@@ -129,7 +133,7 @@ class LaVITTokenizer(StrictModel):
         With rounded weights neither the tokenizer nor a model that holds it can be saved, and a prepared one cannot be
         copied. What is not the encoder's may still learn. Without arguments nothing changes in any bit.
         """
-        self.mode = prepare(
+        prepare(
             self.eval().encoder,
             self.causal_encoder,
             dtype=dtype,

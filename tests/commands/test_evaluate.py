@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from PIL import Image
+from threads import on_threads
 from tiny_models import save_language_model, tokenizer
 
 from lavit.cli import main
@@ -201,10 +202,8 @@ def judge_on_two(rank: int, folder: str) -> None:
 def test_two_processes_report_what_one_does(run, tmp_path):
     mp.start_processes(judge_on_two, args=(str(tmp_path),), nprocs=2, start_method="fork")
     words = ("--data", "shapes", "--limit", SCENES, "--seed", 5, "--probe-scenes", 64, "--guidance", 2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as there
-    code, alone, _, err = run(forgetful(), *words)
-    torch.set_num_threads(threads)
+    with on_threads(1):  # as there
+        code, alone, _, err = run(forgetful(), *words)
     assert code == 1 and "skipped scene 4: never seen" in err
     assert not (tmp_path / "1.json").exists()
     assert json.loads((tmp_path / "0.json").read_text()) == {**alone, "processes": 2}

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from threads import on_threads
 from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import code_statistics
@@ -66,14 +67,10 @@ def test_the_same_bits_every_run_and_from_any_strides(statistics):
 def test_the_threads_of_the_cpu_do_not_change_a_bit(name):
     skip_unless_usable("code_statistics", name, torch.device("cpu"))
     x, ids = case(5440, 32, 7, dtype=torch.float32)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    results = []
+    for threads in (1, 2, 3):
+        with on_threads(threads):
             results.append(code_statistics(x, ids, 7, impl=name))
-    finally:
-        torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from threads import on_threads
 from torch import Tensor
 
 from lavit.kernels import decode_attention
@@ -86,12 +87,10 @@ def test_the_compiled_form_reads_no_slot_that_is_hidden():
 @pytest.mark.skipif(cpp.unusable("cpu") is not None, reason="no compiled kernels")
 def test_bits_depend_neither_on_the_threads_nor_on_the_other_rows_nor_on_the_window():
     given = case(64, 8, 8, 64, 200, 180, dtype=torch.float32)
-    threads = torch.get_num_threads()
     found = []
     for number in (1, 4):
-        torch.set_num_threads(number)
-        found.append(decode_attention(*[x.clone() for x in given], window=200, scale=0.1, impl="cpp"))
-    torch.set_num_threads(threads)
+        with on_threads(number):
+            found.append(decode_attention(*[x.clone() for x in given], window=200, scale=0.1, impl="cpp"))
     alone = decode_attention(*[x[9:10].clone() for x in given[:-1]], given[-1], window=180, scale=0.1, impl="cpp")
     assert torch.equal(*found) and torch.equal(alone, found[0][9:10])
 

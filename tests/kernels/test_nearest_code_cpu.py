@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nearest import assert_nearest, distances, vectors
+from threads import on_threads
 
 from lavit.kernels import nearest_code
 from lavit.kernels.extension import cpp_unusable
@@ -102,13 +103,11 @@ def test_float64_is_told_apart_where_float32_ties(impl):
 def test_a_row_does_not_depend_on_its_neighbours_its_place_or_the_threads(impl):
     x, codebook = vectors(530, 32), vectors(301, 32, 1)
     ids, score = nearest_code(x, codebook, return_score=True, impl=impl)
-    threads = torch.get_num_threads()
     for number in (1, 2, 3):
-        torch.set_num_threads(number)
         for rows in (slice(0, 1), slice(0, 63), slice(0, 65), slice(17, 530)):
-            some = nearest_code(x[rows], codebook, return_score=True, impl=impl)
+            with on_threads(number):
+                some = nearest_code(x[rows], codebook, return_score=True, impl=impl)
             assert torch.equal(some[0], ids[rows]) and torch.equal(some[1], score[rows])
-    torch.set_num_threads(threads)
 
 
 def test_rows_that_are_not_finite_or_overflow_leave_their_neighbours_alone(impl):

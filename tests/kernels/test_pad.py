@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged import DTYPES, IMPLEMENTATIONS, ROW_SHAPES, offsets, raw, same, values
+from threads import on_threads
 from usable import gpu_waits, skip_unless_usable, unchecked
 
 from lavit.kernels import Ragged, pad, unpad
@@ -157,12 +158,9 @@ def test_offsets_that_do_not_fit_touch_nothing_outside(device, side):
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_rows_before_the_first_offset_are_zero_whatever_the_number_of_threads(impl, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     wide = torch.tensor([1.0, 2, 3])[None, :, None].expand(1, 3, 8192)  # of which every row is a thread's work
-    with unchecked():
+    with unchecked(), on_threads(threads):
         got = unpad(wide, torch.tensor([1, 3], dtype=torch.int32), total=4, impl=impl)
-    torch.set_num_threads(before)
     assert got.unique(dim=1).flatten().tolist() == [0, 1, 2, 0]
 
 

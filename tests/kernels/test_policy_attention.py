@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import on_threads
 from usable import skip_unless_usable
 
 from lavit.kernels import policy_attention
@@ -156,20 +157,17 @@ def test_cpp_is_the_definition_whatever_the_vectors_blocks_and_groups(monkeypatc
 
 def test_cpp_computes_alike_on_any_number_of_threads():
     skip_unless_usable("policy_attention", "cpp", torch.device("cpu"))
-    inputs, before = case(1, 130, 2, 8), torch.get_num_threads()
+    inputs = case(1, 130, 2, 8)
     s = torch.randn(2, 130, 130, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     results = []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
+    for threads in (1, 3):
+        with on_threads(threads):
             a, ds, lse = s.clone(), s.flip(1).contiguous(), s.new_empty(2, 130)
             leak = torch.empty_like(lse)
             torch.ops.lavit_cpp.policy_weights(a, inputs[3][0], lse, leak, False, 1e-6, 0)
             again = s.clone()
             sums = torch.ops.lavit_cpp.policy_gradients(again, ds, inputs[3][0], lse, leak, False, 0.5, 0)
             results.append((a, lse, leak, again, ds, sums))
-    finally:
-        torch.set_num_threads(before)
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed import inputs, offsets, run, truth_and_bounds
+from threads import on_threads
 
 from lavit.kernels import varlen_attention
 from lavit.kernels.extension import cpp_unusable
@@ -126,12 +127,10 @@ def test_the_number_of_threads_changes_no_bit(dtype, causal, weighted):
     in one order."""
     lengths = [150, 3, 0, 41, 9, 64]
     q, k, v, g, w = inputs(lengths, lengths, 40, dtype, "cpu", heads=5)
-    threads = torch.get_num_threads()
     results = []
     for number in (1, 2, 3, 7):
-        torch.set_num_threads(number)
-        results.append(run("cpp", q, k, v, g, w if weighted else None, lengths, lengths, causal))
-    torch.set_num_threads(threads)
+        with on_threads(number):
+            results.append(run("cpp", q, k, v, g, w if weighted else None, lengths, lengths, causal))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
