@@ -38,13 +38,14 @@ STABLE_TORCH_LIBRARY(lavit_cpp, m) {
   m.def(
       "decode_attention(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, Tensor mask, Tensor cos, Tensor sin, "
       "Tensor slot, int window, float scale) -> Tensor");
-  m.def("add_rms_norm(Tensor x, Tensor? delta, Tensor weight, float eps) -> (Tensor, Tensor)");
+  m.def("add_rms_norm(Tensor x, Tensor? delta, Tensor weight, float eps, int width) -> (Tensor, Tensor)");
+  m.def(
+      "add_rms_norm_backward(Tensor? grad_sum, Tensor grad_normed, Tensor sum, Tensor weight, float eps, int width) "
+      "-> (Tensor, Tensor)");
   m.def("draw_id(Tensor scores, Tensor uniform, int top_k, float top_p, float temperature) -> Tensor");
-  m.def("rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)");
-  m.def("rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor inverse) -> (Tensor, Tensor)");
-  m.def("silu_gate(Tensor gate, Tensor up, int width) -> Tensor");
-  m.def("silu_gate_backward(Tensor grad, Tensor gate, Tensor up, int width) -> (Tensor, Tensor)");
-  m.def("rotate(Tensor x, Tensor cos, Tensor sin, bool back) -> Tensor");
+  m.def("swiglu(Tensor gate, Tensor up, int width) -> Tensor");
+  m.def("swiglu_backward(Tensor grad, Tensor gate, Tensor up, int width) -> (Tensor, Tensor)");
+  m.def("rotary_embedding(Tensor x, Tensor cos, Tensor sin, bool back, int width) -> Tensor");
   m.def("code_statistics(Tensor x, Tensor ids, int num_codes) -> (Tensor, Tensor)");
   m.def("nearest_code(Tensor x, Tensor codes, Tensor bias, int width) -> (Tensor, Tensor)");
   m.def("quantize_rows(Tensor x) -> (Tensor, Tensor)");

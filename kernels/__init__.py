@@ -16,6 +16,8 @@ from lavit.kernels.pack import pack, unpack
 from lavit.kernels.pad import pad, unpad
 from lavit.kernels.partition import partition
 from lavit.kernels.policy_attention import policy_attention
+from lavit.kernels.rotary_embedding import rotary_embedding
+from lavit.kernels.swiglu import swiglu
 from lavit.kernels.types import Ragged, Selection
 from lavit.kernels.varlen_attention import varlen_attention
 
@@ -42,8 +44,10 @@ __all__ = [
     "partition",
     "policy_attention",
     "quantize_rows",
+    "rotary_embedding",
     "scale_products",
     "segment_order",
+    "swiglu",
     "unpack",
     "unpad",
     "varlen_attention",

@@ -18,7 +18,8 @@ from transformers.cache_utils import DynamicLayer
 
 from lavit.kernels.add_rms_norm.library import OPERATION as ADD_RMS_NORM
 from lavit.kernels.decode_attention.library import OPERATION as DECODE_ATTENTION
-from lavit.language.step_layers import norm_of, step_layers
+from lavit.language.packed_layers import norm_of
+from lavit.language.step_layers import step_layers
 
 # The attention on a GPU wants rows of the mask that begin at multiples of 16 bytes, else it copies the mask.
 ALIGNED = 16

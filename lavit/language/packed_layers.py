@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import ACT2FN
@@ -21,11 +22,11 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
 )
 
-from lavit.kernels import varlen_attention
-from lavit.kernels.llama import rms_norm, rotate, silu_gate, usable
-from lavit.kernels.varlen_attention.library import OPERATION as VARLEN_ATTENTION
+from lavit.kernels import add_rms_norm, rotary_embedding, swiglu, varlen_attention
+from lavit.kernels.dispatch import OPERATIONS, direct
 from lavit.language.attention import for_every_query
 
+USED = ("add_rms_norm", "rotary_embedding", "swiglu", "varlen_attention")
 # Of a module, what makes its call more than its forward: hooks, and what `nn.Module.compile` leaves.
 AROUND = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
 SILU = type(ACT2FN["silu"])
@@ -36,12 +37,22 @@ def plain(module: nn.Module, kind: type) -> bool:
     return type(module) is kind and "forward" not in vars(module) and not any(getattr(module, name) for name in AROUND)
 
 
+def norm_of(norm: Any) -> tuple[Tensor, float]:
+    """Weight and epsilon of LLaMA's RMS norm, which `add_rms_norm` has with one rounding instead of two."""
+    return norm.weight, norm.variance_epsilon
+
+
 def can_take(model: Any, x: Tensor) -> bool:
-    """Whether `hidden_states` computes what ``model``, a LlamaModel, would of rows x (T, C); not where another form of
-    the attention is asked for, by which somebody looks for a fault."""
-    if not (usable(x) and plain(model, LlamaModel)) or (model.training and model.gradient_checkpointing):
+    """Whether `hidden_states` computes what ``model``, a LlamaModel, would of rows x (T, C): in plain float32 in the
+    CPU's memory, nothing being compiled, watched or cast. Of float64 transformers makes float32 in its norms; here it
+    stays, for comparisons. Not where another form of an operation is asked for, by which somebody looks for a fault."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not direct(x, gradient=True):
         return False
-    if VARLEN_ATTENTION.choose("auto", x.device) != "cpp" or _has_any_global_hook():
+    if torch.is_autocast_enabled("cpu") or _has_any_global_hook():
+        return False
+    if any(OPERATIONS[name].choose("auto", x.device) != "cpp" for name in USED):
+        return False
+    if not plain(model, LlamaModel) or (model.training and model.gradient_checkpointing):
         return False
     norms = [model.norm]
     for layer in model.layers:
@@ -60,22 +71,18 @@ def can_take(model: Any, x: Tensor) -> bool:
 def hidden_states(model: Any, x: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     """x (T, C) embeddings, position_ids (T,), offsets (B + 1,) of the samples -> (T, C) after the last norm."""
     cos, sin = (rotation[0].detach() for rotation in model.rotary_emb(x, position_ids[None]))
+    delta = None  # what the layer before adds to x: with the next norm, in one pass
     for layer in model.layers[: model.config.num_hidden_layers]:
-        attention = layer.self_attn
-        normed = _norm(layer.input_layernorm, x)
+        attention, mlp = layer.self_attn, layer.mlp
+        x, normed = add_rms_norm(x, delta, *norm_of(layer.input_layernorm))
         q, k, v = (
             project(normed).unflatten(-1, (-1, attention.head_dim))
             for project in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = rotary_embedding(q, cos, sin), rotary_embedding(k, cos, sin)
         k, v = for_every_query(k, q.shape[1]), for_every_query(v, q.shape[1])
         bounds = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
         out = varlen_attention(q, k, v, *bounds, causal=True, scale=attention.scaling)
-        x = x + attention.o_proj(out.flatten(1))
-        mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, x)
-        x = x + mlp.down_proj(silu_gate(mlp.gate_proj(normed), mlp.up_proj(normed)))
-    return _norm(model.norm, x)
-
-
-def _norm(norm: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, norm.weight, norm.variance_epsilon)
+        x, normed = add_rms_norm(x, attention.o_proj(out.flatten(1)), *norm_of(layer.post_attention_layernorm))
+        delta = mlp.down_proj(swiglu(mlp.gate_proj(normed), mlp.up_proj(normed)))
+    return add_rms_norm(x, delta, *norm_of(model.norm))[1]

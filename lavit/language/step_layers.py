@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from lavit.language.packed_layers import SILU, plain
+from lavit.language.packed_layers import SILU, norm_of, plain
 
 # The most that a model's joined weights may take.
 JOINED_BYTES = 2**28
@@ -55,11 +55,6 @@ def step_layers(model: LlamaModel) -> list[StepLayer]:
         for p in module.parameters()
     )
     return [StepLayer(layer, joined=size <= JOINED_BYTES) for layer in model.layers]
-
-
-def norm_of(norm: Any) -> tuple[Tensor, float]:
-    """Weight and epsilon of LLaMA's RMS norm, which PyTorch's operation has with one rounding instead of two."""
-    return norm.weight, norm.variance_epsilon
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:

@@ -18,7 +18,8 @@ from benchmarks.gpu.record import MOST_VALUES, told
 from benchmarks.gpu.runner import Command, Runner
 
 # What is made faster, or made at all, on the CPU alone.
-ON_CPU_ALONE = {f"kernels/bench_{name}.py" for name in ("bin_pack", "add_rms_norm", "decode_attention", "draw_id")}
+OF_LLAMA = ("add_rms_norm", "swiglu", "rotary_embedding", "decode_attention")
+ON_CPU_ALONE = {f"kernels/bench_{name}.py" for name in ("bin_pack", "draw_id", *OF_LLAMA)}
 
 
 @pytest.fixture

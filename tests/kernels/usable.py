@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import pytest
 import torch
@@ -37,3 +38,17 @@ def gpu_waits(mode: str) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def chosen_form(operation: str, form: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The implementation that ``form`` names on the CPU: "reference", or "cpp 32" for one by vectors of 32 bytes. Skips
+    where it is not there, or the machine has no such vectors."""
+    name, _, width = form.partition(" ")
+    skip_unless_usable(operation, name, torch.device("cpu"))
+    if width:
+        monkeypatch.setattr(import_module(f"lavit.kernels.{operation}.cpp"), "VECTOR_BYTES", int(width))
+        try:
+            torch.ops.lavit_cpp.swiglu(torch.zeros(1), torch.zeros(1), int(width))
+        except RuntimeError as error:
+            pytest.skip(str(error).splitlines()[0])
+    return name

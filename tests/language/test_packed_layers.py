@@ -88,5 +88,9 @@ def test_what_somebody_has_changed_is_called_as_transformers_does(monkeypatch):
     everywhere = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
     assert refused(lambda m: None)
     everywhere.remove()
-    monkeypatch.setenv("LAVIT_KERNELS", "reference")
-    assert refused(lambda m: None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert refused(lambda m: None)
+    assert not packed_layers.can_take(model(torch.float32), rows.to("meta"))
+    for asked in ("reference", *(f"{name}=reference" for name in packed_layers.USED)):
+        monkeypatch.setenv("LAVIT_KERNELS", asked)
+        assert refused(lambda m: None)
