@@ -7,7 +7,6 @@ are answered at once.
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,7 +56,9 @@ def pick_workers(asked: int | None) -> int:
     """As many as asked for, else as there are cores for this process."""
     if asked is not None:
         return asked
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from lavit.data.prefetch import cores
+
+    return cores()
 
 
 def only_given(**values: Any) -> dict[str, Any]:

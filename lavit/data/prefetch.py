@@ -9,6 +9,7 @@ image is pickled on the way.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -165,7 +166,8 @@ class Pipeline(Generic[Item, Read]):
                 busy[own.number] += last[own.number] - start
 
         try:
-            for entries in self._batches(self._in_order(pool, entry, items)):
+            # Room for a batch to be gathered, and work for every reader meanwhile.
+            for entries in self._batches(in_order(pool, entry, items, self.batch_size + 2 * self.workers)):
                 batches.put((entries, self._gathered(entries)))
             batches.end()
         except _Broken:
@@ -175,19 +177,6 @@ class Pipeline(Generic[Item, Read]):
         finally:
             pool.shutdown(cancel_futures=True)
             timing.reading, timing.reading_span = sum(busy), max(0.0, max(last) - begin)
-
-    def _in_order(
-        self, pool: ThreadPoolExecutor, entry: Callable[[Item], Entry], items: Iterable[Item]
-    ) -> Iterator[Entry]:
-        waiting: deque[Future[Entry]] = deque()
-        source = iter(items)
-        # A batch to be gathered, and work for every reader meanwhile.
-        room = self.batch_size + 2 * self.workers
-        while True:
-            waiting.extend(pool.submit(entry, item) for item in islice(source, room - len(waiting)))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
 
     def _entry(self, item: Item) -> Entry:
         try:
@@ -226,6 +215,25 @@ class Pipeline(Generic[Item, Read]):
             pass
         except BaseException as error:
             results.break_off(error)
+
+
+def cores() -> int:
+    """Of the machine, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(
+    pool: ThreadPoolExecutor, read: Callable[[Item], Read], items: Iterable[Item], room: int
+) -> Iterator[Read]:
+    """What ``read`` makes of the items, in their order, by the threads of the pool; ``room`` of them are taken on at a
+    time, whether they wait to be read or to be used. An error of ``read`` is raised where its item's turn is."""
+    waiting: deque[Future[Read]] = deque()
+    source = iter(items)
+    while True:
+        waiting.extend(pool.submit(read, item) for item in islice(source, room - len(waiting)))
+        if not waiting:
+            return
+        yield waiting.popleft().result()
 
 
 class _Broken(Exception):

@@ -54,7 +54,7 @@ def picture_statistics(
         moments.add(network(batch))
         return [None] * len(batch)
 
-    done = evaluate_items(files, run, batch_size=batch_size, progress=progress)
+    done = evaluate_items(files, run, batch_size=batch_size, progress=progress, workers=None)
     return moments.statistics(across_processes=True), done.skipped
 
 

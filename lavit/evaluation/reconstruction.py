@@ -106,7 +106,7 @@ def reconstruct_files(
             row |= {"ids": ids.tolist(), "number": index, **blackened(again)}
         return found
 
-    done = evaluate_items(Originals(paths), run, batch_size=batch_size, progress=progress, kept=kept)
+    done = evaluate_items(Originals(paths), run, batch_size=batch_size, progress=progress, kept=kept, workers=None)
     rows = list(done.results.values())
     if not rows:
         first = f"; {done.skipped[0].name}: {done.skipped[0].reason}" if done.skipped else ""

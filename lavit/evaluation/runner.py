@@ -6,19 +6,26 @@ Each process takes every W-th item, so no item is padded in and none counts twic
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch.distributed as dist
 
 from lavit.data.images import ImageError
+from lavit.data.prefetch import cores, in_order
 from lavit.data.stream import Dataset
 from lavit.data.stream import Skipped as Skipped
 from lavit.training.engine.distributed import from_first, is_distributed, rank, world_size
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+Entry = tuple[int, Any, Exception | None]
+"""An item's index, and the item or why it cannot be used."""
 
 BAD = (ValueError, OSError)
 """What an item that cannot be used raises; `lavit.data.ImageError` is a ValueError."""
@@ -51,6 +58,7 @@ def evaluate_items(
     bad: tuple[type[Exception], ...] = BAD,
     progress: Callable[[int, int], None] | None = None,
     kept: Kept | None = None,
+    workers: int | None = 0,
 ) -> Evaluated[R]:
     """``function`` of all items, a batch at a time; every process gets the results of all.
 
@@ -63,6 +71,8 @@ def evaluate_items(
     progress: gets how many items this process has done, of how many; those known from before are not its own.
     kept: results known from before, as the first process has them, are not computed again; new ones are added, a batch
         at a time.
+    workers: threads that take items ahead of their batch, for items that are read from files; None: one for each core
+        of this process's share. An item must not depend on which was taken before.
     Raises ValueError for a batch size below 1; RuntimeError where another process failed or has another number of
     items, and for a wrong number of results.
     """
@@ -80,14 +90,16 @@ def evaluate_items(
         if rank() == 0:
             results += known.items()
         own = [index for index in range(total) if index not in known][rank() :: world_size()]
-        for begin in range(0, len(own), batch_size):
-            done, left_out = _batch(items, own[begin : begin + batch_size], function, bad)
-            results += done
-            if kept is not None:
-                kept.add(done)
-            skipped += [Skipped(index, name(index), _reason(error)) for index, error in left_out]
-            if progress is not None:
-                progress(min(begin + batch_size, len(own)), len(own))
+        workers = max(1, cores() // world_size()) if workers is None else workers
+        with closing(_taken(items, own, bad, batch_size, workers)) as entries:
+            for begin in range(0, len(own), batch_size):
+                done, left_out = _batch(list(islice(entries, batch_size)), function, bad)
+                results += done
+                if kept is not None:
+                    kept.add(done)
+                skipped += [Skipped(index, name(index), _reason(error)) for index, error in left_out]
+                if progress is not None:
+                    progress(min(begin + batch_size, len(own)), len(own))
         pickle.dumps(results)  # here, where a failure can still be told to the others
     except Exception as error:
         failure = error
@@ -108,19 +120,34 @@ def _known(kept: Kept) -> dict[int, Any]:
     return found
 
 
+def _taken(
+    items: Dataset[T], indices: Sequence[int], bad: tuple[type[Exception], ...], batch_size: int, workers: int
+) -> Generator[Entry, None, None]:
+    """The items of these indices, or the errors that say why they cannot be used, in their order."""
+
+    def take(index: int) -> Entry:
+        try:
+            return index, items[index], None
+        except bad as error:
+            return index, None, error
+
+    if workers == 0:
+        yield from map(take, indices)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="lavit-read")
+    try:
+        yield from in_order(pool, take, indices, batch_size + 2 * workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _batch(
-    items: Dataset[T],
-    indices: Sequence[int],
+    entries: Sequence[Entry],
     function: Callable[[list[T]], Sequence[R]],
     bad: tuple[type[Exception], ...],
 ) -> tuple[list[tuple[int, R]], list[tuple[int, Exception]]]:
-    taken: list[tuple[int, T]] = []
-    left_out: list[tuple[int, Exception]] = []
-    for index in indices:
-        try:
-            taken.append((index, items[index]))
-        except bad as error:
-            left_out.append((index, error))
+    taken: list[tuple[int, T]] = [(index, item) for index, item, error in entries if error is None]
+    left_out = [(index, error) for index, _, error in entries if error is not None]
     done: list[tuple[int, R]] = []
     try:
         done += _call(function, taken)

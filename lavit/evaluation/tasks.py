@@ -377,7 +377,8 @@ def _all(
     name: str | None = None,
 ) -> Evaluated[R]:
     naming = None if name is None else name.format
-    done = evaluate_items(items, function, batch_size=batch_size, name=naming, progress=progress, kept=kept)
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "kept": kept, "workers": None}
+    done = evaluate_items(items, function, name=naming, **options)
     if not done.results:
         first = f"; {done.skipped[0].name}: {done.skipped[0].reason}" if done.skipped else ""
         raise ValueError(f"items: none of {len(items)} could be used{first}")

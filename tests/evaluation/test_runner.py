@@ -2,6 +2,8 @@
 a failure reaches every process."""
 
 import pickle
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,10 +42,12 @@ def squares(numbers: list[int]) -> list[int]:
     return [number**2 for number in numbers]
 
 
+@pytest.mark.parametrize("workers", [0, 1, 3, None])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_bad_items_are_named_and_the_rest_goes_on(batch_size):
+def test_bad_items_are_named_and_the_rest_goes_on(batch_size, workers):
     files, seen = Files(11, broken=(2, 3, 10)), []
-    done = evaluate_items(files, squares, batch_size=batch_size, progress=lambda *counts: seen.append(counts))
+    options = {"batch_size": batch_size, "workers": workers}
+    done = evaluate_items(files, squares, progress=lambda *counts: seen.append(counts), **options)
     assert list(done.results.items()) == [(i, i * i) for i in (0, 1, 4, 5, 7, 8, 9)]
     assert done.skipped == [
         Skipped(2, "2.jpg", "2.jpg: the file is empty"),
@@ -51,8 +55,33 @@ def test_bad_items_are_named_and_the_rest_goes_on(batch_size):
         Skipped(6, "6.jpg", "six is not wanted"),
         Skipped(10, "10.jpg", "10.jpg: the file is empty"),
     ]
-    assert files.taken == list(range(11)) and seen[-1] == (11, 11)
+    assert sorted(files.taken) == list(range(11)) and seen[-1] == (11, 11)
     assert done.as_dict()["evaluated"] == 7 and done.as_dict()["skipped"][2]["index"] == 6
+
+
+def test_items_are_taken_ahead_of_their_batch_and_no_further_than_a_bound():
+    files, deadline = Files(40), time.monotonic() + 60
+
+    def first_waits_for_the_third_batch(numbers: list[int]) -> list[int]:
+        if numbers[0] == 0:
+            while len(files.taken) < 6 and time.monotonic() < deadline:
+                time.sleep(0.005)
+            assert len(files.taken) >= 6
+        assert len(files.taken) <= numbers[-1] + 1 + 2 + 2 * 2
+        return numbers
+
+    assert len(evaluate_items(files, first_waits_for_the_third_batch, batch_size=2, workers=2).results) == 40
+
+
+def test_what_ends_the_whole_ends_the_threads_that_take_items():
+    class Lost(Files):
+        def __getitem__(self, index: int) -> int:
+            return super().__getitem__(index) if index != 5 else 1 // 0
+
+    before, files = threading.active_count(), Lost(1000)
+    with pytest.raises(ZeroDivisionError):
+        evaluate_items(files, squares, batch_size=2, workers=2)
+    assert threading.active_count() == before and len(files.taken) < 20
 
 
 def test_any_number_of_items_may_be_bad_or_none_there():

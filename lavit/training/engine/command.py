@@ -51,6 +51,7 @@ def run_command(
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config, flags = read_words(cls, words, f"runs/{name}")
+    config.check_sources()
     check_folders(config, *folders)
 
     from lavit.training.engine import distributed

@@ -22,6 +22,9 @@ CONFIG_FILE = "training.yaml"
 class Recipe:
     """Settings of a run of one stage. The recipes of its presets lie beside the module of the class, in recipes/."""
 
+    def check_sources(self, tokenizer: bool = False) -> None:
+        """ValueError where the settings do not say what a run begins with. tokenizer: whether one is given beside."""
+
     @classmethod
     def recipe(cls, preset: str = "small", overrides: dict[str, Any] | None = None) -> Self:
         """The recipe of a preset with dotted overrides, ``{"loop.steps": 100}``; ``steps`` alone will do."""
@@ -36,6 +39,12 @@ class Recipe:
             wanted = " or ".join(known) if len(known) < 3 else f"one of {', '.join(known)}"
             raise configuration.ConfigError(f"preset: expected {wanted}, got {preset!r}")
         return folder / f"{preset}.yaml"
+
+
+def check_tokenizer(config: Any, given: bool) -> None:
+    """ValueError for a run of a later stage that has neither a model to go on from nor a tokenizer."""
+    if config.model is None and config.tokenizer is None and not given:
+        raise ValueError("tokenizer: expected the folder that stage 1 left (lavit train tokenizer), got none")
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
-from lavit.training.engine.recipe import LoopConfig, Recipe
+from lavit.training.engine.recipe import LoopConfig, Recipe, check_tokenizer
 from lavit.training.engine.schedule import ScheduleConfig
 
 
@@ -86,3 +86,10 @@ class LanguageTrainingConfig(Recipe):
         for name in ("split", "text"):
             if self.data == SHAPES_WORLD and getattr(self, name) is not None:
                 raise ValueError(f"{name}: expected none with --data shapes, got {getattr(self, name)}")
+
+    def check_sources(self, tokenizer: bool = False) -> None:
+        check_tokenizer(self, tokenizer)
+        if self.preset != "small" and self.model is None and self.language_model is None:
+            raise ValueError(
+                f"language_model: the preset {self.preset} starts from a LLaMA: --language-model FOLDER"
+            )

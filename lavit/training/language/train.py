@@ -122,10 +122,7 @@ def _check_start(
     a folder of images holds, None for the shapes world."""
     if config.preset not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {config.preset!r}")
-    if config.model is None and config.tokenizer is None and tokenizer is None:
-        raise ValueError("tokenizer: expected the folder that stage 1 left (lavit train tokenizer), got none")
-    if config.preset != "small" and config.model is None and config.language_model is None:
-        raise ValueError(f"language_model: the preset {config.preset} starts from a LLaMA: --language-model FOLDER")
+    config.check_sources(tokenizer is not None)
     check_folders(config, "model", "tokenizer", "language_model")
     if config.data == SHAPES_WORLD:
         return None

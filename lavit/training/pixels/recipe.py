@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
-from lavit.training.engine.recipe import CacheConfig, LoopConfig, OptimizerConfig, Recipe
+from lavit.training.engine.recipe import CacheConfig, LoopConfig, OptimizerConfig, Recipe, check_tokenizer
 from lavit.training.engine.schedule import ScheduleConfig
 
 PIXEL_PRESETS = ("small", "lowres", "highres")
+BASE_FILES = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 
 
 @dataclass
@@ -61,3 +62,8 @@ class PixelsTrainingConfig(Recipe):
         for name in ("size", "buckets"):
             if self.data == SHAPES_WORLD and getattr(self, name):
                 raise ValueError(f"{name}: expected none with --data shapes, got {getattr(self, name)}")
+
+    def check_sources(self, tokenizer: bool = False) -> None:
+        check_tokenizer(self, tokenizer)
+        if self.preset != "small" and self.model is None and self.base is None:
+            raise ValueError(f"base: the preset {self.preset} starts from a folder with {', '.join(BASE_FILES)}")

@@ -29,11 +29,10 @@ from lavit.training.engine.stage import cache_folder
 from lavit.training.pixels.buckets import Measured, sizes_of
 from lavit.training.pixels.data import array_data, folder_data, open_images
 from lavit.training.pixels.objective import Step, Trained, parameter_groups
-from lavit.training.pixels.recipe import PixelsTrainingConfig
+from lavit.training.pixels.recipe import BASE_FILES, PixelsTrainingConfig
 
 __all__ = ["PixelsTrainingConfig", "PixelsTrainingResult", "train_pixels"]
 
-BASE_FILES = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 
 # The small preset's schedule of noise: the cosine of arXiv 2102.09672.
 SMALL_SCHEDULER = {
@@ -156,6 +155,7 @@ def _build(
 ) -> LaVITPixelPipeline:
     """The pipeline with untrained or pretrained parts. Raises OSError or ValueError naming what is not there, or does
     not fit."""
+    config.check_sources(tokenizer is not None)
     check_folders(config, "model", "tokenizer", "base")
     if config.model is not None:
         if tokenizer is not None:
@@ -163,10 +163,6 @@ def _build(
         pipeline = LaVITPixelPipeline.from_pretrained(config.model)
         pipeline.scheduler = _scheduler(config, pipeline.scheduler.config)
         return pipeline
-    if config.tokenizer is None and tokenizer is None:
-        raise ValueError("tokenizer: expected the folder that stage 1 left (lavit train tokenizer), got none")
-    if config.preset != "small" and config.base is None:
-        raise ValueError(f"base: the preset {config.preset} starts from a folder with {', '.join(BASE_FILES)}")
     if tokenizer is None:
         tokenizer = LaVITTokenizer.from_pretrained(config.tokenizer)
     if processor is None:
