@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -50,10 +51,15 @@ COMMANDS: Commands = {
 }
 GROUPS = {"train": "train a model: " + ", ".join(TRAIN)}
 
+TORCHAO_IMPORT = ("diffusers.quantizers.torchao.torchao_quantizer", "torch.utils._pytree")
+"""Who warns whenever diffusers is imported where torchao is, of parts of it that nothing here uses."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for name in TORCHAO_IMPORT:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code = _run(arguments, COMMANDS, "lavit", GROUPS)
         sys.stdout.flush()

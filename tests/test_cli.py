@@ -118,6 +118,13 @@ def test_help_loads_no_model_code():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes as on POSIX")
+def test_a_command_begins_without_warnings_of_packages():
+    """diffusers, torchao and torch have some for each other."""
+    program = "from lavit.cli import main; main(['info']); import lavit.pixels; lavit.pixels.LaVITPixelPipeline"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "torchao" not in done.stderr and "pytree" not in done.stderr
+
+
 def test_reader_that_goes_away_is_no_error():
     code = (
         "import sys, types; from lavit import cli; module = types.ModuleType('many');"
