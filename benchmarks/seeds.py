@@ -1,4 +1,4 @@
-"""Medians over quickstarts with different seeds, of dynamic and of fixed length side by side.
+"""Medians over quickstarts with different seeds; lengths and numbers of threads side by side.
 
 python -m benchmarks.seeds benchmarks/results/quickstart-*.json
 """
@@ -14,7 +14,6 @@ from statistics import median
 from typing import Any
 
 Run = dict[str, Any]
-LENGTHS = ("dynamic", "fixed")
 
 
 def figures(run: Run) -> dict[str, tuple[float, float | None]]:
@@ -46,16 +45,25 @@ def figures(run: Run) -> dict[str, tuple[float, float | None]]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """A table in Markdown: a row for each figure, the median of the runs of each length, and of chance."""
-    measured = {length: [figures(run) for run in runs if run.get("length", "dynamic") == length] for length in LENGTHS}
+    """A table in Markdown: a row for each figure, the median of the runs of each kind, and of chance."""
+    measured: dict[tuple[str, int], list[dict[str, tuple[float, float | None]]]] = {}
+    for run in sorted(runs, key=_kind):
+        measured.setdefault(_kind(run), []).append(figures(run))
     names = list(dict.fromkeys(name for found in measured.values() for one in found for name in one))
-    head = [f"{length} ({len(found)} seeds)" for length, found in measured.items()]
+    head = [
+        f"{length}, {threads} thread{'s' * (threads > 1)}, {len(found)} seed{'s' * (len(found) > 1)}"
+        for (length, threads), found in measured.items()
+    ]
     lines = [f"| | {' | '.join(head)} | chance |", "|---|" + "---|" * (len(head) + 1)]
     for name in names:
         cells = [_middle([one[name] for one in found if name in one], lambda it: it[0]) for found in measured.values()]
         every = [one[name] for found in measured.values() for one in found if name in one]
         lines.append(f"| {name} | {' | '.join(cells)} | {_middle(every, lambda it: it[1])} |")
     return "\n".join(lines)
+
+
+def _kind(run: Run) -> tuple[str, int]:
+    return run.get("length", "dynamic"), run["threads"]
 
 
 def _middle(
