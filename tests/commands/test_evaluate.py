@@ -8,9 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-import torch.multiprocessing as mp
 from PIL import Image
+from processes import on_two_processes
 from threads import on_threads
 from tiny_models import save_language_model, tokenizer
 
@@ -80,10 +79,13 @@ def of_shapes(seed: int, wrong: int) -> Knowing:
     return model
 
 
+HASTY = partial(tasks.decoded_probe, steps=30)
+"""How well the probe reads plays no part here."""
+
+
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
-    """How well the probe reads plays no part here."""
-    monkeypatch.setattr(tasks, "decoded_probe", partial(tasks.decoded_probe, steps=30))
+    monkeypatch.setattr(tasks, "decoded_probe", HASTY)
 
 
 @pytest.fixture
@@ -188,19 +190,17 @@ def forgetful() -> Knowing:
 
 def judge_on_two(rank: int, folder: str) -> None:
     """One of two processes; only the first writes."""
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = forgetful()
     evaluate.load_lavit = lambda folder, device: (model, model.processor)
+    tasks.decoded_probe = HASTY
     words = ["--data", "shapes", "--limit", str(SCENES), "--seed", "5", "--probe-scenes", "64", "--guidance", "2"]
     words += ["--model", f"{folder}/x", "--device", "cpu", "--output", f"{folder}/{rank}.json"]
     code = evaluate.run(parse(words))
     assert code == (1 if rank == 0 else 0)  # so that torchrun does not end the first, which writes, for the second
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_report_what_one_does(run, tmp_path):
-    mp.start_processes(judge_on_two, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    on_two_processes(judge_on_two, tmp_path)
     words = ("--data", "shapes", "--limit", SCENES, "--seed", 5, "--probe-scenes", 64, "--guidance", 2)
     with on_threads(1):  # as there
         code, alone, _, err = run(forgetful(), *words)

@@ -7,8 +7,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-import torch
-import torch.multiprocessing as mp
+from processes import on_two_processes
 
 from lavit.evaluation.journal import Journal, differences
 from lavit.evaluation.runner import evaluate_items
@@ -160,8 +159,6 @@ def test_differences_are_told_in_words():
 
 
 def run_two_ranks(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     kept, seen = Journal(f"{folder}/progress", SETTINGS).task("t"), []
     done = evaluate_items(range(9), squares(seen), batch_size=2, kept=kept)
     try:
@@ -170,12 +167,11 @@ def run_two_ranks(rank: int, folder: str) -> None:
     except ValueError as error:
         refused = str(error)
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps((seen, list(done.results.items()), refused)))
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_share_what_one_has_left(tmp_path):
     journal(tmp_path).task("t").add([(i, {"square": i * i}) for i in (0, 3, 4)])
-    mp.start_processes(run_two_ranks, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    on_two_processes(run_two_ranks, tmp_path)
     found = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2)]
     assert [seen for seen, _, _ in found] == [[1, 5, 7], [2, 6, 8]]
     for _, results, refused in found:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
+from processes import on_two_processes
 
 from lavit.commands.evaluation_summary import lines
 from lavit.data.annotations import CaptionItem
@@ -221,17 +221,14 @@ def test_an_interrupted_reconstruction_goes_on(paths, pictures, tmp_path, lost):
 
 
 def reconstruct_on_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     paths = [Path(folder, "images", f"{number}.png") for number in range(7)]
     report = reconstruct(paths, Path(folder, "drawn"), batch_size=2)
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(report))
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_judge_as_one_does(paths, pictures, tmp_path):
     paths[2].write_bytes(b"x")
-    mp.start_processes(reconstruct_on_two, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    on_two_processes(reconstruct_on_two, tmp_path)
     first, second = (pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2))
     alone = reconstruct(paths, pictures, batch_size=2)
     # Sums over two processes are added in another order.

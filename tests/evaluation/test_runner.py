@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.multiprocessing as mp
+from processes import on_two_processes
 
 from lavit.data.images import ImageError
 from lavit.evaluation.runner import Evaluated, Skipped, evaluate_items
@@ -113,8 +112,6 @@ def record(call: Callable[[], Evaluated[Any]]) -> Any:
 
 
 def run_two_ranks(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 
     def one_fails(numbers: list[int]) -> list[int]:
         if 3 in numbers:
@@ -134,11 +131,10 @@ def run_two_ranks(rank: int, folder: str) -> None:
         "afterwards": record(lambda: evaluate_items(range(3), squares)),
     }
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(found))
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_count_every_item_once_and_share_failures(tmp_path):
-    mp.start_processes(run_two_ranks, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    on_two_processes(run_two_ranks, tmp_path)
     first, second = (pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2))
     # An odd number of items: a sampler that pads would have item 0 twice.
     assert first["taken"] == [0, 2, 4, 6] and second["taken"] == [1, 3, 5]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from golden_tensors import golden, golden_config, relative
+from processes import on_two_processes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -217,8 +217,6 @@ def test_scrambled_order_is_fair() -> None:
 
 
 def train_two_ranks(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.manual_seed(rank)
     quantizer = small(ema_decay=0.5)
     torch.manual_seed(rank)
@@ -228,11 +226,10 @@ def train_two_ranks(rank: int, folder: str) -> None:
         rows = 0 if (step, rank) == (2, 1) else 20 + rank
         quantizer(torch.randn(rows, 4).abs() + torch.tensor([3.0, 0, 0, 0]))
     torch.save({**quantizer.state_dict(), "usage": quantizer.usage()}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_end_with_identical_codebooks(tmp_path: Any) -> None:
-    mp.start_processes(train_two_ranks, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    on_two_processes(train_two_ranks, tmp_path)
     a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert a["usage"].sum() == 20 * 4 + 21 * 3

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from processes import on_two_processes
 from tiny_lavit import TEXT_SIZE, images, llama, tokenizer
 
 from lavit.data.mixture import PackedRow, Sample
@@ -111,19 +111,16 @@ def one_step(objective: str, rows: list[list[Sample]], world: int = 1, rank: int
 
 
 def one_of_two(rank: int, folder: str, objective: str) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found = one_step(objective, [[sample] for sample in uneven()], world=2, rank=rank)
     if rank == 0:
         torch.save(found, f"{folder}/two.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_one_row_of_all_is_four_rows_is_two_processes_of_two(tmp_path, objective: str) -> None:
     whole = one_step(objective, [uneven()])
     start = build(objective)[0].state_dict()
-    mp.start_processes(one_of_two, args=(str(tmp_path), objective), nprocs=2, start_method="fork")
+    on_two_processes(one_of_two, tmp_path, objective)
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     four = one_step(objective, [[sample] for sample in uneven()])
     for other in (four, two):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
+import subprocess
 import sys
 import zlib
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
+from processes import on_two_processes
 from small_pixels import SMALL, pictures, settings, tokenizer
 
 from lavit.cli import main as lavit
@@ -126,15 +125,12 @@ def shared_run(folder: str, accumulate: int):
 
 
 def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     drawing = shared_run(f"{folder}/two", 1).pipeline
     torch.save([drawing.unet.state_dict(), drawing.conditioner.state_dict()], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_learn_what_one_does_with_twice_the_batches(tmp_path):
-    mp.start_processes(one_of_two, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    on_two_processes(one_of_two, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     alone = shared_run(str(tmp_path / "one"), 2)
     start = train_pixels(settings(**{"loop.steps": 1, "schedule.lr": 0.0}), tokenizer=tokenizer()).pipeline
@@ -293,30 +289,16 @@ def test_the_command_trains_and_says_where_the_pipeline_is(tmp_path, capsys):
     assert "tokenizer: expected the folder" in capsys.readouterr().err
 
 
-def train_and_say(words: list[str], say: int) -> None:
-    """The command in a process of its own."""
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    with open(say, "w", buffering=1) as out, redirect_stdout(out), redirect_stderr(out):
-        code = lavit(["train", "pixels", *words])
-    sys.exit(code)
-
-
 def test_sigterm_saves_a_checkpoint_and_stops(tmp_path):
     tokenizer().save_pretrained(tmp_path / "tokenizer")
-    hear, say = os.pipe()
-    process = mp.get_context("fork").Process(
-        target=train_and_say, args=(command(tmp_path, "--steps", "100000"), say), daemon=True
-    )
-    process.start()
-    os.close(say)
-    seen = []
-    with open(hear) as out:
-        for line in out:
+    words = [sys.executable, "-m", "lavit", "train", "pixels", *command(tmp_path, "--steps", "100000")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        seen = []
+        for line in process.stdout:
             seen.append(line)
             if "images/s" in line:
-                os.kill(process.pid, signal.SIGTERM)
+                process.send_signal(signal.SIGTERM)
                 break
-        rest = out.read()
-    process.join(120)
-    assert process.exitcode == 128 + signal.SIGTERM, "".join(seen) + rest
+        rest = process.stdout.read()
+    assert process.returncode == 128 + signal.SIGTERM, "".join(seen) + rest
     assert "go on with --resume" in rest and list((tmp_path / "run" / "checkpoints").glob("step-*/model.pt"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from processes import on_two_processes
 from tiny_tokenizer import TINY
 from torch import Tensor
 
@@ -118,11 +118,8 @@ def test_any_division_into_micro_batches_gives_what_the_whole_batch_gives(case: 
 
 
 def one_of_two(rank: int, folder: str, case: str, sizes: list[int], counts: list[int]) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found = trained(case, sizes, sum(counts[:rank]), counts[rank])
     torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -130,7 +127,7 @@ def one_of_two(rank: int, folder: str, case: str, sizes: list[int], counts: list
 def test_two_processes_give_what_one_gives(tmp_path: Any, case: str, sizes: list[int]) -> None:
     whole = whole_batch(case)
     counts = [len(sizes) // 2] * 2
-    mp.start_processes(one_of_two, args=(str(tmp_path), case, sizes, counts), nprocs=2, start_method="fork")
+    on_two_processes(one_of_two, tmp_path, case, sizes, counts)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     numbers = [name for name in first if " of step " in name or name == "contrast_loss"]
     assert_alike(first, whole)
