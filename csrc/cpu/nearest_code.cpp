@@ -75,26 +75,27 @@ struct Tile {
     }
     // Few tiles hold a new maximum: about ln K of K / 6 in each lane. Only those look for its code.
     Vector most[Vectors];
-    Ids better{};
+    Ids changed{};
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
       most[v] = best[v];
 #pragma GCC unroll 6
       for (int64_t r = 0; r < kCodes; ++r) most[v] = score[r][v] > most[v] ? score[r][v] : most[v];  // drops NaN
-      better |= most[v] > best[v];
+      changed |= reinterpret_cast<Ids>(most[v]) ^ reinterpret_cast<Ids>(best[v]);  // GCC compares lane by lane here
     }
     int64_t words[Bytes / sizeof(int64_t)], any = 0;
-    std::memcpy(words, &better, Bytes);
+    std::memcpy(words, &changed, Bytes);
 #pragma GCC unroll 8
     for (const int64_t word : words) any |= word;
     if (__builtin_expect(any == 0, 1)) return;
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      const auto above = most[v] > best[v];
+      Ids found{};
 #pragma GCC unroll 6
       for (int64_t r = kCodes - 1; r >= 0; --r) {  // the lowest of equal ones comes last
-        ids[v] = (above & (score[r][v] == most[v])) ? Ids{} + static_cast<Id>(first + r) : ids[v];
+        found = score[r][v] == most[v] ? Ids{} + static_cast<Id>(first + r) : found;
       }
+      ids[v] = best[v] == most[v] ? ids[v] : found;
       best[v] = most[v];
     }
   }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lavit.kernels.nearest_code.reference import finish, prepare
+from lavit.kernels.nearest_code.reference import finish, finite_rows, prepare
 from lavit.kernels.types import compute_dtype
 
 # Of two vectors with their largest entries within these, products and squares are far from float32's ends, even those
@@ -45,7 +45,7 @@ def _fits(x: Tensor) -> Tensor:
 
 
 def _search(search: Search, x: Tensor, codebook: Tensor, metric: str, normalize_x: bool) -> tuple[Tensor, Tensor]:
-    usable = x.isfinite().all(dim=1)
+    usable = finite_rows(x)
     x, c, b = prepare(x, codebook, metric, normalize_x)
     ids, best = search(x.contiguous(), c.contiguous(), b.contiguous())
     return finish(x, best, ids, usable, metric)
