@@ -74,7 +74,8 @@ def picture(curves: Sequence[Curve]) -> str:
             for i, one in enumerate(curves):
                 values = one.images_per_second if axes is speed else [count / 1e6 for count in one.peak_bytes]
                 shown += values
-                told = f"{one.name}: batch^{fitted([*zip(one.batches, values, strict=True)]):.2f}".replace("-", "−")
+                exponent = round(fitted([*zip(one.batches, values, strict=True)]), 2) + 0.0  # 0, not minus 0
+                told = f"{one.name}: batch^{exponent:.2f}".replace("-", "−")
                 axes.plot(one.batches, values, MARKERS[i % len(MARKERS)], color=INKS[i % len(INKS)], ms=5, label=told)
             low, high = min(shown) / 1.3, max(shown) * 1.3
             axes.set_ylim(low, high * (high / low) ** 0.5)  # room for the names above the curves

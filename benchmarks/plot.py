@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -71,14 +72,28 @@ def picture(panels: dict[str, dict[str, Points]]) -> str:
     return re.sub(r"[ \t]+$", "", file.getvalue(), flags=re.MULTILINE)
 
 
+def label_sides(curves: dict[str, Points], span: float) -> dict[str, Literal["center", "top", "bottom"]]:
+    """Where a curve's name stands at its end; of two that end at nearly the same height, above the upper one and below
+    the lower one. span: of the panel, the logarithm of its highest over its lowest value."""
+    sides: dict[str, Literal["center", "top", "bottom"]] = dict.fromkeys(curves, "center")
+    ends = sorted((*points[-1], name) for name, points in curves.items())
+    for (at, low, lower), (there, high, upper) in itertools.pairwise(ends):
+        if at == there and math.log(high / low) < 0.06 * span:
+            sides[lower], sides[upper] = "top", "bottom"
+    return sides
+
+
 def draw_panel(axes: Axes, title: str, curves: dict[str, Points]) -> None:
     axes.set_title(title, loc="left", size=13 * POINT)
     axes.set(xlabel="kept tokens", ylabel="seconds", xscale="log", yscale="log")
-    for i, (name, points) in enumerate(curves.items()):
+    for i, points in enumerate(curves.values()):
         ink = INKS[i % len(INKS)]
         axes.plot(*zip(*points, strict=True), MARKERS[i % len(MARKERS)], color=ink, ms=5, clip_on=False, gid="curve")
-        axes.annotate(name, points[-1], (8, 0), textcoords="offset points", va="center", color=ink)
     axes.set_ylim(axes.get_ylim())  # what follows does not stretch it
+    sides = label_sides(curves, math.log(axes.get_ylim()[1] / axes.get_ylim()[0]))
+    for i, (name, points) in enumerate(curves.items()):
+        ink, va = INKS[i % len(INKS)], sides[name]
+        axes.annotate(name, points[-1], (8, 0), textcoords="offset points", va=va, color=ink)
     tokens = sorted({n for points in curves.values() for n, _ in points})
     n, t = next(iter(curves.values()))[0]
     ends = tokens[0], tokens[-1]

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from benchmarks.plot import fitted, main, markdown, panels_of, slope
+from benchmarks.plot import fitted, label_sides, main, markdown, panels_of, slope
 
 
 def case(name: str, kept: int, seconds: float, **extra) -> dict:
@@ -33,6 +33,13 @@ def test_exponents_are_those_of_the_cost():
     assert slope(curves["packed"]) == pytest.approx(1) and slope(curves["release"]) == pytest.approx(2)
     words = markdown({"attention": curves})
     assert "packed: 10 at 20" in words and "tokens^1.00" in words and "tokens^2.00" in words
+
+
+def test_names_of_curves_that_end_in_one_place_do_not_lie_on_each_other():
+    ends = {"a": (9, 2.1), "b": (9, 2.0), "c": (9, 8.0), "d": (5, 2.0)}
+    curves = {name: [(1, 1.0), end] for name, end in ends.items()}
+    assert label_sides(curves, math.log(10)) == {"a": "bottom", "b": "top", "c": "center", "d": "center"}
+    assert set(label_sides(curves, 0.1).values()) == {"center"}
 
 
 @pytest.mark.parametrize("exponent", [-0.5, 0.0, 0.6, 1.0])
