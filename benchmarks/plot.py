@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -72,15 +72,19 @@ def picture(panels: dict[str, dict[str, Points]]) -> str:
     return re.sub(r"[ \t]+$", "", file.getvalue(), flags=re.MULTILINE)
 
 
-def label_sides(curves: dict[str, Points], span: float) -> dict[str, Literal["center", "top", "bottom"]]:
-    """Where a curve's name stands at its end; of two that end at nearly the same height, above the upper one and below
-    the lower one. span: of the panel, the logarithm of its highest over its lowest value."""
-    sides: dict[str, Literal["center", "top", "bottom"]] = dict.fromkeys(curves, "center")
-    ends = sorted((*points[-1], name) for name, points in curves.items())
-    for (at, low, lower), (there, high, upper) in itertools.pairwise(ends):
-        if at == there and math.log(high / low) < 0.06 * span:
-            sides[lower], sides[upper] = "top", "bottom"
-    return sides
+def name_heights(curves: dict[str, Points], span: float) -> dict[str, float]:
+    """The value beside which each curve's name stands: its last, or, where several end in nearly the same place, as far
+    from it as keeps the names apart. span: of the panel, the logarithm of its highest over its lowest value."""
+    least = 0.07 * span
+    heights = {name: math.log(points[-1][1]) for name, points in curves.items()}
+    for end in {points[-1][0] for points in curves.values()}:
+        names = sorted((name for name, points in curves.items() if points[-1][0] == end), key=heights.__getitem__)
+        for _ in range(100):
+            for low, high in itertools.pairwise(names):
+                near = max(0.0, least - (heights[high] - heights[low]))
+                heights[low] -= near / 2
+                heights[high] += near / 2
+    return {name: math.exp(height) for name, height in heights.items()}
 
 
 def draw_panel(axes: Axes, title: str, curves: dict[str, Points]) -> None:
@@ -90,10 +94,10 @@ def draw_panel(axes: Axes, title: str, curves: dict[str, Points]) -> None:
         ink = INKS[i % len(INKS)]
         axes.plot(*zip(*points, strict=True), MARKERS[i % len(MARKERS)], color=ink, ms=5, clip_on=False, gid="curve")
     axes.set_ylim(axes.get_ylim())  # what follows does not stretch it
-    sides = label_sides(curves, math.log(axes.get_ylim()[1] / axes.get_ylim()[0]))
+    heights = name_heights(curves, math.log(axes.get_ylim()[1] / axes.get_ylim()[0]))
     for i, (name, points) in enumerate(curves.items()):
-        ink, va = INKS[i % len(INKS)], sides[name]
-        axes.annotate(name, points[-1], (8, 0), textcoords="offset points", va=va, color=ink)
+        end, ink = (points[-1][0], heights[name]), INKS[i % len(INKS)]
+        axes.annotate(name, end, (8, 0), textcoords="offset points", va="center", color=ink, annotation_clip=False)
     tokens = sorted({n for points in curves.values() for n, _ in points})
     n, t = next(iter(curves.values()))[0]
     ends = tokens[0], tokens[-1]

@@ -63,7 +63,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def _kind(run: Run) -> tuple[str, int]:
-    return run.get("length", "dynamic"), run["threads"]
+    return run["length"], run["threads"]
 
 
 def _middle(

@@ -51,15 +51,19 @@ COMMANDS: Commands = {
 }
 GROUPS = {"train": "train a model: " + ", ".join(TRAIN)}
 
-TORCHAO_IMPORT = ("diffusers.quantizers.torchao.torchao_quantizer", "torch.utils._pytree")
-"""Who warns whenever diffusers is imported where torchao is, of parts of it that nothing here uses."""
+TORCHAO_WARNINGS = {
+    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
+    "torch.utils._pytree": "Calling register_constant() on Enum",
+}
+"""Logger and words of what is said whenever diffusers is imported where torchao is: of classes of torchao that nothing
+here uses."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for name in TORCHAO_IMPORT:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in TORCHAO_WARNINGS:
+        logging.getLogger(name).addFilter(_worth_saying)
     try:
         code = _run(arguments, COMMANDS, "lavit", GROUPS)
         sys.stdout.flush()
@@ -76,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"lavit: error: {describe(error)}", file=sys.stderr)
         return 2
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return TORCHAO_WARNINGS[record.name] not in record.getMessage()
 
 
 def describe(error: Exception) -> str:

@@ -117,7 +117,6 @@ def test_help_loads_no_model_code():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pipes as on POSIX")
 def test_a_command_begins_without_warnings_of_packages():
     """diffusers, torchao and torch have some for each other."""
     program = "from lavit.cli import main; main(['info']); import lavit.pixels; lavit.pixels.LaVITPixelPipeline"
@@ -125,6 +124,7 @@ def test_a_command_begins_without_warnings_of_packages():
     assert "torchao" not in done.stderr and "pytree" not in done.stderr
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes as on POSIX")
 def test_reader_that_goes_away_is_no_error():
     code = (
         "import sys, types; from lavit import cli; module = types.ModuleType('many');"

@@ -8,7 +8,7 @@
 namespace lavit::cpu {
 namespace {
 
-constexpr int64_t kRows = 64;  // whose part of the weight's gradient is summed up first, on any number of threads
+constexpr int64_t kRows = 64;  // their parts of the weight's gradient are summed first, so that threads change no bit
 
 inline int64_t rows_of_a_thread(int64_t width) { return std::max<int64_t>(1, 16384 / width); }
 

@@ -81,7 +81,8 @@ struct Tile {
       most[v] = best[v];
 #pragma GCC unroll 6
       for (int64_t r = 0; r < kCodes; ++r) most[v] = score[r][v] > most[v] ? score[r][v] : most[v];  // drops NaN
-      changed |= reinterpret_cast<Ids>(most[v]) ^ reinterpret_cast<Ids>(best[v]);  // GCC compares lane by lane here
+      // `most > best` as integers, which GCC would compute lane by lane.
+      changed |= reinterpret_cast<Ids>(most[v]) ^ reinterpret_cast<Ids>(best[v]);
     }
     int64_t words[Bytes / sizeof(int64_t)], any = 0;
     std::memcpy(words, &changed, Bytes);

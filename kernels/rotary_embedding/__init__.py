@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lavit.kernels.checks import check_float, check_same_device, check_same_dtype, check_shape
@@ -25,6 +26,6 @@ def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, *, impl: str = "auto")
         check_shape(name, other, (x.shape[0], x.shape[2]), "x")
         check_same_dtype(name, other, "x", x)
         check_same_device(name, other, "x", x)
-        if other.requires_grad:
+        if other.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name}: expected a tensor that wants no gradient, got one that does")
     return rotated(x, cos, sin, impl)

@@ -14,7 +14,8 @@ def swiglu(gate: Tensor, up: Tensor, *, impl: str = "auto") -> Tensor:
     """silu(gate) * up, silu(g) = g / (1 + e^-g) (Shazeer 2020, without its products).
 
     gate: floating, of any shape; up: shape, dtype and device of gate.
-    Returns a tensor as gate, with a gradient to both, which are kept for it.
+    Returns a tensor as gate, with a gradient to both, which are kept for it. float32 on a CPU has a compiled form; all
+    else is PyTorch's operations.
     Raises TypeError for a dtype that is not floating or not that of gate, and ValueError for another shape or device.
     """
     check_float("gate", gate)

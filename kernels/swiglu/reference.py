@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +14,6 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """With s = 1 / (1 + e^-g): dg = grad u s (1 + g (1 - s)), du = grad g s."""
+    """With s = 1 / (1 + e^-g): dg = grad u s (1 + g (1 - s)), by PyTorch's own, and du = grad g s."""
     d, g, u = (x.to(compute_dtype(gate)) for x in (grad, gate, up))
-    s = g.sigmoid()
-    return (d * u * s * (1 + g * (1 - s))).to(gate.dtype), (d * g * s).to(up.dtype)
+    return torch.ops.aten.silu_backward(d * u, g).to(gate.dtype), (d * F.silu(g)).to(up.dtype)

@@ -225,8 +225,8 @@ def cores() -> int:
 def in_order(
     pool: ThreadPoolExecutor, read: Callable[[Item], Read], items: Iterable[Item], room: int
 ) -> Iterator[Read]:
-    """What ``read`` makes of the items, in their order, by the threads of the pool; ``room`` of them are taken on at a
-    time, whether they wait to be read or to be used. An error of ``read`` is raised where its item's turn is."""
+    """What ``read`` makes of the items, in their order, by the threads of the pool. At most ``room`` items wait to be
+    read or to be given out. An error of ``read`` is raised where its item's turn is."""
     waiting: deque[Future[Read]] = deque()
     source = iter(items)
     while True:

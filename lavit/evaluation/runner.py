@@ -5,6 +5,7 @@ Each process takes every W-th item, so no item is padded in and none counts twic
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ R = TypeVar("R")
 
 Entry = tuple[int, Any, Exception | None]
 """An item's index, and the item or why it cannot be used."""
+
+MOST_WORKERS = 16
 
 BAD = (ValueError, OSError)
 """What an item that cannot be used raises; `lavit.data.ImageError` is a ValueError."""
@@ -71,8 +74,9 @@ def evaluate_items(
     progress: gets how many items this process has done, of how many; those known from before are not its own.
     kept: results known from before, as the first process has them, are not computed again; new ones are added, a batch
         at a time.
-    workers: threads that take items ahead of their batch, for items that are read from files; None: one for each core
-        of this process's share. An item must not depend on which was taken before.
+    workers: threads that take items ahead of their batch, for items that are read from files: up to a batch and two for
+        each thread wait beside the batch in use. ``items[i]`` is then called by several of them at once. None: one for
+        each core of this process's share, at most 16.
     Raises ValueError for a batch size below 1; RuntimeError where another process failed or has another number of
     items, and for a wrong number of results.
     """
@@ -90,7 +94,7 @@ def evaluate_items(
         if rank() == 0:
             results += known.items()
         own = [index for index in range(total) if index not in known][rank() :: world_size()]
-        workers = max(1, cores() // world_size()) if workers is None else workers
+        workers = _share_of_cores() if workers is None else workers
         with closing(_taken(items, own, bad, batch_size, workers)) as entries:
             for begin in range(0, len(own), batch_size):
                 done, left_out = _batch(list(islice(entries, batch_size)), function, bad)
@@ -118,6 +122,11 @@ def _known(kept: Kept) -> dict[int, Any]:
     if isinstance(found, OSError):
         raise found
     return found
+
+
+def _share_of_cores() -> int:
+    """Of this machine's cores, for each of its processes; images wait for each, so not without end."""
+    return min(MOST_WORKERS, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))))
 
 
 def _taken(

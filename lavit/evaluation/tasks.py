@@ -377,7 +377,8 @@ def _all(
     name: str | None = None,
 ) -> Evaluated[R]:
     naming = None if name is None else name.format
-    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "kept": kept, "workers": None}
+    workers = None if isinstance(items, Pictures) else 0
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "kept": kept, "workers": workers}
     done = evaluate_items(items, function, name=naming, **options)
     if not done.results:
         first = f"; {done.skipped[0].name}: {done.skipped[0].reason}" if done.skipped else ""

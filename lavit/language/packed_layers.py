@@ -44,8 +44,8 @@ def norm_of(norm: Any) -> tuple[Tensor, float]:
 
 def can_take(model: Any, x: Tensor) -> bool:
     """Whether `hidden_states` computes what ``model``, a LlamaModel, would of rows x (T, C): in plain float32 in the
-    CPU's memory, nothing being compiled, watched or cast. Of float64 transformers makes float32 in its norms; here it
-    stays, for comparisons. Not where another form of an operation is asked for, by which somebody looks for a fault."""
+    CPU's memory, nothing being compiled, watched or cast. Not where another form of an operation is asked for, by which
+    somebody looks for a fault."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or not direct(x, gradient=True):
         return False
     if torch.is_autocast_enabled("cpu") or _has_any_global_hook():

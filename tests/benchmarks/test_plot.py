@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from benchmarks.plot import fitted, label_sides, main, markdown, panels_of, slope
+from benchmarks.plot import fitted, main, markdown, name_heights, panels_of, slope
 
 
 def case(name: str, kept: int, seconds: float, **extra) -> dict:
@@ -36,10 +36,14 @@ def test_exponents_are_those_of_the_cost():
 
 
 def test_names_of_curves_that_end_in_one_place_do_not_lie_on_each_other():
-    ends = {"a": (9, 2.1), "b": (9, 2.0), "c": (9, 8.0), "d": (5, 2.0)}
+    ends = {"a": (9, 2.1), "b": (9, 2.0), "c": (9, 2.05), "d": (9, 8.0), "e": (5, 2.0)}
     curves = {name: [(1, 1.0), end] for name, end in ends.items()}
-    assert label_sides(curves, math.log(10)) == {"a": "bottom", "b": "top", "c": "center", "d": "center"}
-    assert set(label_sides(curves, 0.1).values()) == {"center"}
+    found = name_heights(curves, math.log(10))
+    assert found["d"] == pytest.approx(8.0) and found["e"] == pytest.approx(2.0)
+    assert found["c"] == pytest.approx(2.05, rel=0.02)  # in the middle of the three
+    for low, high in (("b", "c"), ("c", "a"), ("a", "d")):
+        assert math.log(found[high] / found[low]) >= 0.069 * math.log(10)
+    assert name_heights(curves, 0.1) == pytest.approx({name: value for name, (_, value) in ends.items()})
 
 
 @pytest.mark.parametrize("exponent", [-0.5, 0.0, 0.6, 1.0])

@@ -25,7 +25,8 @@ def on_two_processes(function: Callable[..., None], folder: str | os.PathLike[st
     """``function(rank, folder, *args)`` by two members of a group, on one thread each; any failure is raised.
 
     They are no children of this process, which may have threads (of OpenMP, of autograd, of CUDA) that a fork would
-    leave behind with whatever they hold. So a function is one of its module's own, and arguments can be pickled.
+    leave behind with whatever they hold. So a function is one of its module's own, arguments can be pickled, and what a
+    test has patched or set in the environment is not there.
     """
     multiprocessing.set_forkserver_preload(list(LOADED))
     words = function, os.fspath(folder), *args
@@ -36,5 +37,7 @@ def _member(rank: int, function: Callable[..., None], folder: str, *args: Any) -
     torch.set_num_threads(1)
     torch.manual_seed(0)  # as tests begin
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    function(rank, folder, *args)
-    dist.destroy_process_group()
+    try:
+        function(rank, folder, *args)
+    finally:
+        dist.destroy_process_group()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from gradients import same_on_any_number_of_threads
 from selection_scores import scores_of
-from usable import skip_unless_usable
+from usable import skip_unless_usable, skip_without_vectors
 
 from lavit.kernels import Selection, gumbel_select
 from lavit.kernels.gumbel_select import cpp
@@ -26,10 +26,7 @@ def compute_with(width, monkeypatch):
     """The compiled form takes vectors of so many bytes in this test."""
     skip_unless_usable("gumbel_select", "cpp", torch.device("cpu"))
     monkeypatch.setattr(cpp, "VECTOR_BYTES", width)
-    try:
-        gumbel_select(torch.zeros(1, 1, 2), deterministic=True, impl="cpp")
-    except RuntimeError as error:
-        pytest.skip(str(error).splitlines()[0])
+    skip_without_vectors(width)
 
 
 def difficult_scores(batch, patches, dtype):

@@ -23,7 +23,9 @@ class Recipe:
     """Settings of a run of one stage. The recipes of its presets lie beside the module of the class, in recipes/."""
 
     def check_sources(self, tokenizer: bool = False) -> None:
-        """ValueError where the settings do not say what a run begins with. tokenizer: whether one is given beside."""
+        """ValueError where the settings do not say what a run begins with.
+
+        tokenizer: whether the caller has one, so that none need be named."""
 
     @classmethod
     def recipe(cls, preset: str = "small", overrides: dict[str, Any] | None = None) -> Self:

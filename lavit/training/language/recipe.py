@@ -90,6 +90,4 @@ class LanguageTrainingConfig(Recipe):
     def check_sources(self, tokenizer: bool = False) -> None:
         check_tokenizer(self, tokenizer)
         if self.preset != "small" and self.model is None and self.language_model is None:
-            raise ValueError(
-                f"language_model: the preset {self.preset} starts from a LLaMA: --language-model FOLDER"
-            )
+            raise ValueError(f"language_model: the preset {self.preset} starts from a LLaMA: --language-model FOLDER")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 
@@ -292,13 +294,17 @@ def test_the_command_trains_and_says_where_the_pipeline_is(tmp_path, capsys):
 def test_sigterm_saves_a_checkpoint_and_stops(tmp_path):
     tokenizer().save_pretrained(tmp_path / "tokenizer")
     words = [sys.executable, "-m", "lavit", "train", "pixels", *command(tmp_path, "--steps", "100000")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    with subprocess.Popen(words, text=True, **options) as process:
         seen = []
         for line in process.stdout:
             seen.append(line)
             if "images/s" in line:
                 process.send_signal(signal.SIGTERM)
                 break
+        end = threading.Timer(120, process.kill)
+        end.start()
         rest = process.stdout.read()
+        end.cancel()
     assert process.returncode == 128 + signal.SIGTERM, "".join(seen) + rest
     assert "go on with --resume" in rest and list((tmp_path / "run" / "checkpoints").glob("step-*/model.pt"))
