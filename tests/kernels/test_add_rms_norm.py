@@ -132,3 +132,20 @@ def test_wrong_arguments_are_named():
         add_rms_norm(x.int(), None, x[0], 1e-6)
     with pytest.raises(TypeError, match="weight: expected torch.float32 to match x, got torch.float64"):
         add_rms_norm(x, None, x[0].double(), 1e-6)
+
+
+def test_the_compiled_form_refuses_what_it_cannot_read():
+    skip_unless_usable("add_rms_norm", "cpp", torch.device("cpu"))
+    x, weight, run = torch.zeros(3, 4), torch.ones(4), torch.ops.lavit_cpp
+    for delta, other, message in (
+        (x[:2], weight, "delta: expected the shape of x"),
+        (x.double(), weight, "delta: expected the dtype of x"),
+        (None, weight[:3], r"x, weight: expected \(N, C\), \(C,\)"),
+        (None, weight.double(), "weight: expected the dtype of x"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            run.add_rms_norm(x, delta, other, 1e-6, 0)
+    with pytest.raises(RuntimeError, match="grad_normed: expected the shape of x"):
+        run.add_rms_norm_backward(None, x[:1], x, weight, 1e-6, 0)
+    with pytest.raises(RuntimeError, match="grad_sum: expected the shape of x"):
+        run.add_rms_norm_backward(x[:1], x, x, weight, 1e-6, 0)

@@ -103,3 +103,17 @@ def test_wrong_arguments_are_named():
         rotary_embedding(x[:, 0], cos, sin)
     with pytest.raises(ValueError, match="cos: expected a tensor that wants no gradient"):
         rotary_embedding(x, cos.requires_grad_(), sin)
+
+
+def test_the_compiled_form_refuses_what_it_cannot_read():
+    skip_unless_usable("rotary_embedding", "cpp", torch.device("cpu"))
+    x, angles, run = torch.zeros(3, 2, 4), torch.zeros(3, 4), torch.ops.lavit_cpp
+    for given, cos, sin, message in (
+        (x[..., :3], angles, angles, r"x: expected \(T, H, D\), D even"),
+        (x.transpose(1, 2), angles[:, :2], angles[:, :2], "x: expected contiguous rows"),
+        (x, angles[:2], angles, r"cos, sin: expected \(T, D\)"),
+        (x, angles, angles.double(), "cos, sin: expected the dtype of x"),
+        (x.half(), angles.half(), angles.half(), "x: expected float32 or float64"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            run.rotary_embedding(given, cos, sin, False, 0)
