@@ -41,7 +41,8 @@ LAVIT_INLINE void exp_near_zero(T& out, const T& r) {
   }
 }
 
-// e^x for x <= 64 log 2, within 2 units in the last place; 0 below Exponent::least; NaN of NaN.
+// e^x for x up to 127 log 2 (float) or 1023 log 2 (double), within 2 units in the last place; 0 below Exponent::least;
+// NaN of NaN.
 template <class L>
 LAVIT_INLINE void exponential(typename L::Vector& out, const typename L::Vector& x) {
   using E = Exponent<typename L::Real>;

@@ -18,16 +18,16 @@ template <class L>
 LAVIT_INLINE void lanes(const SwiGLU& p, int64_t i) {
   using Vector = typename L::Vector;
   const Vector g = L::load(p.g + i), u = L::load(p.u + i);
-  Vector e;  // e^-|g|, which is small where s or 1 - s is
-  exponential<L>(e, g < 0.0f ? g : -g);
-  const Vector inverse = 1.0f / (1.0f + e), s = g < 0.0f ? e * inverse : inverse;
+  Vector e;
+  exponential<L>(e, -g > 87.0f ? L::all(87.0f) : -g);
+  const Vector sigmoid = 1.0f / (1.0f + e);
+  const Vector s = sigmoid < 1.7e-38f ? Vector{} : sigmoid;  // at g = -87 float32 ends
   if (p.grad == nullptr) {
     L::store(p.out + i, g * s * u);
     return;
   }
   const Vector grad = L::load(p.grad + i);
-  const Vector rest = g < 0.0f ? inverse : e * inverse;  // 1 - s
-  L::store(p.dg + i, grad * u * s * (1.0f + g * rest));
+  L::store(p.dg + i, grad * u * s * (1.0f + g * (1.0f - s)));
   L::store(p.du + i, grad * g * s);
 }
 
