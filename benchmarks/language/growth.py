@@ -121,8 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.language.growth", description=__doc__)
     parser.add_argument("out", type=Path, help="the picture to write, SVG")
     arguments = parser.parse_args(argv)
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    curves = measured()
+    try:
+        curves = measured()
+    finally:
+        torch.set_num_threads(before)
     arguments.out.write_text(picture(curves))
     print(markdown(curves))
     return 0
