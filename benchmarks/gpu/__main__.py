@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", type=Path, help="of the results [benchmarks/results/gpu-KIND-DATE]")
     parser.add_argument("--dry", action="store_true", help="without a GPU: every step begins, is timed and read")
     parser.add_argument("--seconds", type=float, help=f"for all of it [{plans.TOTAL:.0f}; dry: {plans.SLOWER} times]")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     name = f"gpu-{options.kind}-{datetime.now():%Y%m%d-%H%M}"
     folder = (options.folder or plans.ROOT / "benchmarks" / "results" / name).resolve()
     folder.mkdir(parents=True, exist_ok=True)

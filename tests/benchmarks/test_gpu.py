@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import limits, table
 from benchmarks.gpu import plans
-from benchmarks.gpu.__main__ import STAND_IN, Call, run_speed, run_to_the_end, tally
+from benchmarks.gpu.__main__ import STAND_IN, Call, main, run_speed, run_to_the_end, tally
 from benchmarks.gpu.record import MOST_VALUES, told
 from benchmarks.gpu.runner import Command, Runner
 
@@ -137,3 +137,14 @@ def test_the_share_of_a_limit_is_that_of_the_nearer_one():
 
 def test_values_are_told_in_few_characters():
     assert len(told("x" * 1000)) == 300 and MOST_VALUES < 20
+
+
+WORDS = ("speed --dry FOLDER", "--dry speed FOLDER", "speed FOLDER --dry")
+
+
+@pytest.mark.parametrize("words", [words.split() for words in WORDS], ids=WORDS)
+def test_options_may_stand_anywhere(tmp_path, monkeypatch, words):
+    called = []
+    monkeypatch.setattr("benchmarks.gpu.__main__.run_speed", lambda call: called.append(call) or 0)
+    assert main([str(tmp_path / "results") if word == "FOLDER" else word for word in words]) == 0
+    assert called[0].folder == tmp_path / "results" and called[0].dry
