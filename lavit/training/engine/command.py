@@ -89,7 +89,7 @@ def read_words(cls: type[Config], words: Sequence[str], output: str) -> tuple[Co
         raise CheckpointError(f"--resume: {own} is not there, with the settings of the run to go on with")
     base: str | Path = own if "resume" in flags else cls.recipe_file(given.get("preset", "small"))
     base = given.pop("config", base)
-    return configuration.load(cls, base, given), flags
+    return cls.read(base, given), flags
 
 
 def _print(row: dict[str, Any]) -> None:
