@@ -23,10 +23,10 @@ def draw_token_map(
 ) -> Image.Image:
     """The image with kept patches clear in a thin outline, dropped ones grey and pale.
 
-    image: any size; the map's long side is between 448 and 1024 pixels: smaller images are enlarged with their pixels
-        left visible, larger ones reduced.
+    image: what the tokenizer sees of it (`LaVITImageProcessor.seen`), of any size; the map's long side is between 448
+        and 1024 pixels: smaller images are enlarged with their pixels left visible, larger ones reduced.
     keep: (h * w,) in raster order, true where the patch is kept. grid: (h, w) patches; they divide the image evenly
-        whatever its shape, as the tokenizer squeezes every image into a square.
+        whatever its shape, as the tokenizer may squeeze it into a square.
     tokens: the code of each kept patch in raster order; written into the patches where they are large enough.
 
     Returns RGB. ValueError where keep, grid and tokens do not fit together.

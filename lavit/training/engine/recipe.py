@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CONFIG_FILE = "training.yaml"
 """Where a run's settings stand in its folder."""
 
+THREADS = "of torch, where the command trains; none: chosen from the CPUs, or the run's own"
+
 
 class Recipe:
     """Settings of a run of one stage. The recipes of its presets lie beside the module of the class, in recipes/."""

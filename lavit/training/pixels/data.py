@@ -144,7 +144,7 @@ def _open_cache(
     root: Path,
 ) -> Any:
     device = tokenizer.quantize.embedding.weight.device
-    pixels = ("pixels", torch.tensor([processor.size, *processor.mean, *processor.std]))
+    pixels = ("pixels", processor.as_tensor())
     return open_or_build(
         root,
         lambda images: reconstructed(tokenizer, tokenizer.encode_features(images.to(device))),

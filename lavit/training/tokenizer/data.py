@@ -93,5 +93,6 @@ def open_stream(dataset: Any, key: str, config: TokenizerTrainingConfig, transfo
 
 
 def processor_of(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> LaVITImageProcessor:
-    """The image processor of the model that the run started from, else CLIP's with the tokenizer's size."""
-    return processor_for(tokenizer.config.image_size, config.model)
+    """The image processor of the model that the run started from, else CLIP's with the tokenizer's size; with the
+    configuration's way to make squares, where it names one."""
+    return processor_for(tokenizer.config.image_size, config.model, config.fit)
