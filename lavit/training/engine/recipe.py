@@ -29,6 +29,15 @@ class Recipe:
 
         tokenizer: whether the caller has one, so that none need be named."""
 
+    @property
+    def on_shapes(self) -> bool:
+        """Whether the run learns from the built-in world."""
+        return getattr(self, "data", None) == "shapes"
+
+    def about(self) -> str:
+        """A line for ``--help`` about what these settings mean; none: ""."""
+        return ""
+
     @classmethod
     def recipe(cls, preset: str = "small", overrides: dict[str, Any] | None = None) -> Self:
         """The recipe of a preset with dotted overrides, ``{"loop.steps": 100}``; ``steps`` alone will do."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lavit.shapes.world import SHAPES_WORLD
+from lavit.tokenizer.preset_sizes import sizes_told
 from lavit.training.engine.config import setting
 from lavit.training.engine.recipe import THREADS, CacheConfig, LoopConfig, OptimizerConfig, Recipe
 from lavit.training.engine.schedule import Anneal, PhaseOrder, ScheduleConfig
@@ -50,3 +51,7 @@ class TokenizerTrainingConfig(Recipe):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def about(self) -> str:
+        fit = self.fit or ("stretch" if self.model is None else None)
+        return sizes_told(self.preset, self.tokenizer, self.model, fit)
