@@ -1,4 +1,4 @@
-"""Settings of a stage-1 run, and the recipes of the two presets."""
+"""Settings of a stage-1 run, and the recipes of the presets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WarmStartConfig:
 class TokenizerTrainingConfig(Recipe):
     """A run of stage 1. The defaults suit the preset "small"; `recipe` gives each preset its own."""
 
-    preset: str = setting("small", "small or lavit-g: sizes of the tokenizer, and the recipe to start from")
+    preset: str = setting("small", "small, small-64, small-96, small-128 (by image size) or lavit-g: sizes, and recipe")
     tokenizer: dict[str, Any] = setting(dict, "changes to the preset: tokenizer.num_codes=512")
     model: str | None = setting(None, "tokenizer to go on from (a folder); none: a new one")
     encoder: str | None = setting(None, "pretrained encoder: a tokenizer's or the release's folder, or a file")

@@ -66,8 +66,17 @@ def test_recipe_of_the_paper_holds_the_numbers_that_are_known():
 def test_small_recipe_fits_its_preset():
     config = TokenizerTrainingConfig.recipe("small")
     assert LaVITTokenizerConfig.preset("small", **config.tokenizer).num_codes == 256
-    with pytest.raises(ConfigError, match="preset: expected small or lavit-g, got 'large'"):
+    known = "small, lavit-g, small-64, small-96, small-128"
+    with pytest.raises(ConfigError, match=f"preset: expected one of {known}, got 'large'"):
         TokenizerTrainingConfig.recipe("large")
+
+
+@pytest.mark.parametrize("preset", ["small-64", "small-96", "small-128"])
+def test_recipes_of_pictures_fit_their_presets(preset):
+    config = TokenizerTrainingConfig.recipe(preset)
+    sizes = LaVITTokenizerConfig.preset(config.preset, **config.tokenizer)
+    assert (config.preset, sizes.num_codes) == (preset, 1024)
+    assert sizes.image_size == int(preset.removeprefix("small-"))
 
 
 # ------------------------------------------------------------------------------------------------- what learns, and how
