@@ -365,7 +365,7 @@ def test_folder_with_a_broken_image_trains_and_names_it(tmp_path, capsys):
         (["--stepz", "3"], "stepz: no such setting; did you mean loop.steps"),
         (["--steps", "many"], "loop.steps: expected a whole number, got 'many'"),
         (["--tokenizer.num_code", "9"], "num_codes"),
-        (["--preset", "large"], "preset: expected small or lavit-g, got 'large'"),
+        (["--preset", "large"], "preset: expected one of small, lavit-g, small-64, small-96, small-128, got 'large'"),
         (["--data", "/no/such/folder"], "data: there is no folder /no/such/folder"),
         (["--model", "/no/such/folder"], "model: there is no folder /no/such/folder"),
         (["--encoder", "/no/such/file"], "encoder: there is no file or folder /no/such/file"),
