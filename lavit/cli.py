@@ -36,6 +36,7 @@ class Command:
 Commands = dict[str, "Command | Commands"]
 
 TRAIN: Commands = {
+    "encoder": Command("lavit.training.encoder.command:main", "before stage 1: an image encoder of one's own"),
     "tokenizer": Command(
         "lavit.training.tokenizer.command:main", "stage 1: the dynamic visual tokenizer, from images alone"
     ),

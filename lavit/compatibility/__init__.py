@@ -54,7 +54,6 @@ MOVED: dict[str, tuple[str, ...]] = {
     "lavit.training.checkpoint": ("lavit.training.engine.checkpoint",),
     "lavit.training.config": ("lavit.training.engine.config",),
     "lavit.training.distributed": ("lavit.training.engine.distributed",),
-    "lavit.training.encoder": ("lavit.training.tokenizer.pretrain_encoder",),
     "lavit.training.features": ("lavit.training.engine.feature_cache", "lavit.tokenizer.processing"),
     "lavit.training.language_data": ("lavit.training.language.data",),
     "lavit.training.language_recipe": ("lavit.training.language.recipe",),

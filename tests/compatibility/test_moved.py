@@ -36,6 +36,7 @@ def test_an_old_path_imports_with_one_warning_that_names_the_new_one(old, monkey
         ("lavit.data.shapes", "ShapesWorld", "lavit.shapes.world"),
         ("lavit.data.shapes_language", "Sequencing", "lavit.data.sequences"),
         ("lavit.training.recipe", "OptimizerConfig", "lavit.training.engine.recipe"),
+        ("lavit.training.encoder", "pretrain_encoder", "lavit.training.tokenizer.pretrain_encoder"),
         ("lavit.training.tokenizer", "train_tokenizer", "lavit.training.tokenizer.train"),
         ("lavit.training.tokenizer", "TokenizerTrainingConfig", "lavit.training.tokenizer.recipe"),
         ("lavit.training.language", "ImageStore", "lavit.training.language.data"),
@@ -63,7 +64,7 @@ def test_names_of_a_module_that_became_a_package_warn_once_at_the_line_that_asks
 
 def test_new_paths_and_attributes_of_packages_warn_of_nothing():
     rooms = ["recipe", "data", "objective", "train"]
-    lines = [f"from lavit.training.{stage} import {', '.join(rooms)}" for stage in ("tokenizer", "language", "pixels")]
+    lines = [f"from lavit.training.{stage} import {', '.join(rooms)}" for stage in ("encoder", "tokenizer", "language", "pixels")]
     lines += ["from lavit.training.tokenizer import initialization, pretrain_encoder"]
     lines += ["import lavit.data, lavit.tokenizer"]
     lines += ["lavit.data.stream, lavit.data.images, lavit.data.annotations, lavit.tokenizer.processing"]

@@ -31,8 +31,14 @@ def test_small_preset_takes_overrides() -> None:
     assert (config.num_patches, config.hidden_size, config.num_codes, config.min_keep) == (64, 96, 64, 1)
 
 
+@pytest.mark.parametrize(("size", "patches"), [(64, 64), (96, 144), (128, 256)])
+def test_presets_of_pictures_have_the_size_in_their_name(size: int, patches: int) -> None:
+    config = LaVITTokenizerConfig.preset(f"small-{size}")
+    assert (config.image_size, config.patch_size, config.num_patches) == (size, 8, patches)
+
+
 def test_unknown_preset_is_refused() -> None:
-    with pytest.raises(ValueError, match="name: expected one of lavit-g, small, got 'tiny'"):
+    with pytest.raises(ValueError, match="name: expected one of lavit-g, small, small-64, small-96, small-128, got 'tiny'"):
         LaVITTokenizerConfig.preset("tiny")
 
 

@@ -57,7 +57,7 @@ class Recipe:
     def recipe_file(cls, preset: str) -> Path:
         """The YAML file of a preset. ConfigError names those that there are."""
         folder = cls.recipes()
-        known = sorted((path.stem for path in folder.glob("*.yaml")), reverse=True)
+        known = sorted((path.stem for path in folder.glob("*.yaml")), key=lambda name: (len(name), name))
         if preset not in known:
             wanted = " or ".join(known) if len(known) < 3 else f"one of {', '.join(known)}"
             raise configuration.ConfigError(f"preset: expected {wanted}, got {preset!r}")

@@ -151,7 +151,10 @@ def _build(
         language = LlamaForCausalLM.from_pretrained(config.language_model)
     else:
         text = train_text_tokenizer(words, config.text_vocabulary)
-        sizes = {**PRESETS[config.preset], **config.text_config, "vocab_size": len(text)}
+        # An image that is shown, one that is asked for, and the words between them.
+        most = max(PRESETS[config.preset]["max_position_embeddings"], 2 * tokenizer.num_patches + 256)
+        own = {**PRESETS[config.preset], "max_position_embeddings": most}
+        sizes = {**own, **config.text_config, "vocab_size": len(text)}
         special = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
         language = LlamaForCausalLM(LlamaConfig(**sizes, **special, pad_token_id=text.pad_token_id))
     settings: dict[str, Any] = {"image_objective": config.objective, "image_sampling": config.sampling}

@@ -13,11 +13,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lavit.released.files import ENCODER_FILE, read_tensors, tokenizer_folder
+from lavit.shapes.world import SHAPES_WORLD, SIZE
 from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenizer.pretrained import check_fit, compare
+from lavit.training.encoder.recipe import EncoderTrainingConfig
+from lavit.training.encoder.train import MEASURED, measure_features, train_encoder
+from lavit.training.engine import config as configuration
 from lavit.training.engine import distributed
+from lavit.training.engine.checkpoint import Checkpoints
+from lavit.training.engine.identity import settings_of
 from lavit.training.engine.metrics import progress_line
-from lavit.training.engine.recipe import check_folders
+from lavit.training.engine.recipe import CONFIG_FILE, check_folders
 from lavit.training.tokenizer.data import TrainingImages
 from lavit.training.tokenizer.objective import features_of
 from lavit.training.tokenizer.pretrain_encoder import pretrain_encoder
@@ -25,7 +31,9 @@ from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 
 logger = logging.getLogger(__name__)
 
-MEASURED = 2048  # images that the statistics of the features are taken from
+OWN_ENCODER = "encoder"
+"""Folder of the run that trains an encoder on the data, in that of the tokenizer's run."""
+STEPS_ON_SHAPES = 400
 
 
 def check_start(config: TokenizerTrainingConfig) -> None:
@@ -34,7 +42,7 @@ def check_start(config: TokenizerTrainingConfig) -> None:
     check_folders(config, "model")
     if config.encoder is not None and not Path(config.encoder).exists():
         raise FileNotFoundError(f"encoder: there is no file or folder {config.encoder}")
-    if config.encoder is None and config.model is None and config.preset != "small":
+    if config.encoder is None and config.model is None and not config.preset.startswith("small"):
         raise ValueError(
             f"encoder: the preset {config.preset} needs a pretrained encoder (EVA-CLIP ViT-g/14): "
             "--encoder DIR, the release's visual_tokenizer folder"
@@ -51,23 +59,85 @@ def build(config: TokenizerTrainingConfig, sizes: Path | None) -> LaVITTokenizer
     return LaVITTokenizer(LaVITTokenizerConfig.preset(config.preset, **config.tokenizer))
 
 
-def prepare(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer, images: TrainingImages, pretrain: bool) -> None:
-    """An encoder that knows something, and the statistics of its features."""
+def prepare(
+    config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer, images: TrainingImages, pretrain: bool, overwrite: bool
+) -> int | None:
+    """An encoder that knows something, and the statistics of its features.
+
+    overwrite: train an encoder anew where one was trained for this run. Returns the signal that stopped its training.
+    """
     if config.encoder is not None:
         load_encoder(tokenizer, config.encoder)
     elif pretrain and config.model is None:
-        if distributed.rank() == 0:
-            logger.info("no encoder is given: pretraining one on the shapes world, %d steps", config.encoder_steps)
-            pretrain_encoder(tokenizer, steps=config.encoder_steps, seed=config.seed, progress=_log_encoder)
-        distributed.share(tokenizer.state_dict().values())
+        if config.data == SHAPES_WORLD and tokenizer.config.image_size == SIZE:
+            steps = STEPS_ON_SHAPES if config.encoder_steps is None else config.encoder_steps
+            if distributed.rank() == 0:
+                logger.info("no encoder is given: pretraining one on the shapes world, %d steps", steps)
+                pretrain_encoder(tokenizer, steps=steps, seed=config.seed, progress=_log_encoder)
+            distributed.share(tokenizer.state_dict().values())
+        elif (stopped := train_own_encoder(config, tokenizer, overwrite)) is not None:
+            return stopped
     unset = bool((tokenizer.feature_mean == 0).all() and (tokenizer.feature_std == 1).all())
     if tokenizer.config.standardize_features and unset:
         with images.sample() as batches:
             measure_features(tokenizer, islice(batches, -(-MEASURED // config.loop.batch_size)))
+    return None
 
 
 def _log_encoder(row: dict[str, Any]) -> None:
-    logger.info("encoder  %s  accuracy %.3f", progress_line(row, row["steps"]), row["accuracy"])
+    accuracy = f"  accuracy {row['accuracy']:.3f}" if "accuracy" in row else ""
+    logger.info("encoder  %s%s", progress_line(row, row["steps"]), accuracy)
+
+
+def train_own_encoder(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer, overwrite: bool) -> int | None:
+    """Trains the tokenizer's encoder on the run's own data, in a run of its own below the output folder: what a signal
+    or a crash has stopped goes on, what is finished is taken. Returns the signal that stopped it, None at the end."""
+    recipe = encoder_recipe(config)
+    steps, resume = recipe.loop.steps, False
+    if recipe.output is not None and not overwrite and _is_run_of(recipe):
+        if (Path(recipe.output) / "config.json").is_file():
+            logger.info("no encoder is given: taking that of %s, which was trained for this run", recipe.output)
+            load_encoder(tokenizer, recipe.output)
+            return None
+        resume = Checkpoints(Path(recipe.output) / "checkpoints").latest() is not None
+    way = "going on with the training of one" if resume else "training one"
+    logger.info("no encoder is given: %s on %s, %d steps (lavit train encoder)", way, config.data, steps)
+    if config.output is not None and distributed.rank() == 0:
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        configuration.save(config, Path(config.output) / CONFIG_FILE)  # --resume reads it
+    return train_encoder(
+        recipe, model=tokenizer, progress=_log_encoder, resume=resume, overwrite=not resume
+    ).stopped_by
+
+
+def encoder_recipe(config: TokenizerTrainingConfig) -> EncoderTrainingConfig:
+    """Of the training of an encoder for a run of stage 1 that is given none."""
+    shared: dict[str, Any] = {
+        name: getattr(config, name) for name in ("tokenizer", "data", "scenes", "workers", "seed", "device")
+    }
+    shared |= {"tensorboard": config.tensorboard, "loop.log_every": config.loop.log_every}
+    shared["output"] = None if config.output is None else str(Path(config.output) / OWN_ENCODER)
+    if config.encoder_steps is not None:
+        shared["loop.steps"] = config.encoder_steps
+    return EncoderTrainingConfig.recipe(config.preset, shared)
+
+
+def in_own_encoder(config: TokenizerTrainingConfig) -> bool:
+    """Whether the run in the output folder was stopped while its encoder was trained."""
+    if config.output is None or config.encoder is not None or config.model is not None:
+        return False
+    begun = (Path(config.output) / OWN_ENCODER / CONFIG_FILE).is_file()
+    return begun and not Checkpoints(Path(config.output) / "checkpoints").all()
+
+
+def _is_run_of(recipe: EncoderTrainingConfig) -> bool:
+    """Whether the recipe's output folder is of a run with the same settings on the same data."""
+    file = Path(str(recipe.output)) / CONFIG_FILE
+    if not file.is_file():
+        return False
+    before = EncoderTrainingConfig.read(file)
+    alike = (before.data, before.loop.steps) == (recipe.data, recipe.loop.steps)
+    return alike and settings_of(before) == settings_of(recipe)
 
 
 def load_encoder(tokenizer: LaVITTokenizer, path: str | Path) -> None:
@@ -93,23 +163,6 @@ def load_encoder(tokenizer: LaVITTokenizer, path: str | Path) -> None:
     state = prefixed or state
     check_fit(f"encoder: {found} does not fit the configuration", compare(tokenizer.encoder, state))
     tokenizer.encoder.load_state_dict(state)
-
-
-@torch.no_grad()
-def measure_features(tokenizer: LaVITTokenizer, batches: Iterator[dict[str, Tensor]]) -> None:
-    """Sets the mean and deviation, for each position and channel, that `encode_features` removes."""
-    device = tokenizer.feature_mean.device
-    total = torch.zeros_like(tokenizer.feature_mean, dtype=torch.float64)
-    squares, count = torch.zeros_like(total), 0
-    for batch in batches:
-        features = tokenizer.encoder(batch["images"].to(device)).double()
-        total += features.sum(0)
-        squares += features.square().sum(0)
-        count += len(features)
-    if count < 2:
-        raise ValueError(f"data: expected at least 2 images to measure the features with, got {count}")
-    mean = total / count
-    tokenizer.set_feature_statistics(mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float())
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Settings of a stage-1 run, and the recipes of the two presets."""
+"""Settings of a stage-1 run, and the recipes of the presets."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ class WarmStartConfig:
 class TokenizerTrainingConfig(Recipe):
     """A run of stage 1. The defaults suit the preset "small"; `recipe` gives each preset its own."""
 
-    preset: str = setting("small", "small or lavit-g: sizes of the tokenizer, and the recipe to start from")
+    preset: str = setting("small", "small, small-64, small-96, small-128 (by image size) or lavit-g: sizes, and recipe")
     tokenizer: dict[str, Any] = setting(dict, "changes to the preset: tokenizer.num_codes=512")
     model: str | None = setting(None, "tokenizer to go on from (a folder); none: a new one")
-    encoder: str | None = setting(None, "pretrained encoder: a tokenizer's or the release's folder, or a file")
-    encoder_steps: int = setting(400, "steps that pretrain an encoder on the shapes world where none is given")
+    encoder: str | None = setting(None, "frozen encoder: folder or file (train encoder's, a tokenizer's, the release's)")
+    encoder_steps: int | None = setting(
+        None, "steps that train one on the data where none is given; none: 400 on shapes, on a folder as train encoder"
+    )
     data: str = setting(SHAPES_WORLD, "folder of images, or shapes: the built-in world")
     fit: Literal["stretch", "crop", "pad"] | None = setting(
         None, "how images become squares: stretch, crop the middle, pad with white; none: as --model does, or stretch"

@@ -66,6 +66,7 @@ def train_tokenizer(
         if model is None:
             initialization.check_start(config)
         dataset = open_dataset(config) if stream is None and features is None else None
+        resume = resume and not (model is None and initialization.in_own_encoder(config))  # which goes on by itself
         checkpoints, saved = session.open_output(config, resume, overwrite, constant=("encoder.",))
 
         stage.seed_everything(config.seed)
@@ -77,7 +78,9 @@ def train_tokenizer(
         if saved is not None:
             tokenizer.load_state_dict(saved["model"])
         elif images is not None:
-            initialization.prepare(config, tokenizer, images, pretrain=model is None)
+            stopped = initialization.prepare(config, tokenizer, images, model is None, overwrite)
+            if stopped is not None:
+                return TrainingResult(tokenizer, images.skipped, history=[], path=None, stopped_by=stopped)
         distributed.share(tokenizer.state_dict().values())
 
         opened: DataStream | None = None

@@ -9,13 +9,19 @@ from typing import Any, Literal
 import pytest
 import yaml
 
+from lavit.training.encoder.recipe import EncoderTrainingConfig
 from lavit.training.engine import config
 from lavit.training.language.recipe import LanguageTrainingConfig
 from lavit.training.pixels.recipe import PixelsTrainingConfig
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 
 RESOLVED = yaml.safe_load((Path(__file__).parents[2] / "golden" / "recipes.yaml").read_text())
-STAGES = {"tokenizer": TokenizerTrainingConfig, "language": LanguageTrainingConfig, "pixels": PixelsTrainingConfig}
+STAGES = {
+    "encoder": EncoderTrainingConfig,
+    "tokenizer": TokenizerTrainingConfig,
+    "language": LanguageTrainingConfig,
+    "pixels": PixelsTrainingConfig,
+}
 
 
 @dataclass

@@ -66,8 +66,17 @@ def test_recipe_of_the_paper_holds_the_numbers_that_are_known():
 def test_small_recipe_fits_its_preset():
     config = TokenizerTrainingConfig.recipe("small")
     assert LaVITTokenizerConfig.preset("small", **config.tokenizer).num_codes == 256
-    with pytest.raises(ConfigError, match="preset: expected small or lavit-g, got 'large'"):
+    known = "small, lavit-g, small-64, small-96, small-128"
+    with pytest.raises(ConfigError, match=f"preset: expected one of {known}, got 'large'"):
         TokenizerTrainingConfig.recipe("large")
+
+
+@pytest.mark.parametrize("preset", ["small-64", "small-96", "small-128"])
+def test_recipes_of_pictures_fit_their_presets(preset):
+    config = TokenizerTrainingConfig.recipe(preset)
+    sizes = LaVITTokenizerConfig.preset(config.preset, **config.tokenizer)
+    assert (config.preset, sizes.num_codes) == (preset, 1024)
+    assert sizes.image_size == int(preset.removeprefix("small-"))
 
 
 # ------------------------------------------------------------------------------------------------- what learns, and how
@@ -356,7 +365,7 @@ def test_folder_with_a_broken_image_trains_and_names_it(tmp_path, capsys):
         (["--stepz", "3"], "stepz: no such setting; did you mean loop.steps"),
         (["--steps", "many"], "loop.steps: expected a whole number, got 'many'"),
         (["--tokenizer.num_code", "9"], "num_codes"),
-        (["--preset", "large"], "preset: expected small or lavit-g, got 'large'"),
+        (["--preset", "large"], "preset: expected one of small, lavit-g, small-64, small-96, small-128, got 'large'"),
         (["--data", "/no/such/folder"], "data: there is no folder /no/such/folder"),
         (["--model", "/no/such/folder"], "model: there is no folder /no/such/folder"),
         (["--encoder", "/no/such/file"], "encoder: there is no file or folder /no/such/file"),

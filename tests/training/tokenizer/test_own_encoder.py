@@ -1,0 +1,99 @@
+"""Stage 1 without an encoder: on a folder of images it trains one on these first, and goes on where that was stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from pictures import captioned_folder
+from tiny_tokenizer import TINY
+
+from lavit.shapes.world import SHAPES_WORLD
+from lavit.tokenizer import LaVITTokenizer
+from lavit.training.encoder.recipe import EncoderTrainingConfig
+from lavit.training.engine.checkpoint import CheckpointError
+from lavit.training.tokenizer import initialization
+from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
+from lavit.training.tokenizer.train import TrainingResult, train_tokenizer
+
+
+def settings(data: Path | str, output: Path | None, **changes) -> TokenizerTrainingConfig:
+    short = {"loop.steps": 2, "loop.batch_size": 4, "loop.log_every": 1, "tensorboard": False, "device": "cpu"}
+    short |= {"tokenizer": TINY, "data": str(data), "encoder_steps": 3, "workers": 0, "scenes": 24}
+    return TokenizerTrainingConfig.recipe("small", short | {"output": output and str(output)} | changes)
+
+
+def encoder_of(folder: Path) -> dict[str, torch.Tensor]:
+    return LaVITTokenizer.from_pretrained(folder).encoder.state_dict()
+
+
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(row: dict) -> None:
+        if row["step"] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(initialization, "_log_encoder", kill)
+
+
+def test_an_encoder_is_trained_on_the_folder_and_kept_beside(tmp_path: Path, caplog) -> None:
+    data, output = captioned_folder(tmp_path / "data", 10), tmp_path / "run"
+    with caplog.at_level(logging.INFO):
+        result = train_tokenizer(settings(data, output))
+    assert f"no encoder is given: training one on {data}, 3 steps (lavit train encoder)" in caplog.text
+    assert result.model.training is False and result.path == output
+    assert_same(encoder_of(output), encoder_of(output / "encoder"))
+    again = train_tokenizer(settings(data, None, **{"cache.enabled": False}))  # nothing is written, all is the same
+    assert_same(again.model.encoder.state_dict(), encoder_of(output))
+
+
+def test_shapes_of_another_size_train_one_on_their_scenes(caplog) -> None:
+    changes = {"tokenizer": TINY | {"image_size": 64, "patch_size": 16}, "cache.enabled": False}
+    with caplog.at_level(logging.INFO):
+        result = train_tokenizer(settings(SHAPES_WORLD, None, **changes))
+    assert "training one on shapes, 3 steps" in caplog.text and result.model.config.image_size == 64
+
+
+def test_a_stop_in_the_encoders_training_goes_on_exactly(tmp_path: Path, monkeypatch) -> None:
+    data = captioned_folder(tmp_path / "data", 10)
+    train_tokenizer(settings(data, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        stopped: TrainingResult = train_tokenizer(settings(data, tmp_path / "cut"))
+    assert (stopped.stopped_by, stopped.path, stopped.history) == (signal.SIGTERM, None, [])
+    assert (tmp_path / "cut" / "training.yaml").is_file() and not (tmp_path / "cut" / "config.json").exists()
+    config = TokenizerTrainingConfig.read(tmp_path / "cut" / "training.yaml")
+    result = train_tokenizer(config, resume=True)
+    assert result.path == tmp_path / "cut"
+    for name, value in LaVITTokenizer.from_pretrained(tmp_path / "whole").state_dict().items():
+        assert torch.equal(value, result.model.state_dict()[name]), name
+
+
+def test_an_encoder_of_other_settings_is_trained_anew(tmp_path: Path, monkeypatch) -> None:
+    data, output = captioned_folder(tmp_path / "data", 10), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        train_tokenizer(settings(data, output))
+    train_tokenizer(settings(data, output, encoder_steps=4))
+    assert EncoderTrainingConfig.read(output / "encoder" / "training.yaml").loop.steps == 4
+    # The one that is finished is taken by a run of the same settings, and not where all is replaced.
+    before = (output / "encoder" / "model.safetensors").stat().st_mtime_ns
+    for file in [output / "config.json", *(output / "checkpoints").rglob("*.json")]:
+        file.unlink()
+    train_tokenizer(settings(data, output, encoder_steps=4))
+    assert (output / "encoder" / "model.safetensors").stat().st_mtime_ns == before
+    train_tokenizer(settings(data, output, encoder_steps=4), overwrite=True)
+    assert (output / "encoder" / "model.safetensors").stat().st_mtime_ns > before
+
+
+def test_a_mistyped_folder_is_still_refused(tmp_path: Path) -> None:
+    data = captioned_folder(tmp_path / "data", 10)
+    with pytest.raises(CheckpointError, match="there is no such folder to resume from"):
+        train_tokenizer(settings(data, tmp_path / "typo"), resume=True)
