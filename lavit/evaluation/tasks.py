@@ -40,7 +40,7 @@ R = TypeVar("R")
 
 
 SHORT: dict[str, Any] = {"min_new": 1}
-"""Captions and answers of the shapes world may be shorter than the release allows."""
+"""Captions and answers of the shapes world may be shorter than the release allows, of a model that says nothing."""
 SMALL: dict[str, Any] = {"min_tokens": 1}
 """So may its images."""
 
@@ -227,7 +227,7 @@ def caption_scenes(
     **settings: Any,
 ) -> TaskReport:
     """Captions of the shapes world's scenes, by what they say is where, beside chance."""
-    asked = {**SHORT, **settings}
+    asked = {**({} if getattr(model, "generation_config", None) else SHORT), **settings}
 
     def run(batch: list[int]) -> list[str]:
         return list(model.caption([scenes.images[i] for i in batch], processor, batch_size=len(batch), **asked))
@@ -252,7 +252,7 @@ def answer_scenes(
     **settings: Any,
 ) -> TaskReport:
     """Answers to the four questions on each of the world's first scenes, by kind, beside chance."""
-    chosen = {**SHORT, **settings}
+    chosen = {**({} if getattr(model, "answer_generation_config", None) else SHORT), **settings}
     asked = [(scene, one) for scene, each in enumerate(questions(world, scenes.cells)) for one in each]
 
     def run(batch: list[int]) -> list[str]:
