@@ -93,8 +93,8 @@ def read_captions(
     path: COCO's and NoCaps's ``{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}``;
         Karpathy's ``{"images": [{"cocoid", "filename", "filepath", "split", "sentences": [{"raw"}]}]}``; or Flickr30k's
         own table: .token, "36979.jpg#0", a tab and the caption a line, or .csv, "36979.jpg| 0| caption". An annotation
-        needs no "id", Karpathy's image no "cocoid" (it is known by its "imgid", or else by its name), no "filepath" and,
-        where all splits are taken, no "split".
+        needs no "id"; Karpathy's image no "cocoid" (it is known by its "imgid", or else by its name), no "filepath",
+        and no "split" where all are taken.
     images: the folder that the file names are relative to.
     split: of Karpathy's file "train", "restval", "val" or "test" (None: all); the others have none.
     captionless: images of a COCO file without any captions, as of a test set, are items too.
@@ -199,6 +199,8 @@ def _karpathy(path: Path, content: dict[str, Any], folder: Path, split: str | No
     for label, entry in entries(path, content, "images"):
         try:
             numbered = [name for name in ("cocoid", "imgid") if entry.get(name) is not None]
+            if not numbered and "sentences" not in entry:
+                raise Unusable("has no caption")  # as COCO's, where there are no annotations
             key = identity(entry, numbered[0]) if numbered else text_of(entry, "filename")
             label = f"{path.name}: image {key}"
             own = text_of(entry, "split") if split is not None else optional_text(entry, "split")

@@ -32,8 +32,9 @@ class Constant(Record):
 
 @dataclass(frozen=True)
 class WordScores(Record):
-    """exact: share of the captions that have the words of one of their references, in their order. f1: mean of the token
-    F1 with that reference with which it is highest. guessed_exact, guessed_f1: of chance. each: the F1 of each caption."""
+    """exact: share of the captions that have the words of one of their references, in their order. f1: mean of the
+    token F1 with that reference with which it is highest. guessed_exact, guessed_f1: chance. each: the F1 of each
+    caption."""
 
     exact: float
     f1: float

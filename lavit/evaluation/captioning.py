@@ -69,7 +69,7 @@ METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr",
 
 
 def score_captions(captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> CaptionScores:
-    """Exact matches and token F1, and the metrics of COCO captions, by pycocoevalcap; what cannot be computed here is in
+    """Exact matches and token F1, and the metrics of COCO captions by pycocoevalcap; what cannot be computed here is in
     ``skipped``, with the reason.
 
     captions, references: by image; every caption needs at least one reference. METEOR and SPICE need Java, SPICE also

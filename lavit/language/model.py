@@ -102,7 +102,7 @@ class LaVIT(StrictModel):
         self.understanding = Understanding(config.tokenizer_config, width)
         if config.image_objective == "regress":
             self.regressor = nn.Linear(width, config.tokenizer_config.hidden_size)
-        self.generation_config: GenerationConfig | None = None
+        self.generation_config: GenerationConfig | None = None  # type: ignore[assignment]  # there is always one there
         self.answer_generation_config: GenerationConfig | None = None
         self.post_init()
         self.freeze()

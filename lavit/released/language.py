@@ -119,8 +119,8 @@ def load_released_lavit(
         )
         model = LaVIT(sizes, llama, tokenizer)
     model.understanding = understanding
-    for task, settings in RELEASED.items():
-        carry_settings(model, task, settings)
+    for task, written in RELEASED.items():
+        carry_settings(model, task, written)
     return model.eval()
 
 

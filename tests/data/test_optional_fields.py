@@ -6,7 +6,15 @@ import json
 import pytest
 
 from lavit.data.annotation_entries import count_reasons, first_and_reasons
-from lavit.data.annotations import AnnotationError, CaptionItem, VQAItem, read_captions, read_edits, read_texts, read_vqa
+from lavit.data.annotations import (
+    AnnotationError,
+    CaptionItem,
+    VQAItem,
+    read_captions,
+    read_edits,
+    read_texts,
+    read_vqa,
+)
 from lavit.data.captioned_folder import read_folder
 
 NUMBERED = "000000000007.jpg"
@@ -92,8 +100,9 @@ def test_vizwiz_has_any_number_of_answers_too(root):
 
 def test_a_caption_needs_no_number_and_an_image_only_where_captions_name_it(root):
     images = [{"id": 1, "file_name": "a.jpg"}]
-    told = {"images": images, "annotations": [{"image_id": 1, "caption": "A"}, {"id": None, "image_id": 1, "caption": "B"}]}
-    read = read_captions(write(root / "captions.json", told), root / "images")
+    said = [{"image_id": 1, "caption": "A"}, {"id": None, "image_id": 1, "caption": "B"}]
+    path = write(root / "captions.json", {"images": images, "annotations": said})
+    read = read_captions(path, root / "images")
     assert read.items == [CaptionItem(1, root / "images" / "a.jpg", ("A", "B"))] and read.bad == []
     bare = {"images": [{"file_name": "a.jpg"}, {"file_name": "b.jpg", "id": 4}]}
     read = read_captions(write(root / "bare.json", bare), root / "images", captionless=True)
@@ -142,11 +151,11 @@ def test_a_folder_says_what_it_lacks_and_what_it_has_that_cannot_be_used(root):
     assert folder.lacks("question") == f"{root} has no questions.json with answers.json"
     assert folder.lacks("edit") == f"{root} has no edits.jsonl"
     assert folder.lacks("text") == f"{root} has no text.jsonl, and there is no --text FILE"
-    vqa(root, {"question_id": 0, "answers": []}, {"question_id": 1, "answers": []}, {"question_id": 1, "answers": ["x"]})
+    vqa(root, *({"question_id": number, "answers": []} for number in (0, 1)), {"question_id": 1, "answers": ["x"]})
     write(root / "edits.jsonl", '{"image": "a.jpg", "result": "b.jpg"}\n{"image": "c.jpg", "text": "turn"}\n')
     folder = read_folder(root)
     said = folder.lacks("question")
-    assert said.startswith(f"nothing in questions.json with answers.json of {root} can be used; answers.json: annotation 1")
+    assert said.startswith(f"nothing in questions.json with answers.json of {root} can be used; answers.json: ")
     assert '2 × "answers" is empty' in said and "of all 4: " in said
     assert folder.lacks("edit") == (
         f'nothing in edits.jsonl of {root} can be used; edits.jsonl: line 1: expected a text "text", got none; '
@@ -166,5 +175,6 @@ def test_a_folder_with_vizwiz_questions_has_their_answers(root):
 def test_edits_and_texts_of_which_none_can_be_used_say_why(root):
     read = read_edits(write(root / "e.jsonl", '{"image": "a.jpg"}\n[]\n'), root / "images")
     assert read.items == [] and len(read.bad) == 2
-    with pytest.raises(AnnotationError, match=r"no text in .*t.jsonl \(2 lines cannot be used: t.jsonl: line 1: expected"):
+    why = r"no text in .*t.jsonl \(2 lines cannot be used: t.jsonl: line 1: expected"
+    with pytest.raises(AnnotationError, match=why):
         read_texts(write(root / "t.jsonl", "[1]\n{}\n"))

@@ -1,4 +1,4 @@
-"""Laws of exact matches and token F1: SQuAD's words, the best reference counts, and chance is what a constant reaches."""
+"""Laws of exact matches and token F1: SQuAD's words, the best reference counts, chance is what a constant reaches."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def test_f1_is_twice_the_shared_words_over_all_words(text, reference, f1):
 
 
 def test_the_best_reference_of_each_image_counts():
-    found = score_words(["a red circle", "dog", "three cats"], [["a square", "red circle!"], ["the big dog"], ["a car"]])
+    references = [["a square", "red circle!"], ["the big dog"], ["a car"]]
+    found = score_words(["a red circle", "dog", "three cats"], references)
     assert found.exact == 1 / 3 and found.each == pytest.approx([1, 2 / 3, 0]) and found.f1 == pytest.approx(5 / 9)
 
 

@@ -107,7 +107,7 @@ def test_what_a_file_leaves_open_is_as_in_the_release_and_a_damaged_one_is_refus
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_any_settings_survive_the_file(model, tmp_path, beams):
-    """transformers refuses to write a length penalty, or when to stop, of one beam, for which neither means anything."""
+    """transformers refuses to write a length penalty, or when to stop, of one beam, to which both are nothing."""
     own = TextSettings(beams, 0, 7, 0.5, early_stopping=True)
     carry_settings(model, "caption", own)
     model.save_pretrained(tmp_path)
@@ -187,7 +187,8 @@ def test_a_model_that_goes_on_keeps_its_own_but_for_lengths_that_do_not_fit(mode
 
 def test_many_texts_are_looked_at_evenly(model):
     encoded = []
-    many = ListedSource("caption", [(0, "a", "")] * (3 * LOOKED_AT + 1), Sequencing(lambda t: encoded.append(t) or [1], 2))
+    order = Sequencing(lambda text: encoded.append(text) or [1], 2)
+    many = ListedSource("caption", [(0, "a", "")] * (3 * LOOKED_AT + 1), order)
     learn_settings(model, {"caption": many}, BOTH)
     assert len(encoded) == LOOKED_AT
     first = ListedSource("caption", [(0, "a " * (30 if i == 0 else 2), "") for i in range(9000)], Sequencing(word, 2))

@@ -1,4 +1,4 @@
-"""The settings that training leaves in a model's folder are those with which the model is good at what it has learned."""
+"""The settings that training leaves in a model's folder are those with which the model shows what it has learned."""
 
 from __future__ import annotations
 
