@@ -31,16 +31,44 @@ from lavit.data.atomic_write import atomic_write, sync_folder
 from lavit.data.image_folder import ImageFiles
 from lavit.training.engine import distributed
 from lavit.training.engine.identity import add_tensors
+from lavit.training.engine.recipe import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
 # numpy has no bfloat16: its bits are stored as 16-bit integers.
 STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
+FEATURES = "features"
+"""Folder of them in a run's."""
 PIECE_BYTES = 1 << 26
 """Of a piece, at least 16 rows: what an interrupted run may lose."""
 
 State = tuple[str, int, int]
 """Absolute path, size, time of change in nanoseconds."""
+
+
+@dataclass(frozen=True)
+class CachePlaces:
+    """Folders that features are looked for in, and the one that gets new ones; None: memory."""
+
+    read: tuple[Path, ...] = ()
+    write: Path | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> CachePlaces:
+        """For a stage that follows the tokenizer's: first the folder of stage 1 (``config.tokenizer``), which also gets
+        new rows where it is a run's and can be written to, then the run's own. Nothing is written without an output."""
+        own = None if config.output is None else Path(config.output) / FEATURES
+        if config.tokenizer is None:
+            return cls(() if own is None else (own,), own)
+        first = Path(config.tokenizer)
+        shared = (first / FEATURES).is_dir() or (first / CONFIG_FILE).is_file()
+        writable = os.access(first / FEATURES if (first / FEATURES).is_dir() else first, os.W_OK)
+        write = first / FEATURES if shared and writable and own is not None else own
+        read = (first / FEATURES,) if own is None else (first / FEATURES, own)
+        return cls(read, distributed.from_first(write))
+
+
+NOWHERE = CachePlaces()
 
 
 class FeatureRows:
