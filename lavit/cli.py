@@ -47,6 +47,8 @@ COMMANDS: Commands = {
     "convert": Command("lavit.commands.convert:main", "the released LaVIT's folder as one of this library's own"),
     "train": TRAIN,
     "evaluate": Command("lavit.commands.evaluate:main", "captions, answers and drawn images of a model, judged"),
+    "report": Command("lavit.commands.report:main", "a page of what a model does with the pictures of a folder"),
+    "codes": Command("lavit.commands.codes:main", "what each code means: the patches of a folder that chose it"),
     "info": Command("lavit.info:main", "versions, devices, and which implementation each operation takes and why"),
 }
 GROUPS = {"train": "train a model: " + ", ".join(TRAIN)}
