@@ -13,12 +13,13 @@ from lavit.commands.options import add_machine, check_at_least, command_parser
 LIMIT, DRAWN, SHOWN, EXTREMES = 256, 24, 12, 6
 
 DESCRIPTION = """Write a page (HTML, one file) of what a model does with the pictures of a folder: token maps, tokens
-against what there is to see, pictures drawn again from their tokens, captions, answers, pictures drawn from captions and
-changed as asked, the worst and the best of each kind, and the curves of training runs.
+against what there is to see, pictures drawn again from their tokens, captions, answers, pictures drawn from captions
+and changed as asked, the worst and the best of each kind, and the curves of training runs.
 
 MODEL is the folder of a tokenizer, of a language model (with what draws pixels in `pixels`, or by --pixels), or of a
 pixel pipeline. FOLDER holds images/ and, where there are any, captions.json, questions.json with answers.json, and
-edits.jsonl; or pictures alone. What the model cannot do, or the folder does not have, becomes a sentence that says so."""
+edits.jsonl; or pictures alone. What the model cannot do, or the folder does not have, becomes a sentence that says
+so."""
 
 EPILOG = """The folder of a training run is shown by its curves, as MODEL as well as with --runs; what was measured on
 held-out pictures stands on the axes of the same number in training.
@@ -28,7 +29,10 @@ A picture or entry that cannot be used is named and left out. Exit code 0; 1 if 
 
 def main(argv: Sequence[str]) -> int:
     options = _parse(argv)
-    find_tokenizer(options.model)
+    try:
+        find_tokenizer(options.model)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--model", "MODEL", 1)) from None
     for run in options.runs:
         check_folder(run, "--runs")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 import tempfile
@@ -17,10 +16,10 @@ from lavit import __version__
 from lavit.commands import outputs, pixel_options
 from lavit.commands.image_inputs import tell_skipped
 from lavit.commands.model_folders import (
-    CONFIG_FILE,
     PIPELINE_FILE,
     PIXELS,
     check_same_codes,
+    find_tokenizer,
     load_lavit,
     load_tokenizer,
     pixels_folder,
@@ -113,7 +112,7 @@ def _accelerated(options: argparse.Namespace) -> argparse.Namespace:
 def _parts(options: argparse.Namespace, device: torch.device, pipeline: LaVITPixelPipeline | None) -> Parts:
     language: Any = None
     processor: Any = None
-    if _is_lavit(options.model):
+    if find_tokenizer(options.model)[2] == "lavit":
         language, processor = load_lavit(options.model, device)
         tokenizer, image_processor = language.visual_tokenizer, processor.image_processor
     elif pipeline is not None and (Path(options.model) / PIPELINE_FILE).is_file():
@@ -131,14 +130,6 @@ def _parts(options: argparse.Namespace, device: torch.device, pipeline: LaVITPix
         return pixel_options.draw(pipeline, codes, seeds, names, settings)
 
     return Parts(tokenizer, image_processor, language, processor, draw)
-
-
-def _is_lavit(folder: str) -> bool:
-    path = Path(folder) / CONFIG_FILE
-    if (Path(folder) / PIPELINE_FILE).is_file() or not path.is_file():
-        return False
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return isinstance(content, dict) and content.get("model_type") == "lavit"
 
 
 def _about(

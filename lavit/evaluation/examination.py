@@ -156,7 +156,7 @@ def examine(
 
 def _missing(parts: Parts, root: Path, captioned: bool, asked: bool, changes: bool) -> dict[str, str]:
     """What cannot be had of this model and folder, and why."""
-    missing = {}
+    missing: dict[str, str] = {}
     if not captioned:
         missing |= dict.fromkeys((CAPTIONS, DRAWN), f"{root} has no captions that can be used")
     if not asked:

@@ -72,6 +72,11 @@ class FolderDrawn:
     gallery: int
     skipped: list[Skipped]
 
+    @property
+    def among(self) -> int:
+        """How many of the nearest are looked at: of a small gallery the nearest alone."""
+        return NEAREST if self.gallery > 2 * NEAREST else 1
+
     def found(self, among: int = NEAREST) -> float:
         """Share of those drawn to which the true picture is among the nearest."""
         return sum(one.rank < among for one in self.drawn) / len(self.drawn)

@@ -15,7 +15,7 @@ from PIL import Image
 from lavit.data.atomic_write import atomic_write
 from lavit.data.images import load_image
 from lavit.evaluation.examination import Examination
-from lavit.evaluation.folder_pictures import NEAREST, FolderDrawn
+from lavit.evaluation.folder_pictures import FolderDrawn
 from lavit.evaluation.folder_tokens import Seen
 from lavit.evaluation.folder_words import Answered
 from lavit.evaluation.picture_content import rank_correlation
@@ -85,7 +85,6 @@ def render_folder_report(
         content=_content(seen),
         learning=[(run, spans_of(run), curves_of(run)) for run in runs],
         means={name: mean_of([getattr(one, name) for one in seen]) for name in ("tokens", "cosine", "other")},
-        nearest=NEAREST,
         shot=shot,
         map_of=lambda one: _map(one, grid),
         drop=found.missing.get,
@@ -143,8 +142,8 @@ def _rates(found: Examination) -> list[tuple[str, Rate]]:
 
 def _found(part: FolderDrawn) -> list[tuple[str, Rate]]:
     among = [("nearest", 1)]
-    if part.gallery > 2 * NEAREST:
-        among.append((f"among {NEAREST} nearest", NEAREST))
+    if part.among > 1:
+        among.append((f"among {part.among} nearest", part.among))
     return [(f"{told} of {part.gallery}", Rate(part.found(most), part.chance(most))) for told, most in among]
 
 
