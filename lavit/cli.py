@@ -54,6 +54,8 @@ COMMANDS: Commands = {
     "split": Command("lavit.commands.split:main", "a folder of images as one to train on and one held out"),
     "train": TRAIN,
     "evaluate": Command("lavit.commands.evaluate:main", "captions, answers and drawn images of a model, judged"),
+    "report": Command("lavit.commands.report:main", "a page of what a model does with the pictures of a folder"),
+    "codes": Command("lavit.commands.codes:main", "what each code means: the patches of a folder that chose it"),
     "info": Command("lavit.info:main", "versions, devices, and which implementation each operation takes and why"),
 }
 GROUPS = {"train": "train a model: " + ", ".join(TRAIN)}

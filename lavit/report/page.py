@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from difflib import SequenceMatcher
-from functools import cache
 from statistics import correlation
 from typing import Any
 
-import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-from PIL import Image
-
 from lavit.data.atomic_write import atomic_write
 from lavit.report import format, plots
-from lavit.report.result import Photo, QuickstartResult, Rate, Scene, mean_of, mean_tokens, perplexity, phases
-from lavit.report.token_map import draw_token_map
+from lavit.report.html import differing as differing
+from lavit.report.html import embed as embed
+from lavit.report.html import environment
+from lavit.report.result import QuickstartResult, Rate, mean_tokens, phases
 
 CURVES: dict[str, list[tuple[str, str, str, str]]] = {
     "Encoder": [
@@ -60,7 +53,7 @@ def write_report(result: QuickstartResult, path: str | os.PathLike[str]) -> None
 def render_report(result: QuickstartResult) -> str:
     """The page as text. Parts of the result that are empty become a sentence that says so."""
     later = [stage for stage in (result.language, result.pixels) if stage]
-    return _environment().get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         result=result,
         language=result.language,
         pixels=result.pixels,
@@ -73,48 +66,6 @@ def render_report(result: QuickstartResult) -> str:
         settings=[(name, _words(value)) for stage in later for name, value in stage.settings.items()],
         parameters={name: count for part in (result, *later) for name, count in part.parameters.items()},
     )  # fmt: skip
-
-
-def differing(words: str, other: str) -> Markup:
-    """``words`` as HTML, with those marked that ``other`` does not have at that point."""
-    a, b = format.plain(words).split(), format.plain(other).split()
-    parts = []
-    for kind, start, end, _, _ in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
-        text = escape(" ".join(a[start:end]))
-        if text:
-            parts.append(text if kind == "equal" else Markup("<mark>{}</mark>").format(text))
-    return Markup(" ").join(parts)
-
-
-def embed(image: np.ndarray | Image.Image, photograph: bool = False) -> tuple[str, int, int]:
-    """The pixels as a URI, width and height: PNG, or JPEG for a photograph (a tenth of the size, no visible loss)."""
-    image, file = Image.fromarray(np.asarray(image)), io.BytesIO()
-    kind: dict[str, Any] = {"format": "JPEG", "quality": 90, "subsampling": 0} if photograph else {"format": "PNG"}
-    image.convert("RGB").save(file, optimize=True, **kind)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return f"data:image/{kind['format'].lower()};base64,{data}", image.width, image.height
-
-
-@cache
-def _environment() -> Environment:
-    """Whatever a template shows is escaped, and changes nothing of what stands around it."""
-    made = Environment(
-        loader=PackageLoader("lavit.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup | int | float) else format.plain(str(value)),
-    )
-    filters = (format.integer, format.decimal, format.percent, format.duration, mean_of, perplexity)
-    made.filters.update({function.__name__: function for function in filters})
-    made.tests["finite"] = math.isfinite
-    made.globals.update(differing=differing, embed=embed, plots=plots, token_map=_token_map)
-    return made
-
-
-def _token_map(of: Scene | Photo, grid: tuple[int, int]) -> Image.Image:
-    return draw_token_map(Image.fromarray(of.image), of.keep, grid)
 
 
 def _curves(result: QuickstartResult, network: str) -> list[tuple[str, str, str]]:

@@ -1,7 +1,8 @@
 """Charts as SVG for the page, by matplotlib: text stays text, colours are those of the page's style sheet.
 
 Every chart says its content in words to screen readers, and its parts have a class: ``line``, ``point``, ``bar``,
-``dot``, ``box``, ``mean``, ``area``, ``band``, ``switch``. Without a finite value there is no chart, but None.
+``dot``, ``box``, ``mean``, ``area``, ``band``, ``switch``, ``held``. Without a finite value there is no chart, but
+None.
 """
 
 from __future__ import annotations
@@ -81,22 +82,29 @@ def line(
     y_label: str,
     phases: Sequence[tuple[float, float]] = (),
     floor: float = math.nan,
+    held_out: tuple[Sequence[float], Sequence[float]] = ((), ()),
 ) -> str | None:
     """A curve over steps with its last point marked; it has a gap where it is not finite.
 
     phases: start and end of each phase on the x axis; they are numbered from 1 above the curve and switches are marked.
-    floor: a value that the y axis covers in any case.
+    floor: a value that the y axis covers in any case. held_out: xs and ys of the same on other data, on the same axes,
+        every finite one a point.
     """
     if not np.isfinite(ys).any():
         return None
+    others = [(float(a), float(b)) for a, b in zip(*held_out, strict=True) if math.isfinite(b)]
     x, y = thin(xs, ys)
     (seen,) = np.isfinite(y).nonzero()
     with drawing(title):
         axes = _axes(340, 208, x_label, y_label)
-        start, end = min([x[0], *(a for a, _ in phases)]), max([x[-1], *(b for _, b in phases)])
+        ends = [x[0], x[-1], *(a for a, _ in others), *(step for span in phases for step in span)]
+        start, end = min(ends), max(ends)
         axes.plot(x, y, color=BLUE, linewidth=2, gid="line")
         alone = [i for i in seen if i == seen[-1] or not {i - 1, i + 1} & set(seen)]
         axes.plot(x[alone], y[alone], "o", color=BLUE, gid="point")
+        if others:
+            other_x, other_y = thin([a for a, _ in others], [b for _, b in others], 60)
+            axes.plot(other_x, other_y, "o-", color=AMBER, linewidth=1.5, markersize=4, gid="held")
         axes.update_datalim([(start, floor)], updatex=False)
         axes.autoscale_view(scalex=False)
         axes.set_xlim(start, end if end > start else start + 1)  # the frame ends where the run ends
@@ -109,11 +117,37 @@ def line(
                 _above(axes, (a + b) / 2, str(number), BLUE, "center")
         (first, to), (begin, stop) = y[seen[[0, -1]]], x[seen[[0, -1]]]
         words = f"{y_label} from {first:.4g} at {x_label} {begin:.0f} to {to:.4g} at {x_label} {stop:.0f}."
+        if others:
+            (begin, first), (stop, to) = others[0], others[-1]
+            words += f" Held out: from {first:.4g} at {x_label} {begin:.0f} to {to:.4g} at {x_label} {stop:.0f}."
         return _svg(axes, title, words)
 
 
-def histogram(title: str, values: Sequence[float], x_label: str, y_label: str, high: float) -> str | None:
-    """How often each range of values occurs, and their mean. The x axis ends at ``high`` if no value is larger."""
+def scatter(
+    title: str, xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str, most: int = 2000
+) -> str | None:
+    """A dot for each pair of finite values, of more than ``most`` evenly chosen ones; the y axis begins at 0."""
+    pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    if not pairs:
+        return None
+    shown = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))]
+    with drawing(title):
+        axes = _axes(400, 270, x_label, y_label)
+        size = 5.0 if len(shown) < 200 else 3.6
+        axes.plot(*zip(*shown, strict=True), "o", color=BLUE, markersize=size, alpha=0.55, gid="dot")
+        axes.margins(x=0.03, y=0.03)
+        axes.autoscale_view()
+        axes.set_ylim(0, None)
+        low, high = (tuple(map(f, zip(*pairs, strict=True))) for f in (min, max))
+        words = f"{x_label} from {low[0]:.4g} to {high[0]:.4g}, {y_label} from {low[1]:.4g} to {high[1]:.4g}."
+        return _svg(axes, title, f"{len(pairs)} pairs: {words}")
+
+
+def histogram(
+    title: str, values: Sequence[float], x_label: str, y_label: str, high: float, places: int = 3
+) -> str | None:
+    """How often each range of values occurs, and their mean, told with so many decimal places. The x axis ends at
+    ``high`` if no value is larger."""
     values = [float(v) for v in values if math.isfinite(v)]
     if not values:
         return None
@@ -124,8 +158,9 @@ def histogram(title: str, values: Sequence[float], x_label: str, y_label: str, h
         span = min(low, high - 0.02 * (abs(high) or 1)), high
         axes.hist(values, 24, range=span, rwidth=0.92, color=BLUE, gid="bar")
         axes.axvline(mean, color=AMBER, linewidth=2.5, gid="mean")
-        _above(axes, mean, f"mean {mean:.3f}", INK, "right" if 2 * mean > low + high else "left")
-        return _svg(axes, title, f"{len(values)} values from {low:.3f} to {max(values):.3f}, mean {mean:.3f}.")
+        _above(axes, mean, f"mean {mean:.{places}f}", INK, "right" if 2 * mean > low + high else "left")
+        told = (f"{value:.{places}f}" for value in (low, max(values), mean))
+        return _svg(axes, title, "{} values from {} to {}, mean {}.".format(len(values), *told))
 
 
 def swarm(values: Sequence[float], gap: float, half: float) -> list[tuple[float, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
@@ -29,7 +29,15 @@ class Item(Protocol):
     def words(self) -> Sequence[str]: ...
 
 
-def extremes(items: Sequence[Item], count: int) -> tuple[list[Item], list[Item]]:
+class Scored(Protocol):
+    @property
+    def score(self) -> float: ...
+
+
+T = TypeVar("T", bound=Scored)
+
+
+def extremes(items: Sequence[T], count: int) -> tuple[list[T], list[T]]:
     """The ``count`` items of the least score and of the highest, none in both: the worst first and the best first.
     Among equals the order is theirs."""
     ordered = sorted(items, key=lambda item: item.score)
