@@ -11,7 +11,7 @@ from PIL import Image
 
 from examples.emoji.colours import BACKGROUNDS, LOW_CONTRAST, MainColour, main_colour, seen_shares
 from examples.emoji.glyphs import Glyphs
-from examples.emoji.names import SHADES, Emoji, candidates
+from examples.emoji.names import PERSON, SHADES, Emoji, candidates
 from examples.emoji.people import NO_TONE
 
 SIZES = (32, 64, 96, 128)
@@ -20,7 +20,7 @@ MARGIN = 1 / 16
 
 _MEASURED = 32  # the side in pixels of the drawing that colours are computed from, whatever the pictures' size
 _OPAQUE = 128
-_LOW_CONTRAST_KEPT = 0.25  # of the backgrounds on which an emoji is hardly seen
+_LOW_CONTRAST_KEPT = 0.5  # of the backgrounds on which an emoji is hardly seen
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def find_emoji(glyphs: Glyphs) -> Found:
         first = len(drawings)
         for emoji in (untoned, *tones):
             glyph = glyphs.draw(emoji.sequence, _MEASURED)
-            if glyph is None or (colour := main_colour(rgb := opaque_pixels(glyph))) is None:
-                if emoji is untoned:
-                    break
+            if glyph is None:
+                break  # what has not the first skin tone has none
+            if (colour := main_colour(rgb := opaque_pixels(glyph))) is None:
                 continue
             emoji = without_shade(emoji, colour)
             key = hashlib.blake2b(glyph.tobytes(), digest_size=16).digest()
@@ -110,9 +110,10 @@ def _without_tone(group: list[Drawing]) -> list[Drawing]:
 def without_shade(emoji: Emoji, colour: MainColour) -> Emoji:
     """In older names "black" and "white" say filled and outlined (HEAVY BLACK HEART is red): such a word goes, unless
     the picture has that colour."""
-    if len(emoji.sequence) > 1 and not emoji.tone:
-        return emoji
-    words = [word for word in emoji.name.split() if word not in SHADES or word == colour.name]
+    if emoji.kind == PERSON or (len(emoji.sequence) > 1 and not emoji.tone):
+        return emoji  # our own words
+    true = "" if emoji.tone else colour.name
+    words = [word for word in emoji.name.split() if word not in SHADES or word == true]
     name = " ".join(words)
     return replace(emoji, name=name, base=name if emoji.base == emoji.name else emoji.base)
 
@@ -126,7 +127,7 @@ def opaque_pixels(glyph: Image.Image) -> np.ndarray:
 def backgrounds(drawing: Drawing, seed: int) -> list[str]:
     """All backgrounds, in an order that the seed and the emoji's name decide.
 
-    Most on which it is hardly seen come last; a quarter of them keep their place, for such pictures exist.
+    Most on which it is hardly seen come last; half of them keep their place, for such pictures exist.
     """
     name = drawing.emoji.full_name
     order = sorted(BACKGROUNDS, key=lambda background: chance(seed, "background", name, background))
