@@ -208,8 +208,8 @@ def _wanted(truth: Mapping[str, Any], part: str) -> str:
 @dataclass(frozen=True)
 class PictureScores(Record):
     """background, colour: share that is right, beside ``chance``, of the commonest given always. colour: of the
-    ``coloured`` pictures whose main colour is clear, that have no skin tone and no low contrast. psnr: the median in dB; None
-    where the right pictures are not given."""
+    ``coloured`` pictures whose main colour is clear, that have no skin tone and no low contrast. psnr: the median in
+    dB; None where the right pictures are not given."""
 
     pictures: int
     coloured: int

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from examples.emoji.colours import BACKGROUNDS, LOW_CONTRAST, MainColour, main_colour, seen_shares
+from examples.emoji.colours import SHADES as COLOURS
 from examples.emoji.glyphs import Glyphs
 from examples.emoji.names import PERSON, SHADES, Emoji, candidates
 from examples.emoji.people import NO_TONE
@@ -92,7 +93,7 @@ def find_emoji(glyphs: Glyphs) -> Found:
                 continue
             pixels[key] = emoji.full_name
             names.add(emoji.slug)
-            drawings.append(Drawing(emoji, colour, seen_shares(rgb)))
+            drawings.append(Drawing(emoji, as_named(colour, emoji.name), seen_shares(rgb)))
         drawings[first:] = _without_tone(drawings[first:])
     return Found(drawings, same)
 
@@ -116,6 +117,12 @@ def without_shade(emoji: Emoji, colour: MainColour) -> Emoji:
     words = [word for word in emoji.name.split() if word not in SHADES or word == true]
     name = " ".join(words)
     return replace(emoji, name=name, base=name if emoji.base == emoji.name else emoji.base)
+
+
+def as_named(colour: MainColour, name: str) -> MainColour:
+    """A colour is not clear where the name says another: some red triangles are drawn orange."""
+    said = set(name.split()) & set(COLOURS)
+    return replace(colour, clear=False) if said and colour.name not in said else colour
 
 
 def opaque_pixels(glyph: Image.Image) -> np.ndarray:

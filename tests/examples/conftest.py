@@ -15,7 +15,8 @@ if ROOT not in sys.path:
 @pytest.fixture(scope="session")
 def found():
     """All emoji that the glyphs that stand in for a font have."""
-    from examples.emoji.pictures import find_emoji
     from plain_glyphs import PlainGlyphs
+
+    from examples.emoji.pictures import find_emoji
 
     return find_emoji(PlainGlyphs())

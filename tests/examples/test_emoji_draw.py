@@ -4,14 +4,14 @@ import json
 from dataclasses import asdict
 
 import pytest
+from PIL import Image
+from plain_glyphs import PlainGlyphs
+
 from examples.emoji import glyphs
 from examples.emoji.__main__ import main
 from examples.emoji.draw import Settings, draw
 from examples.emoji.judge import parse
 from examples.emoji.splits import SPLITS
-from PIL import Image
-from plain_glyphs import PlainGlyphs
-
 from lavit.data.captioned_folder import read_folder
 
 SMALL = Settings(size=32, limit=150)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, features
+
 from examples.emoji.draw import truth
 from examples.emoji.glyphs import PACKAGE, FontGlyphs, find_font
 from examples.emoji.judge import psnr
 from examples.emoji.names import KINDS
 from examples.emoji.people import TONES
 from examples.emoji.pictures import Picture, find_emoji, render
-from PIL import Image, features
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "emoji"
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from examples.emoji.colours import BACKGROUNDS
 from examples.emoji.judge import (
     Parts,
@@ -19,7 +21,6 @@ from examples.emoji.judge import (
     score_captions,
     score_pictures,
 )
-from PIL import Image
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "emoji"
 

@@ -4,11 +4,12 @@ import unicodedata
 from collections import Counter
 
 import pytest
+from plain_glyphs import PlainGlyphs
+
 from examples.emoji.names import BODY, FACE, KINDS, PERSON, candidates, slug
 from examples.emoji.people import NO_TONE, TONES
 from examples.emoji.pictures import find_emoji
 from examples.emoji.regions import REGIONS
-from plain_glyphs import PlainGlyphs
 
 
 def by_sequence(found):

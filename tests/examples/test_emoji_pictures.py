@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
+from plain_glyphs import PlainGlyphs
+
 from examples.emoji.colours import (
     BACKGROUNDS,
     SHADES,
@@ -13,9 +16,7 @@ from examples.emoji.colours import (
     seen_shares,
     shade_names,
 )
-from examples.emoji.pictures import SIZES, Drawing, Picture, backgrounds, compose, glyph_size, render
-from PIL import Image
-from plain_glyphs import PlainGlyphs
+from examples.emoji.pictures import SIZES, Drawing, Picture, as_named, backgrounds, compose, glyph_size, render
 
 
 def drawing_of(found, name):
@@ -90,3 +91,9 @@ def test_a_glyph_that_is_not_there_is_named(found):
     drawing: Drawing = drawing_of(found, "cactus")
     with pytest.raises(ValueError, match="cactus .1F335"):
         render(PlainGlyphs(frozenset(drawing.emoji.sequence)), [Picture(drawing, "red")], 32)
+
+
+def test_a_colour_that_the_name_denies_is_not_clear():
+    orange = main_colour(np.array([SHADES["orange"][0]]))
+    assert orange.clear and as_named(orange, "egg").clear and as_named(orange, "orange heart").clear
+    assert not as_named(orange, "small red triangle").clear

@@ -1,6 +1,7 @@
 """Laws of the splits: no combination leaks, its parts are all seen, what is unseen is unseen, and a seed decides."""
 
 import pytest
+
 from examples.emoji.people import TONES
 from examples.emoji.splits import (
     COMBINATIONS,

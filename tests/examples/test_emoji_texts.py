@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 
 import pytest
+
 from examples.emoji.judge import Parts, parse
 from examples.emoji.people import TONES
 from examples.emoji.splits import SPLITS, split

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-from examples.emoji.people import BLOND, DOING, JOINER, NOUNS, SINGLE, TONES
 from PIL import Image
+
+from examples.emoji.people import BLOND, DOING, JOINER, NOUNS, SINGLE, TONES
 
 PEOPLE = frozenset([*SINGLE, *NOUNS, *DOING, BLOND])
 HANDS = frozenset(map(chr, range(0x1F446, 0x1F451)))
