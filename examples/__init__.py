@@ -1,0 +1,1 @@
+"""Worlds and recipes to start one's own from. Run from the repository; not installed with lavit."""
