@@ -149,5 +149,5 @@ def _keep_rate(patches: Tensor) -> float:
     """Share of the patches (B, N, D) that hold `CONTRAST` of all squared contrast, to two digits."""
     energy = contrast(patches).square().flatten().sort(descending=True).values
     energy = torch.where(energy > 1e-9 * patches.square().mean(), energy, 0)  # rounding of even areas is none
-    held = energy.cumsum(0) / energy.sum().clamp(min=1e-12)
-    return min(1.0, max(0.05, round(float((held < CONTRAST).float().mean()), 2)))
+    needed = (energy.cumsum(0) < CONTRAST * energy.sum()).float().mean()
+    return max(0.05, round(float(needed), 2))
