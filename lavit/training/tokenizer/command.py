@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lavit.shapes.world import SHAPES_WORLD
+from lavit.training.engine import config as configuration
 from lavit.training.engine.command import Skipped, run_command
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 
 USAGE = """usage: lavit train tokenizer [--preset small|lavit-g] [--data FOLDER|shapes] [--output FOLDER]
                              [--config FILE] [--key value ...] [--resume [--allow-changes] | --overwrite]
+       lavit train tokenizer --data FOLDER --suggest
 
-Stage 1: trains the dynamic visual tokenizer.
+Stage 1: trains the dynamic visual tokenizer. --suggest trains nothing: it looks at some of the images and says which
+preset, number of codes, keep rate and steps to begin with, and why.
 """
 
 FOLDERS = ("model",)
@@ -19,10 +25,28 @@ FOLDERS = ("model",)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``lavit train tokenizer``; returns the exit code. ValueError and OSError for wrong use or input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--suggest" in words and not {"--help", "-h"} & set(words):
+        return _suggest([word for word in words if word != "--suggest"])
     target = "lavit.training.tokenizer.train:train_tokenizer"
-    return run_command("tokenizer", argv, TokenizerTrainingConfig, USAGE, target, FOLDERS, _ending)
+    return run_command("tokenizer", words, TokenizerTrainingConfig, USAGE, target, FOLDERS, _ending)
 
 
 def _ending(config: TokenizerTrainingConfig, result: Any) -> tuple[Skipped, str, str]:
     ending = f"the tokenizer is in {result.path}; try: lavit tokenize IMAGE --model {result.path}"
     return result.skipped_images, "images could not be read and were skipped", ending
+
+
+def _suggest(argv: Sequence[str]) -> int:
+    """Prints the settings to begin with for the folder that the words name, their reasons and the command."""
+    given, _ = configuration.words(TokenizerTrainingConfig, argv)
+    data = given.pop("data", SHAPES_WORLD)
+    if data == SHAPES_WORLD:
+        raise configuration.ConfigError("--suggest: expected --data FOLDER beside it, of images to look at")
+
+    from lavit.training.tokenizer.suggest import suggest
+
+    found = suggest(data, given)
+    print(*found.reasons, sep="\n")
+    print(f"to begin with:\n  {shlex.join(['lavit', 'train', 'tokenizer', *found.words])}")
+    return 0
