@@ -160,7 +160,8 @@ def near(folder: Path) -> str:
     if top is None or below > 2:
         return ""
     files = islice(top.glob("/".join(["*"] * below + [CONFIG_FILE])), 1000)
-    runs = {str(file.parent.relative_to(top)): str(file.parent) for file in sorted(files) if file.parent != folder}
+    found = {str(file.parent.relative_to(top)): str(file.parent) for file in sorted(files) if file.parent != folder}
+    runs = {name: run for name, run in found.items() if not any(part.startswith(".") for part in Path(name).parts)}
     like = difflib.get_close_matches(str(folder.relative_to(top)), runs, n=3, cutoff=0.5)
     if like:
         return f"; did you mean {' or '.join(runs[name] for name in like)}?"
