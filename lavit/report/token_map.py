@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lavit.report.format import plain
+from lavit.report.format import whole_letters
 
 OUTLINE = (255, 122, 0)
 SMALLEST, LARGEST = 448, 1024  # long side of a map, pixels
@@ -87,7 +87,7 @@ def draw_sheet(maps: Sequence[Image.Image], labels: Sequence[str], tile: int = 2
         base = gap + sum(heights[: row + 1]) + row * (2 * text + gap)
         centre = gap + column * (tile + gap) + tile / 2
         sheet.paste(picture, (int(centre - picture.width / 2), base - picture.height))
-        draw.text((centre, base + text / 3), _fit(plain(label), font, tile), _INK, font, anchor="ma")
+        draw.text((centre, base + text / 3), _fit(whole_letters(label), font, tile), _INK, font, anchor="ma")
     return sheet
 
 
