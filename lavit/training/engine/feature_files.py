@@ -48,10 +48,12 @@ State = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class CachePlaces:
-    """Folders that features are looked for in, and the one that gets new ones; None: memory."""
+    """Folders that features are looked for in, and the one that gets new ones; None: memory. shared: whether that is
+    stage 1's."""
 
     read: tuple[Path, ...] = ()
     write: Path | None = None
+    shared: bool = False
 
     @classmethod
     def of(cls, config: Any) -> CachePlaces:
@@ -63,9 +65,9 @@ class CachePlaces:
         first = Path(config.tokenizer)
         shared = (first / FEATURES).is_dir() or (first / CONFIG_FILE).is_file()
         writable = os.access(first / FEATURES if (first / FEATURES).is_dir() else first, os.W_OK)
-        write = first / FEATURES if shared and writable and own is not None else own
+        shared = distributed.from_first(shared and writable and own is not None)
         read = (first / FEATURES,) if own is None else (first / FEATURES, own)
-        return cls(read, distributed.from_first(write))
+        return cls(read, first / FEATURES if shared else own, shared)
 
 
 NOWHERE = CachePlaces()
