@@ -218,7 +218,7 @@ def test_the_held_out_row_is_one_line_for_a_reader():
 def losses(monkeypatch, values):
     """Makes runs measure these losses, one after the other."""
     measured = iter(values)
-    monkeypatch.setattr("lavit.training.engine.loop.measure", lambda run, validation: {"val_loss": next(measured)})
+    monkeypatch.setattr("lavit.training.engine.loop.measure", lambda *_: {"val_loss": next(measured)})
 
 
 @each_stage
@@ -398,6 +398,9 @@ def test_features_are_computed_once_for_all_stages(tmp_path, monkeypatch):
     train_language(with_captions)
     assert sum(seen) == exact  # captions are written of images as a user shows them
     assert not (tmp_path / "language" / "features").exists()
+    seen.clear()
+    train_language(language_config(**more | {"tokenizer": str(tokenizer / "best"), "mixture.follow": True}))
+    assert sum(seen) == exact * 3  # at three checkpoints
     seen.clear()
     for cached in (False, True):
         output = str(tmp_path / f"pixels-{cached}")
