@@ -61,6 +61,8 @@ def train_encoder(
         stage.seed_everything(config.seed)
         sizes = checkpoints.folder if checkpoints is not None and saved is not None else None
         tokenizer = model if model is not None else _build(config, sizes)
+        if tokenizer.config.external_encoder is not None:
+            raise ValueError(f"model: expected an encoder of this library, got {tokenizer.encoder.source}")
         nn.Module.to(tokenizer, session.device)
         processor = processor_for(tokenizer.config.image_size, config.model)
         learner = EncoderObjective(tokenizer.encoder, tokenizer.config, config, data.captions).to(session.device)

@@ -93,5 +93,9 @@ def open_stream(dataset: Any, key: str, config: TokenizerTrainingConfig, transfo
 
 
 def processor_of(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> LaVITImageProcessor:
-    """The image processor of the model that the run started from, else CLIP's with the tokenizer's size."""
-    return processor_for(tokenizer.config.image_size, config.model)
+    """The image processor of the model that the run started from, else its encoder's, else CLIP's with the tokenizer's
+    size."""
+    external, size = tokenizer.config.external_encoder, tokenizer.config.image_size
+    if config.model is None and external is not None:
+        return LaVITImageProcessor(size, mean=external["mean"], std=external["std"])
+    return processor_for(size, config.model or config.encoder)
