@@ -46,6 +46,7 @@ COMMANDS: Commands = {
     "reconstruct": Command("lavit.commands.reconstruct:main", "images to tokens and back to pixels"),
     "generate": Command("lavit.commands.generate:main", "pixels for a prompt of text and images"),
     "convert": Command("lavit.commands.convert:main", "the released LaVIT's folder as one of this library's own"),
+    "split": Command("lavit.commands.split:main", "a folder of images as one to train on and one held out"),
     "train": TRAIN,
     "evaluate": Command("lavit.commands.evaluate:main", "captions, answers and drawn images of a model, judged"),
     "info": Command("lavit.info:main", "versions, devices, and which implementation each operation takes and why"),

@@ -88,8 +88,8 @@ class DataStream(Iterator[dict[str, Tensor]]):
     they are always full, and one may reach into the next epoch. An item that cannot be read (ImageError, OSError) is
     left out, named once in the log and listed in ``skipped``; the next good one takes its place.
 
-    dataset: a tensor or array of rows (images, cached features; memory-mapped or not), or anything with ``len`` and
-        ``dataset[i]``, such as `ImageFolder`.
+    dataset: a tensor or array of rows (images, cached features; memory-mapped or not) or what says of itself that it
+        gives several ``rows_at_once``, or anything with ``len`` and ``dataset[i]``, such as `ImageFolder`.
     transform: maps rows of the array, or a list of items, to a tensor with one row for each
         (`LaVITImageProcessor`). It must not draw random numbers: several threads call it.
     shuffle: False keeps the order of the dataset in every epoch.
@@ -146,7 +146,8 @@ class DataStream(Iterator[dict[str, Tensor]]):
 
     def __next__(self) -> dict[str, Tensor]:
         try:
-            place, indices, rows = self._rows() if isinstance(self.dataset, Tensor | np.ndarray) else self._items()
+            at_once = isinstance(self.dataset, Tensor | np.ndarray) or getattr(self.dataset, "rows_at_once", False)
+            place, indices, rows = self._rows() if at_once else self._items()
         except BaseException:
             self.close()  # what was read for the failed batch is gone: read it again next time
             raise

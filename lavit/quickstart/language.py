@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,7 @@ def training_settings(recipe: LanguageTrainingConfig) -> dict[str, Any]:
     return {
         "scenes": recipe.scenes,
         "edited": recipe.edited,
-        "mixture": asdict(recipe.mixture),
+        "mixture": recipe.mixture.shares,
         "token_budget": recipe.token_budget,
         "lr": recipe.schedule.lr,
     }

@@ -180,7 +180,7 @@ def test_settings_that_must_stay_are_all_but_the_named_ones(recipe):
     known = names(recipe)
     assert {"seed", "loop.batch_size", "loop.accumulate", "optimizer.betas"} <= kept.keys()
     assert not {"output", "device", "loop.steps", "schedule.lr"} & kept.keys()
-    leaves = {name for name in known if not any(other.startswith(f"{name}.") for other in known)}
+    leaves = {name for name in known if not any(other.startswith(f"{name}.") for other in known)} - set(identity.BEFORE)
     free = {name for name in leaves if name in identity.FREE or name.partition(".")[0] in identity.FREE}
     mappings = {name for name in leaves if not any(key == name or key.startswith(f"{name}.") for key in kept)} - free
     assert all(getattr(recipe(), name) == {} for name in mappings)

@@ -5,6 +5,7 @@
                               optimizer.pt  the optimizer's state
                               rank-0.pt     for every process: generators, data position, open metrics
                               checkpoint.json  step, loop state, what it belongs to, sizes and checksums; written last
+    checkpoints/best.json               the step with the lowest val_loss, of a run with validation
 
 A checkpoint is made in a hidden folder, every file of it is synced to the disk, and one rename makes it visible. Files
 are read with ``weights_only=True``: a checkpoint cannot run code. Nothing here deletes a checkpoint because another one
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 2  # 1 had no checksums and did not say what it belongs to
 MANIFEST = "checkpoint.json"
 CONSTANT = "constant.pt"
+BEST = "best.json"
 
 
 class CheckpointError(ValueError):
@@ -45,7 +47,7 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`; only the newest `keep` stay (0: all).
+    """The checkpoints of one run in `folder`; only the newest `keep` and the best stay (0: all).
 
     constant: prefixes of the model's tensors that never change. They are stored once instead of in every checkpoint.
     """
@@ -67,14 +69,15 @@ class Checkpoints:
         loop: dict,
         local: dict,
         identity: dict[str, Any] | None = None,
+        best: dict[str, Any] | None = None,
     ) -> Path:
         """Writes the checkpoint of `step`; every process calls it.
 
         model, optimizer: state dictionaries, the same on all processes (the first one writes). loop, identity: small
         dictionaries that JSON can hold, the second of what the state belongs to. local: this process's own state, of
-        tensors and plain values.
+        tensors and plain values. best: what is known of the best step so far, its "step" among it.
         """
-        final = self.folder / f"step-{step:08d}"
+        final = self.path(step)
         hidden = self.folder / f".{final.name}.tmp"
         first = distributed.rank() == 0
         if first:
@@ -110,20 +113,34 @@ class Checkpoints:
             os.replace(hidden, final)
             sync_folder(self.folder)
             shutil.rmtree(replaced, ignore_errors=True)
+            self.tell_best(best)
             # Those of later steps are damaged or of a branch that was left: they must not drive out good ones.
             past = [path for path in self.all() if int(path.name[5:]) <= step]
             for path in past[: -self.keep] if self.keep else []:
-                shutil.rmtree(path, ignore_errors=True)
+                if best is None or path != self.path(best["step"]):
+                    shutil.rmtree(path, ignore_errors=True)
         distributed.barrier()
         return final
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def tell_best(self, best: dict[str, Any] | None) -> None:
+        """Writes best.json, or removes it where there is no best. The first process alone calls it."""
+        if best is None:
+            (self.folder / BEST).unlink(missing_ok=True)
+            return
+        with atomic_write(self.folder / BEST) as file:
+            file.write(json.dumps(best | {"checkpoint": self.path(best["step"]).name}, indent=1).encode())
 
     def clear(self) -> None:
         """Removes what an earlier run left in the folder, half-written checkpoints included."""
         if distributed.rank() == 0:
             for path in [*self.all(), *self.folder.glob(".step-*.tmp")]:
                 shutil.rmtree(path, ignore_errors=True)
-            with suppress(FileNotFoundError):
-                (self.folder / CONSTANT).unlink()
+            for name in (CONSTANT, BEST):
+                with suppress(FileNotFoundError):
+                    (self.folder / name).unlink()
         self._of_constant = None
         distributed.barrier()
 
@@ -212,18 +229,29 @@ class Checkpoints:
                 f"{path}: written by {world} processes, this run has {distributed.world_size()}; "
                 "data positions and generators cannot be divided anew"
             )
-        model = _read(path / "model.pt")
-        if self.constant:
-            model |= _read(self.folder / CONSTANT)
         return {
             "path": path,
             "step": step,
             "loop": loop,
             "identity": identity,
-            "model": model,
+            "model": self._model(path),
             "optimizer": _read(path / "optimizer.pt"),
             "local": _read(path / f"rank-{distributed.rank()}.pt"),
         }
+
+
+    def load_model(self, step: int) -> dict[str, Tensor]:
+        """The model's tensors of the checkpoint of a step. CheckpointError where it is not whole."""
+        path = self.path(step)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: there is no such checkpoint")
+        if (problem := self._damage(path)) is not None:
+            raise CheckpointError(f"{path}: {problem}")
+        return self._model(path)
+
+    def _model(self, path: Path) -> dict[str, Tensor]:
+        model = _read(path / "model.pt")
+        return model | _read(self.folder / CONSTANT) if self.constant else model
 
 
 # ----------------------------------------------------------------------------------------------------------- generators

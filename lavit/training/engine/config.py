@@ -222,11 +222,14 @@ def load(
     """A `cls` from a YAML file, which may extend one of `presets` (`read_yaml`), and dotted overrides,
     ``{"optimizer.lr": "1e-3"}``.
 
-    A name without its section is enough where only one section has it: ``lr`` for ``optimizer.lr``.
+    A name without its section is enough where only one section has it: ``lr`` for ``optimizer.lr``. What the overrides
+    imply for other settings, ``cls.implied`` adds, where the class has it: full names in, full names out.
     """
     data = read_yaml(path, presets) if path is not None else {}
-    for key, value in (overrides or {}).items():
-        *sections, last = resolve(cls, key).split(".")
+    given = {resolve(cls, key): value for key, value in (overrides or {}).items()}
+    implied = getattr(cls, "implied", None)
+    for key, value in (given if implied is None else implied(given)).items():
+        *sections, last = key.split(".")
         part = data
         for section in sections:
             if part.get(section) is None:

@@ -129,6 +129,15 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
+def from_all(value: Any) -> list[Any]:
+    """Every process's value, which can be pickled, in the order of the processes, on all."""
+    if not is_distributed():
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     """The module itself, or, in a run of several processes, a wrapper that averages its gradients over them.
 

@@ -16,11 +16,13 @@ SECTIONS = frozenset(("cache", "schedule", "sampling"))
 FREE = SECTIONS.union(
     # Places and conveniences; what lies in these places is known by its contents.
     "output device tensorboard workers data text model tokenizer language_model encoder base split".split(),
-    "draw_steps draw_guidance gradient_checkpointing".split(),
+    "draw_steps draw_guidance gradient_checkpointing validation validation_images".split(),
     # How long and how closely; a run may be made longer.
     "loop.steps loop.log_every loop.checkpoint_every loop.keep_checkpoints loop.max_bad_steps loop.clip".split(),
 )
 """Settings, and whole SECTIONS of them, that may differ when a run is resumed."""
+BEFORE: dict[str, Any] = {"validation_share": 0.0, "mixture.follow": False}
+"""Settings that came later, with the value that does what was done before: checkpoints that do not know them go on."""
 
 
 def settings_of(config: Any) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def settings_of(config: Any) -> dict[str, Any]:
         if isinstance(value, Mapping) and name not in SECTIONS:
             for key, inner in value.items():
                 walk(inner, f"{name}.{key}".lstrip("."))
-        elif name not in FREE:
+        elif name not in FREE and not (name in BEFORE and value == BEFORE[name]):
             found[name] = value
 
     walk(to_dict(config), "")

@@ -26,6 +26,7 @@ from lavit.training.engine.checkpoint import CheckpointError, Checkpoints, gener
 from lavit.training.engine.identity import differences
 from lavit.training.engine.metrics import Meter, MetricsWriter
 from lavit.training.engine.recipe import LoopConfig
+from lavit.training.engine.validation import Validation, better, measure
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Run:
     replica: what the step function calls, the model itself or its DistributedDataParallel wrapper.
     settings, parts: what the state means and what it was learned beside, by name (`engine.identity`); checkpoints hold
         them, and refuse to go on with others.
+    best: step, val_loss, phase and data ("of") of the best validation so far. checkpoints: where the run is saved.
     """
 
     model: nn.Module
@@ -60,6 +62,8 @@ class Run:
     replica: nn.Module | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    checkpoints: Checkpoints | None = None
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +74,7 @@ class Run:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def save(self, checkpoints: Checkpoints) -> Path:
-        loop = {name: getattr(self, name) for name in ("skipped", "bad_in_a_row", "phase")}
+        loop = {name: getattr(self, name) for name in ("skipped", "bad_in_a_row", "phase", "best")}
         local = {"generators": generator_state(), "stream": self.stream.state_dict(), "meter": self.meter.state_dict()}
         return checkpoints.save(
             self.step,
@@ -79,6 +83,7 @@ class Run:
             loop=loop,
             local=local,
             identity={"settings": self.settings, "parts": self.parts},
+            best=self.best,
         )
 
     def load(self, saved: dict[str, Any], *, allow_changes: bool = False) -> None:
@@ -141,6 +146,7 @@ def train(
     learning_rate: Callable[[int], float],
     before_step: Callable[[Run], None] | None = None,
     look_ahead: LookAhead | None = None,
+    validation: Validation | None = None,
     checkpoints: Checkpoints | None = None,
     writer: MetricsWriter | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
@@ -150,8 +156,9 @@ def train(
 
     learning_rate: step -> rate; a parameter group may scale it with its "lr_scale". before_step: called first thing in
     every step, for changes of phase. look_ahead: called where a step has several micro-batches, in this process or in
-    others, without gradients; without it all micro-batches weigh the same. progress: gets every row of metrics, with
-    "eta_seconds".
+    others, without gradients; without it all micro-batches weigh the same. validation: measured before the checkpoints
+    that are due by their number and at the end, not where a signal stops a run between them: a run that goes on has
+    the rows of one that never stopped. progress: gets every row of metrics, with "eta_seconds".
     Returns the stop request; its ``signal`` is None when the run reached its end.
     Raises TrainingDiverged after ``config.max_bad_steps`` bad steps in a row.
     """
@@ -181,6 +188,11 @@ def train(
             report.after_step(rate, norm, bad)
             if run.bad_in_a_row >= config.max_bad_steps:
                 raise TrainingDiverged(_diverged(run, checkpoints))
+            if validation is not None and _is_due(run, config, stopping=False):
+                with report.pause():
+                    numbers = measure(run, validation)
+                    run.best = better(numbers, run.step, run.phase, validation.fingerprint, run.best)
+                    report.write({"step": run.step, "phase": run.phase, **numbers})
             if checkpoints is not None and _is_due(run, config, stop.agreed):
                 with report.pause():
                     run.save(checkpoints)
@@ -304,13 +316,16 @@ class _Reporter:
             row["tokens_per_second"] = row["tokens"] * batches
         else:
             row["images_per_second"] = config.batch_size * batches
+        self.write(row, eta_seconds=seconds / self.steps * (config.steps - run.step))
+        self.since, self.steps = time.perf_counter(), 0
+
+    def write(self, row: dict[str, Any], **told: float) -> None:
+        """told: numbers for whoever watches, not for the file."""
         if distributed.rank() == 0:
             if self.writer is not None:
                 self.writer.write(row)
             if self.progress is not None:
-                left = config.steps - run.step
-                self.progress(row | {"eta_seconds": seconds / self.steps * left, "steps": config.steps})
-        self.since, self.steps = time.perf_counter(), 0
+                self.progress(row | {**told, "steps": self.config.steps})
 
     @contextmanager
     def pause(self) -> Iterator[None]:

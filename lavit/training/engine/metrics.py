@@ -88,11 +88,21 @@ class MetricsWriter:
     """Appends rows to ``metrics.jsonl`` in `folder`, and to TensorBoard when it is installed.
 
     resume_at: a resumed run drops the rows after this step, which will be written again; None starts a new file.
+    opening: what is known before the first step, the row of step 0, also of a run that goes on.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, resume_at: int | None = None, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        resume_at: int | None = None,
+        opening: dict[str, Any] | None = None,
+        tensorboard: bool = True,
+    ) -> None:
         self.path = Path(folder) / "metrics.jsonl"
-        self.rows = [] if resume_at is None else [row for row in read_rows(self.path) if row["step"] <= resume_at]
+        self.rows = [] if resume_at is None else [row for row in read_rows(self.path) if 0 < row["step"] <= resume_at]
+        if opening is not None:
+            self.rows.insert(0, {"step": 0, **opening})
         with atomic_write(self.path) as file:
             file.write("".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self._file = open(self.path, "a", encoding="utf-8")
@@ -153,6 +163,14 @@ SHOWN = {
     "matched": "matched {:.3f}",
     "codes_used": "codes {:.0f}",
     "perplexity": "perplexity {:.0f}",
+    "val_loss": "held out: loss {:.4f}",
+    "val_text_loss": "text {:.4f}",
+    "val_image_loss": "image {:.4f}",
+    "val_cosine": "cosine {:.4f}",
+    "val_keep_rate": "keep {:.3f}",
+    "val_codes_used": "codes {:.0f}",
+    "val_perplexity": "perplexity {:.0f}",
+    "val_exact": "exact {:.3f}",
     "lr": "lr {:.1e}",
     "images_per_second": "images/s {:.0f}",
     "tokens_per_second": "tokens/s {:.0f}",

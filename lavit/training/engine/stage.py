@@ -25,6 +25,7 @@ from lavit.training.engine.loop import LookAhead, Run, StepFunction, StopRequest
 from lavit.training.engine.metrics import MetricsWriter
 from lavit.training.engine.recipe import CONFIG_FILE, CacheConfig
 from lavit.training.engine.schedule import learning_rate
+from lavit.training.engine.validation import Validation, forget_best, save_best
 
 logger = logging.getLogger(__name__)
 
@@ -126,18 +127,24 @@ def run_stage(
     *,
     before_step: Callable[[Run], None] | None = None,
     look_ahead: LookAhead | None = None,
+    validation: Validation | None = None,
+    opening: dict[str, Any] | None = None,
     at_start: Callable[[Path], None] | None = None,
     allow_changes: bool = False,
 ) -> tuple[StopRequest, list[dict[str, Any]]]:
     """The loop of a stage, from `saved` on if that is not None, with its metrics in the output folder, if there is one.
     Returns how it stopped, and the rows of metrics, those of before a resumption too.
 
-    before_step, look_ahead: of `train`. at_start: writes what a new run needs beside its checkpoints; gets their
-    folder. allow_changes: of `Run.load`.
+    before_step, look_ahead, validation: of `train`. opening: of `MetricsWriter`. at_start: writes what a new run needs
+    beside its checkpoints; gets their folder. allow_changes: of `Run.load`.
     """
     run.settings = settings_of(config)
     if saved is not None:
         run.load(saved, allow_changes=allow_changes)
+        if validation is not None and run.best is not None and run.best["of"] != validation.fingerprint:
+            logger.info("the held-out data are others than before: the best model so far is forgotten")
+            run.best = None
+    run.checkpoints = checkpoints
     distributed.barrier()  # all have accepted before the first one writes
     writer = None
     if checkpoints is not None:
@@ -145,9 +152,13 @@ def run_stage(
             checkpoints.clear()
         if distributed.rank() == 0:
             _begin(Path(config.output), checkpoints.folder, config, at_start if saved is None else None)
+            checkpoints.tell_best(run.best)
             resume_at = run.step if saved is not None else None
-            writer = MetricsWriter(Path(config.output), resume_at=resume_at, tensorboard=config.tensorboard)
+            options: dict[str, Any] = {"resume_at": resume_at, "opening": opening, "tensorboard": config.tensorboard}
+            writer = MetricsWriter(Path(config.output), **options)
     history: list[dict[str, Any]] = writer.rows if writer is not None else []
+    if opening is not None and writer is None:
+        history.append({"step": 0, **opening})
 
     def keep(row: dict[str, Any]) -> None:
         if writer is None:
@@ -163,6 +174,7 @@ def run_stage(
             learning_rate=lambda number: learning_rate(number, config.loop.steps, config.schedule),
             before_step=before_step,
             look_ahead=look_ahead,
+            validation=validation,
             checkpoints=checkpoints,
             writer=writer,
             progress=keep,
@@ -178,6 +190,7 @@ def _begin(output: Path, folder: Path, config: Any, at_start: Callable[[Path], N
     opens the folder before this run has ended shall not get it."""
     for name in INDEX:
         (output / name).unlink(missing_ok=True)
+    forget_best(output)
     folder.mkdir(parents=True, exist_ok=True)
     if at_start is not None:
         at_start(folder)
@@ -190,6 +203,7 @@ def finish(run: Run, config: Any, *parts: Saved) -> Path | None:
     path = Path(config.output) if config.output is not None and run.step >= config.loop.steps else None
     if path is not None and distributed.rank() == 0:
         save_model(path, *parts)
+        save_best(run, path, parts, save_model)
     distributed.barrier()
     return path
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lavit.data import DataStream
 from lavit.data.captioned_folder import CaptionedFolder, ImageFiles, captioned_sources, read_folder
 from lavit.data.mixture import Source
 from lavit.data.sequences import Sequencing, encoder_of
+from lavit.data.split import divided_folder, only_of, sample
 from lavit.language.processing import LaVITProcessor
 from lavit.shapes.edits import Edits, edits, edits_source
 from lavit.shapes.sequences import shapes_sources
 from lavit.shapes.world import Scenes, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 from lavit.tokenizer.processing import encode_images, encoder_tensors
-from lavit.training.engine.feature_cache import open_or_build
+from lavit.training.engine.feature_files import NOWHERE, CachePlaces, FeatureFiles, FeatureRows
+from lavit.training.engine.validation_settings import check_apart
 from lavit.training.language.recipe import LanguageTrainingConfig
+from lavit.training.language.shares import shares_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class ImageStore:
     disk. The tokens, N bytes and 8 for each token an image, are on the tokenizer's device, in every process.
     """
 
-    def __init__(self, tokenizer: LaVITTokenizer, features: Tensor) -> None:
+    def __init__(self, tokenizer: LaVITTokenizer, features: Tensor | FeatureRows) -> None:
         self.features = features
         device = tokenizer.quantize.embedding.weight.device
         ids, lengths, keep = [], [], []
@@ -62,27 +64,22 @@ class ImageStore:
         processor: LaVITImageProcessor,
         files: ImageFiles,
         *,
-        cache: Path | None = None,
+        cache: CachePlaces = NOWHERE,
         workers: int = 0,
     ) -> tuple[ImageStore, list[tuple[int, str, str]]]:
         """From image files, in their order, and (number, name, reason) of those that cannot be read, which are not in
-        it. cache: folder for the features, where they are found again next time; None: the CPU's memory holds them.
-        workers: threads that read files. Raises ImageError where not a single image can be read."""
+        it. cache: where features are looked for and kept; by default the CPU's memory holds them. workers: threads that
+        read files. Raises ImageError where not a single image can be read."""
         device = tokenizer.quantize.embedding.weight.device
-        if cache is not None:
-            found = open_or_build(
-                cache,
-                lambda images: tokenizer.encode_features(images.to(device)),
-                encoder_tensors(tokenizer, processor),
-                files,
-                transform=processor,
-                batch_size=AT_ONCE,
-                workers=workers,
-            )
-            return cls(tokenizer, found.values), found.skipped
-        with DataStream(files, AT_ONCE, transform=processor, shuffle=False, epochs=1, workers=workers) as stream:
-            parts = [tokenizer.encode_features(batch["images"].to(device)).cpu() for batch in stream]
-            return cls(tokenizer, torch.cat(parts)), [(bad.index, bad.name, bad.reason) for bad in stream.skipped]
+        kept = FeatureFiles(cache.read, encoder_tensors(tokenizer, processor), write_to=cache.write)
+        found = kept.of(
+            files,
+            lambda images: tokenizer.encode_features(images.to(device)),
+            transform=processor,
+            batch_size=AT_ONCE,
+            workers=workers,
+        )
+        return cls(tokenizer, found.values), found.skipped
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -134,31 +131,40 @@ def shapes_data(
     return {**shapes_sources(world, scenes, order), "edit": edits_source(pairs, len(scenes), order)}, store
 
 
-def open_folder(config: LanguageTrainingConfig) -> CaptionedFolder:
+@dataclass(frozen=True)
+class FolderData:
+    """What a folder of captioned images holds to train on, and what is held out. shares: of the kinds of samples."""
+
+    train: CaptionedFolder
+    held_out: CaptionedFolder | None
+    shares: dict[str, float]
+
+
+def open_folder(config: LanguageTrainingConfig) -> FolderData:
     """What the folder of ``config.data`` holds. Raises ValueError or OSError where it cannot be used, or has nothing of
-    a kind that the mixture asks for."""
+    a kind that was given a share by hand."""
     if not Path(config.data).is_dir():
         raise ValueError(f"data: expected shapes or a folder of captioned images, got {config.data!r}")
     # What no sample is made of is not read: its images would be encoded for nothing.
-    folder = read_folder(config.data, split=config.split, text=config.text, edits=config.mixture.edit > 0)
-    captions = (bool(folder.captions), "captions")
-    there = {
-        "caption": captions,
-        "image": captions,
-        "unprompted": captions,
-        "question": (bool(folder.questions) and folder.answered, "questions.json with answers.json"),
-        "edit": (bool(folder.edits), "edits.jsonl"),
-        "text": (bool(folder.texts), "text.jsonl, and there is no --text FILE"),
-    }
-    shares = asdict(config.mixture)
-    lacking = [name for name, share in shares.items() if share > 0 and not there[name][0]]
-    if lacking:
-        left_out = f"; {len(folder.bad)} entries cannot be used, {': '.join(folder.bad[0])}" if folder.bad else ""
-        wanted = "; ".join(
-            f"mixture.{name}: expected 0, got {shares[name]}: {config.data} has no {there[name][1]}" for name in lacking
-        )
-        raise ValueError(wanted + left_out)
-    return folder
+    edits = config.mixture.edit > 0
+    folder = read_folder(config.data, split=config.split, text=config.text, edits=edits)
+    held_out = None
+    if config.validation is not None:
+        check_apart(config.data, config.validation)
+        held_out = read_folder(config.validation, edits=edits)
+        held_out = replace(held_out, texts=held_out.texts[: config.validation_images])
+    elif config.validation_share:
+        whole = len(folder.paths)
+        folder, held_out, lost = divided_folder(folder, config.validation_share)
+        if not folder.captions or not held_out.captions:
+            what = "training" if not folder.captions else "what is held out"
+            raise ValueError(f"validation_share: {config.validation_share} of {whole} images leaves none for {what}")
+        if lost:
+            logger.info("%d edits are left out: one of their images is held out, the other is not", lost)
+    if held_out is not None:
+        chosen = set(sample(held_out.paths, held_out.root, config.validation_images))
+        held_out = only_of(held_out, chosen.__contains__)
+    return FolderData(folder, held_out, shares_of(config.mixture, folder))
 
 
 def folder_data(
@@ -166,10 +172,9 @@ def folder_data(
 ) -> tuple[dict[str, Source], ImageStore, list[tuple[str, str]]]:
     """The folder's samples and images, and (name, reason) of what cannot be used of it."""
     files = ImageFiles(folder.root, folder.paths)
-    cache = Path(config.output) / "features" if config.output is not None else None
     logger.info("encoding and tokenizing %d images", len(files))
     store, unread = ImageStore.of_files(
-        tokenizer, processor.image_processor, files, cache=cache, workers=config.workers
+        tokenizer, processor.image_processor, files, cache=CachePlaces.of(config), workers=config.workers
     )
     numbers = {number for number, _, _ in unread}
     readable = (path for number, path in enumerate(files.paths) if number not in numbers)

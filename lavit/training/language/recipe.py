@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
 from lavit.training.engine.recipe import LoopConfig, Recipe, check_tokenizer
 from lavit.training.engine.schedule import ScheduleConfig
+from lavit.training.engine.validation_settings import check_validation
 
 
 @dataclass
@@ -39,6 +40,12 @@ class MixtureConfig:
     unprompted: float = setting(0.0, "the codes alone, which is what guidance leads away from (derived)")
     edit: float = setting(0.0, "[image, text, image]: the text, then the last one's codes are learned (derived)")
     text: float = setting(0.0, "text alone; the paper: twice as much as vision-language")
+    follow: bool = setting(False, "of a folder: shares by what it holds; off once a share is given by hand")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """By kind of sample."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "follow"}
 
 
 @dataclass
@@ -59,6 +66,9 @@ class LanguageTrainingConfig(Recipe):
     edited: int = setting(4096, "of these scenes, how many at most are shown changed too, where the mixture has edits")
     split: str | None = setting(None, "of a folder whose captions.json is Karpathy's; none: all of it")
     text: str | None = setting(None, "file of texts, .txt or .jsonl, instead of the folder's")
+    validation: str | None = setting(None, "folder of held-out images, of the form of data; none: see validation_share")
+    validation_share: float = setting(0.0, "share of the images of data that is held out, by a hash of their names")
+    validation_images: int = setting(1024, "of the held-out images, how many at most are looked at")
     workers: int = setting(2, "threads that read image files")
     sampling: dict[str, Any] = setting(dict, "how the model draws images where nobody says how: sampling.guidance=2")
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
@@ -86,6 +96,13 @@ class LanguageTrainingConfig(Recipe):
         for name in ("split", "text"):
             if self.data == SHAPES_WORLD and getattr(self, name) is not None:
                 raise ValueError(f"{name}: expected none with --data shapes, got {getattr(self, name)}")
+        check_validation(self, SHAPES_WORLD)
+
+    @classmethod
+    def implied(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Who gives a share by hand has all shares as they stand, whatever the folder holds."""
+        by_hand = any(name.startswith("mixture.") for name in given) and "mixture.follow" not in given
+        return given | {"mixture.follow": False} if by_hand else given
 
     def check_sources(self, tokenizer: bool = False) -> None:
         check_tokenizer(self, tokenizer)

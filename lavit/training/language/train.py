@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lavit.data.captioned_folder import CaptionedFolder
 from lavit.data.mixture import Mixture, PackedStream
 from lavit.language.configuration import PRESETS
 from lavit.language.model import LaVIT
@@ -30,16 +29,20 @@ from lavit.training.engine import distributed, stage
 from lavit.training.engine.identity import digest
 from lavit.training.engine.loop import Run
 from lavit.training.engine.recipe import check_folders
-from lavit.training.language.data import ImageStore, folder_data, open_folder, shapes_data
+from lavit.training.language.data import FolderData, ImageStore, folder_data, open_folder, shapes_data
 from lavit.training.language.objective import Step, label_counts, parameter_groups, scale_rows, weigh_rows
 from lavit.training.language.recipe import LanguageTrainingConfig
+from lavit.training.language.shares import planned, tell
+from lavit.training.language.validation import held_out_samples
 
 __all__ = ["ImageStore", "LanguageTrainingConfig", "LanguageTrainingResult", "train_language"]
 
 
 @dataclass
 class LanguageTrainingResult(stage.Finished):
-    """Rows of the history also have text_loss, image_loss, labels, tokens (of a row) and tokens_per_second.
+    """Rows of the history also have text_loss, image_loss, labels, tokens (of a row) and tokens_per_second; those of
+    held-out samples val_loss, val_text_loss, val_image_loss and val_exact. Of a folder the first row, of step 0, has
+    "sources": of each kind of sample how many there are, their share and the epochs to come.
     skipped_items: (name, reason) of what could not be used of a folder: entries of its files, and images that cannot be
     read."""
 
@@ -72,7 +75,7 @@ def train_language(
 
         stage.seed_everything(config.seed)
         if folder is not None:
-            words = list(folder.sentences())
+            words = list(folder.train.sentences())
         else:
             words = [*sentences(), *(instructions() if config.mixture.edit > 0 else [])]
         model, both = _build(config, tokenizer, processor, words)
@@ -80,13 +83,19 @@ def train_language(
         distributed.share(model.state_dict().values())
         parts = _parts(model, both)  # before a checkpoint puts its own visual tokenizer in: the labels are of this one
         bad: list[tuple[str, str]] = []
+        shares, opening = config.mixture.shares, None
         if folder is None:
             sources, store = shapes_data(config, model.visual_tokenizer, both, store)
         else:
-            sources, store, bad = folder_data(config, folder, model.visual_tokenizer, both)
+            sources, store, bad = folder_data(config, folder.train, model.visual_tokenizer, both)
+            shares = folder.shares
+            opening = {"sources": planned(config, sources, shares, store.length)}
+            if distributed.rank() == 0:
+                tell(opening["sources"])
+        validation = held_out_samples(config, folder, model, both, shares)
         mixture = Mixture(
             sources,
-            asdict(config.mixture),
+            shares,
             seed=config.seed,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -108,22 +117,25 @@ def train_language(
             saved,
             progress,
             look_ahead=partial(weigh_rows, counts_of=counts_of, device=device),
+            validation=validation,
+            opening=opening,
             allow_changes=allow_changes,
         )
         model.eval()
         path = stage.finish(run, config, model, both)
+        bad += validation.bad if validation is not None else []
         return LanguageTrainingResult(model, both, bad, history=history, path=path, stopped_by=stop.signal)
 
 
 def _check_start(
     config: LanguageTrainingConfig, tokenizer: LaVITTokenizer | None, store: ImageStore | None
-) -> CaptionedFolder | None:
+) -> FolderData | None:
     """What can be wrong with the words is found before anything is written, or an older run overwritten. Returns what
     a folder of images holds, None for the shapes world."""
     if config.preset not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {config.preset!r}")
     config.check_sources(tokenizer is not None)
-    check_folders(config, "model", "tokenizer", "language_model")
+    check_folders(config, "model", "tokenizer", "language_model", "validation")
     if config.data == SHAPES_WORLD:
         return None
     if store is not None:

@@ -9,6 +9,7 @@ from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
 from lavit.training.engine.recipe import CacheConfig, LoopConfig, OptimizerConfig, Recipe, check_tokenizer
 from lavit.training.engine.schedule import ScheduleConfig
+from lavit.training.engine.validation_settings import check_validation
 
 PIXEL_PRESETS = ("small", "lowres", "highres")
 BASE_FILES = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
@@ -33,6 +34,9 @@ class PixelsTrainingConfig(Recipe):
     scenes: int = setting(8192, "number of different scenes of the shapes world")
     size: int | None = setting(None, "side of the images in pixels; none: what the U-Net was made for")
     buckets: bool = setting(False, "seven aspect ratios of the same area, instead of squares")
+    validation: str | None = setting(None, "folder of held-out images, of the form of data; none: see validation_share")
+    validation_share: float = setting(0.0, "share of the images of data that is held out, by a hash of their names")
+    validation_images: int = setting(1024, "of the held-out images, how many at most are looked at")
     workers: int = setting(2, "threads that read image files")
     output: str | None = setting(None, "folder of the run; none: nothing is written")
     seed: int = setting(0, "of weights, data order and noise")
@@ -62,6 +66,7 @@ class PixelsTrainingConfig(Recipe):
         for name in ("size", "buckets"):
             if self.data == SHAPES_WORLD and getattr(self, name):
                 raise ValueError(f"{name}: expected none with --data shapes, got {getattr(self, name)}")
+        check_validation(self, SHAPES_WORLD)
 
     def check_sources(self, tokenizer: bool = False) -> None:
         check_tokenizer(self, tokenizer)

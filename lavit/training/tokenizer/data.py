@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lavit.data import DataStream, ImageFolder
+from lavit.data import DataStream
+from lavit.data.image_folder import ImageFiles
 from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.tokenizer.processing import encoder_tensors, processor_for
 from lavit.training.engine import distributed
 from lavit.training.engine.feature_cache import open_or_build
+from lavit.training.engine.feature_files import FEATURES, FeatureFiles
 from lavit.training.engine.recipe import check_folders
 from lavit.training.engine.stage import cache_folder
+from lavit.training.engine.validation import count_of_scenes, divided_images
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 
 
-def open_dataset(config: TokenizerTrainingConfig) -> Any:
-    """The images that the configuration names: a uint8 array (n, 32, 32, 3) or the files of a folder."""
+def open_dataset(config: TokenizerTrainingConfig) -> tuple[Any, Any]:
+    """The images that the configuration names, to train on and held out: uint8 arrays (n, 32, 32, 3) or image files;
+    None where none are held out."""
     if config.data == SHAPES_WORLD:
-        return ShapesWorld(config.seed, "train").scenes(config.scenes).images
-    check_folders(config, "data")
-    return ImageFolder(config.data)
+        count = count_of_scenes(config)
+        held_out = ShapesWorld(config.seed, "test").scenes(count).images if count else None
+        return ShapesWorld(config.seed, "train").scenes(config.scenes).images, held_out
+    check_folders(config, "data", "validation")
+    return divided_images(config)
 
 
 class TrainingImages:
-    """The images that the configuration names."""
+    """The images that the configuration names. dataset: an array or image files."""
 
     def __init__(self, config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer, dataset: Any) -> None:
         self.config, self.tokenizer, self.dataset = config, tokenizer, dataset
@@ -55,23 +63,28 @@ class TrainingImages:
 
     def stream(self) -> DataStream:
         """The training batches: images, or their features from the cache."""
-        config, tokenizer = self.config, self.tokenizer
-        root = cache_folder(config.cache, config.output)
+        root = cache_folder(self.config.cache, self.config.output)
         if root is None:
-            return self._remember(open_stream(self.dataset, "images", config, self.processor))
-        device = tokenizer.quantize.embedding.weight.device
-        cache = open_or_build(
-            root,
-            lambda images: tokenizer.encode_features(images.to(device)),
-            encoder_tensors(tokenizer, self.processor),
-            self.dataset,
-            transform=self.processor,
-            dtype=getattr(torch, config.cache.dtype),
-            batch_size=config.loop.batch_size,
-            workers=config.workers,
-        )
-        self._skipped |= {name: reason for _, name, reason in cache.skipped}
-        return open_stream(cache.values, "features", config)
+            return self._remember(open_stream(self.dataset, "images", self.config, self.processor))
+        return open_stream(self.features(root), "features", self.config)
+
+    def features(self, root: Path) -> Any:
+        """The encoder's features of all images that can be read, from the cache in a folder: they are kept there."""
+        config, tokenizer = self.config, self.tokenizer
+        device, dtype = tokenizer.quantize.embedding.weight.device, getattr(torch, config.cache.dtype)
+        depends_on = encoder_tensors(tokenizer, self.processor)
+
+        def encode(images: Tensor) -> Tensor:
+            return tokenizer.encode_features(images.to(device))
+
+        reading: dict[str, Any] = {"transform": self.processor, "batch_size": config.loop.batch_size}
+        if not isinstance(self.dataset, ImageFiles):
+            return open_or_build(root, encode, depends_on, self.dataset, dtype=dtype, **reading).values
+        others = [Path(config.model) / FEATURES] if config.model is not None else []
+        store = FeatureFiles([root, *others], depends_on, write_to=root, dtype=dtype)
+        found = store.of(self.dataset, encode, workers=config.workers, **reading)
+        self._skipped |= {name: reason for _, name, reason in found.skipped}
+        return found.values
 
     def _remember(self, stream: DataStream) -> DataStream:
         self._streams.append(stream)

@@ -9,6 +9,7 @@ from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
 from lavit.training.engine.recipe import CacheConfig, LoopConfig, OptimizerConfig, Recipe
 from lavit.training.engine.schedule import Anneal, PhaseOrder, ScheduleConfig
+from lavit.training.engine.validation_settings import check_validation
 
 
 @dataclass
@@ -35,6 +36,9 @@ class TokenizerTrainingConfig(Recipe):
     )
     data: str = setting(SHAPES_WORLD, "folder of images, or shapes: the built-in world")
     scenes: int = setting(20000, "number of different scenes of the shapes world")
+    validation: str | None = setting(None, "folder of held-out images, of the form of data; none: see validation_share")
+    validation_share: float = setting(0.0, "share of the images of data that is held out, by a hash of their names")
+    validation_images: int = setting(1024, "of the held-out images, how many at most are looked at")
     workers: int = setting(2, "threads that read image files")
     output: str | None = setting(None, "folder of the run; none: nothing is written")
     seed: int = setting(0, "of weights, data order and noise")
@@ -51,3 +55,6 @@ class TokenizerTrainingConfig(Recipe):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        check_validation(self, SHAPES_WORLD)

@@ -23,6 +23,7 @@ from lavit.training.engine.schedule import Anneal, phase_at, phases
 from lavit.training.tokenizer import initialization, objective
 from lavit.training.tokenizer.data import TrainingImages, open_dataset, open_stream, processor_of
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
+from lavit.training.tokenizer.validation import TokenizerValidation
 
 __all__ = ["TokenizerTrainingConfig", "TrainingResult", "save_model", "train_tokenizer"]
 
@@ -30,7 +31,8 @@ __all__ = ["TokenizerTrainingConfig", "TrainingResult", "save_model", "train_tok
 @dataclass
 class TrainingResult(stage.Finished):
     """Rows of the history also have reconstruction_loss, ratio_loss, commitment_loss, keep_rate, images_per_second and,
-    with quantisation, codes_used and perplexity. skipped_images: (name, reason) of images that cannot be read."""
+    with quantisation, codes_used and perplexity; rows of held-out images have the same and val_cosine, with val_ before
+    each name. skipped_images: (name, reason) of images that cannot be read."""
 
     model: LaVITTokenizer
     skipped_images: list[tuple[str, str]] = field(default_factory=list)
@@ -65,7 +67,9 @@ def train_tokenizer(
         # What can be wrong with the words is found before anything is written, or an older run overwritten.
         if model is None:
             initialization.check_start(config)
-        dataset = open_dataset(config) if stream is None and features is None else None
+        if config.validation_share and (stream is not None or features is not None):
+            raise ValueError("validation_share: expected 0 with a stream or features that are given")
+        dataset, held_out = open_dataset(config) if stream is None and features is None else (None, None)
         resume = resume and not (model is None and initialization.in_own_encoder(config))  # which goes on by itself
         checkpoints, saved = session.open_output(config, resume, overwrite, constant=("encoder.",))
 
@@ -82,6 +86,7 @@ def train_tokenizer(
             if stopped is not None:
                 return TrainingResult(tokenizer, images.skipped, history=[], path=None, stopped_by=stopped)
         distributed.share(tokenizer.state_dict().values())
+        validation = TokenizerValidation(config, tokenizer, held_out) if held_out is not None else None
 
         opened: DataStream | None = None
         if stream is None:
@@ -102,12 +107,14 @@ def train_tokenizer(
                 progress,
                 before_step=phased.enter,
                 look_ahead=phased.look_ahead,
+                validation=validation,
                 at_start=tokenizer.config.save_pretrained,
                 allow_changes=allow_changes,
             )
         tokenizer.eval()
         path = stage.finish(run, config, tokenizer, processor_of(config, tokenizer))
         skipped = images.skipped if images is not None else []
+        skipped += validation.images.skipped if validation is not None else []
         return TrainingResult(tokenizer, skipped, history=history, path=path, stopped_by=stop.signal)
 
 

@@ -23,7 +23,8 @@ from lavit.shapes.questions import questions
 from lavit.shapes.world import ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.training.engine.config import ConfigError
-from lavit.training.language.data import ImageStore
+from lavit.training.language import train
+from lavit.training.language.data import ImageStore, open_folder
 from lavit.training.language.recipe import LanguageTrainingConfig
 from lavit.training.language.train import train_language
 
@@ -270,7 +271,7 @@ def test_a_folder_of_captioned_images_is_learned_and_what_cannot_be_read_is_name
     assert "no image file" in named["image 5"] and "not an image" in named["3.png"]
     assert all("no image file" in named[f"line {number}"] for number in (5, 6))  # of edits.jsonl
     assert "not among" in named["question 5"] or "no image file" in named["question 5"]
-    features = next((tmp_path / "whole" / "features").glob("features-*/features.npy"))
+    features = next((tmp_path / "whole" / "features").glob("features-*/*.npy"))
     assert np.load(features, mmap_mode="r").shape == (10, 16, 16)
 
     train_language(config(3, "parts"), tokenizer=tokenizer())
@@ -306,3 +307,60 @@ def test_what_a_folder_lacks_is_named_before_anything_is_written(tmp_path, capsy
     assert lavit(["train", "language", *command(tmp_path, *words)]) == 0
     said = capsys.readouterr().out
     assert f"1 items of {folder} could not be used" in said and "1.png: the file is empty" in said
+
+
+# -------------------------------------------------------------------------------------------- mixtures by what there is
+
+
+def following(folder, **changes):
+    short = {"loop.steps": 4, "token_budget": 160, "window": 16, "device": "cpu", "tensorboard": False}
+    words = {"text_config": LLAMA, "loop.log_every": 1, "text_vocabulary": 300, "data": str(folder)}
+    return LanguageTrainingConfig.recipe("small", short | words | changes)
+
+
+def test_shares_follow_what_a_folder_holds_and_what_it_lacks_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = captioned(tmp_path / "data")  # 12 images, all captioned and asked about, edits to 6 of them
+    assert following(folder).mixture.follow
+    opened = open_folder(following(folder))
+    small = LanguageTrainingConfig.recipe("small").mixture.shares
+    assert opened.shares == small | {"edit": small["edit"] / 2}  # of half of the images
+    assert "its texts alone are not learned" in caplog.text
+    (folder / "edits.jsonl").unlink()
+    (folder / "questions.json").unlink()
+    (folder / "answers.json").unlink()
+    caplog.clear()
+    opened = open_folder(following(folder))
+    assert opened.shares == small | {"edit": 0, "question": 0}
+    assert "no questions.json with answers.json there: question 0" in caplog.text
+    assert "no edits.jsonl there: edit 0" in caplog.text
+
+
+def test_a_share_given_by_hand_counts_as_it_stands(tmp_path):
+    folder = captioned(tmp_path / "data")
+    (folder / "edits.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"mixture.edit: expected 0, got 2.5: .* has no edits.jsonl"):
+        open_folder(following(folder, caption=2.0))  # without its section, too
+    by_hand = following(folder, **{"mixture.caption": 2.0, "mixture.edit": 0})
+    assert not by_hand.mixture.follow and open_folder(by_hand).shares == by_hand.mixture.shares
+    assert open_folder(following(folder, **{"mixture.caption": 2.0, "mixture.follow": True})).shares["caption"] == 2.0
+
+
+def test_epochs_are_those_that_the_run_then_has(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    folder = captioned(tmp_path / "data")
+    streams, make = [], train.PackedStream
+    monkeypatch.setattr(train, "PackedStream", lambda *a, **k: streams.append(make(*a, **k)) or streams[0])
+    result = train_language(following(folder, **{"loop.steps": 60}), tokenizer=tokenizer())
+    plan = result.history[0]["sources"]
+    assert result.history[0]["step"] == 0 and [row["step"] for row in result.history[1:]] == list(range(1, 61))
+    mixture = streams[0].mixture
+    assert list(plan) == list(mixture.names) and plan["caption"]["samples"] == 12
+    for name, entry in plan.items():
+        drawn = mixture.drawn[mixture.names.index(name)] / entry["samples"]
+        # The stream draws whole windows, and one window's rows tell the others' within some of a row's samples.
+        assert entry["epochs"] == pytest.approx(drawn, rel=0.25), name
+        assert f"{entry['epochs']:.1f} epochs" in caplog.text
+    assert "not every sample will be seen" not in caplog.text
+    train_language(following(folder, **{"loop.steps": 1}), tokenizer=tokenizer())
+    assert "not every sample will be seen (caption, question, image" in caplog.text
