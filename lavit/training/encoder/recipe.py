@@ -9,6 +9,7 @@ from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
 from lavit.training.engine.recipe import LoopConfig, OptimizerConfig, Recipe
 from lavit.training.engine.schedule import ScheduleConfig
+from lavit.training.engine.validation_settings import check_validation
 
 
 @dataclass
@@ -38,6 +39,9 @@ class EncoderTrainingConfig(Recipe):
     model: str | None = setting(None, "encoder to go on from: a folder of this command or of stage 1")
     data: str = setting(SHAPES_WORLD, "folder of images, maybe with captions.json, or shapes: the built-in world")
     scenes: int = setting(20000, "number of different scenes of the shapes world")
+    validation: str | None = setting(None, "folder of held-out images, of the form of data; none: see validation_share")
+    validation_share: float = setting(0.0, "share of the images of data that is held out, by a hash of their names")
+    validation_images: int = setting(1024, "of the held-out images, how many at most are looked at")
     objective: Literal["masked", "contrastive", "both", "auto"] = setting(
         "auto", "masked patches, captions (contrastive), or both; auto: both where there are captions"
     )
@@ -58,6 +62,7 @@ class EncoderTrainingConfig(Recipe):
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
+        check_validation(self, SHAPES_WORLD)
         low, high = self.seen
         if not 0 < low <= high <= 1:
             raise ValueError(f"seen: expected two shares in (0, 1], the lesser first, got {low:g} and {high:g}")

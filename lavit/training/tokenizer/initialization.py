@@ -151,9 +151,11 @@ def train_own_encoder(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer
 def encoder_recipe(config: TokenizerTrainingConfig) -> EncoderTrainingConfig:
     """Of the training of an encoder for a run of stage 1 that is given none."""
     shared: dict[str, Any] = {
-        name: getattr(config, name) for name in ("tokenizer", "data", "scenes", "workers", "seed", "device")
+        name: getattr(config, name) for name in "tokenizer data scenes workers seed device tensorboard".split()
     }
-    shared |= {"tensorboard": config.tensorboard, "loop.log_every": config.loop.log_every}
+    # What is held out from the one is held out from the other.
+    shared |= {name: getattr(config, name) for name in "validation validation_share validation_images".split()}
+    shared |= {"loop.log_every": config.loop.log_every}
     shared["output"] = None if config.output is None else str(Path(config.output) / OWN_ENCODER)
     if config.encoder_steps is not None:
         shared["loop.steps"] = config.encoder_steps
