@@ -24,14 +24,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lavit.tokenizer.pretrained import check_fit, compare
-from lavit.tokenizer.processing import CLIP_MEAN, CLIP_STD, FILE_NAME
 
 LIBRARIES = ("timm", "transformers")
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 KEYS = {"library", "model", "source", "mean", "std", "prefix", "class_token", "size"}
 """What the configuration says of an external encoder. library: "timm" or "transformers". model: {"name", "arguments"}
-of timm, or the configuration of transformers. source: where it came from, in words. mean, std: of the pixels. prefix:
-rows in front of the patches, of which the first is the class token where class_token says so. size: {"image_size",
+of timm, or the configuration of transformers. source: where it came from, in words. mean, std: of the pixels, None
+where nothing says them (CLIP's are taken then). prefix: rows in front of the patches, of which the first is the class token where class_token says so. size: {"image_size",
 "patch_size", "hidden_size"}."""
 
 
@@ -266,12 +265,12 @@ def _plain(config: Any) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in left_out}
 
 
-def _normalisation(place: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation of a folder's own image processor; CLIP's where there is none."""
+def _normalisation(place: str) -> tuple[list[float] | None, list[float] | None]:
+    """Mean and deviation of a folder's own image processor, None where there is none."""
     from transformers import AutoImageProcessor
 
-    if Path(place).is_dir() and not (Path(place) / FILE_NAME).is_file():
-        return list(CLIP_MEAN), list(CLIP_STD)
+    if Path(place).is_dir() and not (Path(place) / "preprocessor_config.json").is_file():
+        return None, None
     found = AutoImageProcessor.from_pretrained(place)
     return [float(m) for m in found.image_mean], [float(s) for s in found.image_std]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class LaVITTokenizer(StrictModel):
     _supports_sdpa = True
 
     config: LaVITTokenizerConfig
+    encoder: Any  # an EvaEncoder, or an ExternalEncoder, which has its manners
     feature_mean: Tensor
     feature_std: Tensor
 

@@ -18,7 +18,7 @@ class WeightsConfig:
 
     pixels: float = setting(5.0, "each patch that is seen, drawn again from its own feature")
     masked: float = setting(2.0, "each patch that is not seen, from the features of the others")
-    contrastive: float = setting(0.5, "the image's own caption among those of the batch, and the other way round")
+    contrastive: float = setting(1.0, "the image's own caption among those of the batch, and the other way round")
 
 
 @dataclass

@@ -109,6 +109,6 @@ def processor_of(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> 
     """The image processor of the model that the run started from, else its encoder's, else CLIP's with the tokenizer's
     size."""
     external, size = tokenizer.config.external_encoder, tokenizer.config.image_size
-    if config.model is None and external is not None:
+    if config.model is None and external is not None and external["mean"] is not None:
         return LaVITImageProcessor(size, mean=external["mean"], std=external["std"])
     return processor_for(size, config.model or config.encoder)
