@@ -32,6 +32,7 @@ from lavit.data.image_folder import ImageFiles
 from lavit.training.engine import distributed
 from lavit.training.engine.identity import add_tensors
 from lavit.training.engine.recipe import CONFIG_FILE
+from lavit.training.engine.validation import BEST
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +49,12 @@ State = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class CachePlaces:
-    """Folders that features are looked for in, and the one that gets new ones; None: memory."""
+    """Folders that features are looked for in, and the one that gets new ones; None: memory. shared: whether that is
+    stage 1's."""
 
     read: tuple[Path, ...] = ()
     write: Path | None = None
+    shared: bool = False
 
     @classmethod
     def of(cls, config: Any) -> CachePlaces:
@@ -61,11 +64,13 @@ class CachePlaces:
         if config.tokenizer is None:
             return cls(() if own is None else (own,), own)
         first = Path(config.tokenizer)
+        if first.name == BEST and (first.parent / CONFIG_FILE).is_file():
+            first = first.parent  # the best model of a run, which has one encoder for all
         shared = (first / FEATURES).is_dir() or (first / CONFIG_FILE).is_file()
         writable = os.access(first / FEATURES if (first / FEATURES).is_dir() else first, os.W_OK)
-        write = first / FEATURES if shared and writable and own is not None else own
+        shared = distributed.from_first(shared and writable and own is not None)
         read = (first / FEATURES,) if own is None else (first / FEATURES, own)
-        return cls(read, distributed.from_first(write))
+        return cls(read, first / FEATURES if shared else own, shared)
 
 
 NOWHERE = CachePlaces()
@@ -141,10 +146,14 @@ class FeatureFiles:
     def find(self, files: ImageFiles) -> FeatureRows | None:
         """The rows of all files, if they are all there."""
         self._index.look(self.folders, self.dtype)
-        places = [self._index.place(path) for path in files.paths]
-        if not distributed.first_says(None not in places):
-            return None
-        return FeatureRows(self._index.pieces, [place for place in places if place is not None])
+        places: list[tuple[int, int]] = []
+        for path in files.paths:
+            place = self._index.place(path)
+            if place is None:
+                break
+            places.append(place)
+        there = len(places) == len(files)
+        return FeatureRows(self._index.pieces, places) if distributed.first_says(there) else None
 
     def of(
         self,
@@ -214,8 +223,7 @@ class FeatureFiles:
     def _keep(self, waiting: list[tuple[list[Path], Tensor]]) -> None:
         paths = [path for own, _ in waiting for path in own]
         values = torch.cat([value for _, value in waiting])
-        states = [_state(path) for path in paths]
-        files = [(state, _digest(path)) for state, path in zip(states, paths, strict=True)]
+        files = [self._index.known_as(path) for path in paths]
         if self.write_to is None:
             self._index.add(values, files, [digest for _, digest in files])
             return
@@ -236,7 +244,8 @@ class _Index:
     known: dict[State, str] = field(default_factory=dict)
     seen: set[Path] = field(default_factory=set)
     fresh: dict[State, str] = field(default_factory=dict)
-    states: dict[Path, tuple[State, str | None]] = field(default_factory=dict)
+    states: dict[Path, State] = field(default_factory=dict)
+    digests: dict[State, str] = field(default_factory=dict)
 
     def look(self, folders: Iterable[Path], dtype: torch.dtype) -> None:
         """Reads the pieces that are new since the last time. One that cannot be read is named and counts for none."""
@@ -267,26 +276,32 @@ class _Index:
 
     def place(self, path: Path) -> tuple[int, int] | None:
         """Where the row of a file is; None for one that has none, or that is not there."""
+        try:
+            state = self.state(path)
+            if (digest := self.known.get(state)) is not None and digest in self.rows:
+                return self.rows[digest]
+            # Whether the contents are known under another name.
+            digest = self.known_as(path)[1] if self.rows else None
+        except OSError:
+            return None
+        if digest not in self.rows:
+            return None
+        self.known[state] = self.fresh[state] = digest
+        return self.rows[digest]
+
+    def state(self, path: Path) -> State:
+        """As it was when it was first asked for."""
         if path not in self.states:
-            try:
-                self.states[path] = (_state(path), None)
-            except OSError:
-                return None
-        state, read = self.states[path]
-        if (digest := self.known.get(state)) is not None and digest in self.rows:
-            return self.rows[digest]
-        if not self.rows:
-            return None
-        if read is None:  # once: whether the contents are known under another name
-            try:
-                read = _digest(path)
-            except OSError:
-                return None
-            self.states[path] = (state, read)
-        if read not in self.rows:
-            return None
-        self.known[state] = self.fresh[state] = read
-        return self.rows[read]
+            found = os.stat(path)
+            self.states[path] = (os.fspath(path.absolute()), found.st_size, found.st_mtime_ns)
+        return self.states[path]
+
+    def known_as(self, path: Path) -> tuple[State, str]:
+        """The state of a file and the digest of its contents, which are read once."""
+        state = self.state(path)
+        if state not in self.digests:
+            self.digests[state] = _digest(path)
+        return state, self.digests[state]
 
     def remember(self, folder: Path) -> None:
         """Writes down the new names of known contents: next time these files need not be read."""
@@ -318,11 +333,6 @@ def _opened(path: Path, dtype: torch.dtype) -> Tensor:
     if stored.dtype != STORED[dtype]:
         raise ValueError(f"expected {np.dtype(STORED[dtype])}, got {stored.dtype}")
     return torch.from_numpy(np.asarray(stored)).view(dtype)
-
-
-def _state(path: Path) -> State:
-    found = os.stat(path)
-    return os.fspath(path.absolute()), found.st_size, found.st_mtime_ns
 
 
 def _digest(path: Path) -> str:

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -28,8 +28,8 @@ from lavit.training.engine import distributed
 from lavit.training.engine.checkpoint import CheckpointError, generator_state, set_generator_state
 from lavit.training.engine.validation_settings import check_apart
 
-if TYPE_CHECKING:
-    from lavit.training.engine.loop import Run
+Run = Any
+"""A `lavit.training.engine.loop.Run`; the loop is above this module."""
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +78,13 @@ def fingerprint_of(paths: Sequence[Path], root: str | Path) -> str:
     return hashlib.blake2b(names, digest_size=16).hexdigest()
 
 
-def measure(run: Run, validation: Validation) -> dict[str, float]:
-    """The numbers of a validation with their prefix, on all processes; the run is left as it was."""
+def measure(run: Run, validation: Validation, bf16: bool = False) -> dict[str, float]:
+    """The numbers of a validation with their prefix; the run is left as it was. The first process measures, whose model
+    is that of all; the others wait and get the numbers. bf16: with autocast, as the run trains."""
     numbers: dict[str, float] = {}
     if distributed.rank() == 0:
-        with undisturbed(run.model), torch.no_grad():
+        kind = next(run.model.parameters()).device.type
+        with undisturbed(run.model), torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=bf16):
             run.model.eval()
             numbers = {PREFIX + name: float(value) for name, value in validation(run).items()}
     return distributed.from_first(numbers)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lavit.data.captioned_folder import CaptionedFolder, ImageFiles, captioned_sources, read_folder
 from lavit.data.mixture import Source
@@ -21,6 +20,7 @@ from lavit.shapes.sequences import shapes_sources
 from lavit.shapes.world import Scenes, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 from lavit.tokenizer.processing import encode_images, encoder_tensors
+from lavit.tokenizer.token_store import TokenStore
 from lavit.training.engine.feature_files import NOWHERE, CachePlaces, FeatureFiles, FeatureRows
 from lavit.training.engine.validation_settings import check_apart
 from lavit.training.language.recipe import LanguageTrainingConfig
@@ -31,26 +31,16 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 256  # images that are encoded together
 
 
-class ImageStore:
+class ImageStore(TokenStore):
     """Images as the frozen parts see them, each encoded and tokenized once: features (n, N, C) and tokens.
 
-    The selection draws no noise, so that an image has the same tokens whenever it is shown or asked for.
     Features take N x C x 4 bytes an image, and stay where they are given: on a GPU, on the CPU, or memory-mapped on the
-    disk. The tokens, N bytes and 8 for each token an image, are on the tokenizer's device, in every process.
+    disk. The tokens are in every process.
     """
 
     def __init__(self, tokenizer: LaVITTokenizer, features: Tensor | FeatureRows) -> None:
+        super().__init__(tokenizer, features.split(AT_ONCE))
         self.features = features
-        device = tokenizer.quantize.embedding.weight.device
-        ids, lengths, keep = [], [], []
-        for part in features.split(AT_ONCE):
-            tokens = tokenizer.encode(features=part.to(device), deterministic=True)
-            ids.append(tokens.ids)
-            lengths.append(tokens.lengths().cpu())
-            keep.append(tokens.keep)
-        self.ids, self.keep = torch.cat(ids), torch.cat(keep)
-        self.cu = nn.functional.pad(torch.cat(lengths).long().cumsum(0), (1, 0))
-        self._lengths: list[int] = self.cu.diff().tolist()
 
     @classmethod
     def of(cls, tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, images: Any) -> ImageStore:
@@ -81,22 +71,10 @@ class ImageStore:
         )
         return cls(tokenizer, found.values), found.skipped
 
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def length(self, image: int) -> int:
-        """Tokens of an image."""
-        return self._lengths[image]
-
     def take(self, images: Tensor) -> tuple[Tensor, VisualTokens]:
         """Features and tokens of some images, (n,) numbers on the CPU. The offsets stay there: nothing waits."""
-        lengths = self.cu.diff()[images]
-        cu = nn.functional.pad(lengths.cumsum(0), (1, 0))
-        within = torch.arange(int(cu[-1])) - cu[:-1].repeat_interleave(lengths)
-        rows = (self.cu[images].repeat_interleave(lengths) + within).to(self.ids.device, non_blocking=True)
         features = self.features[images.to(self.features.device, non_blocking=True)]
-        keep = self.keep[images.to(self.ids.device, non_blocking=True)]
-        return features.to(self.ids.device, non_blocking=True), VisualTokens(self.ids[rows], cu.int(), keep)
+        return features.to(self.ids.device, non_blocking=True), self.tokens_of(images)
 
 
 def sequencing(config: LanguageTrainingConfig, processor: LaVITProcessor) -> Sequencing:

@@ -31,9 +31,9 @@ CAPTIONED = 64
 
 
 class LanguageValidation:
-    """loss, text_loss and image_loss as the mixture has them on average, every held-out sample counted once: what is
-    summed over the samples of a kind is weighted by the kind's share. exact: share of images whose caption, written
-    greedily, is word for word one of their own."""
+    """loss, text_loss and image_loss as the mixture has them on average: what is summed over the held-out samples of a
+    kind, each once and at most ``validation_images`` of them, is weighted by the kind's share. exact: share of images
+    whose caption, written greedily, is word for word one of their own."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class LanguageValidation:
         self.rows: list[tuple[float, list[PackedRow]]] = []  # (share for each sample of the kind, its rows)
         for kind, source in sources.items():
             if shares[kind] > 0 and len(source):
-                rows, count = packed(source, config.token_budget, store)
+                rows, count = packed(source, config.token_budget, store, config.validation_images)
                 if count:
                     self.rows.append((shares[kind] / count, rows))
         if not self.rows:
@@ -92,12 +92,12 @@ class LanguageValidation:
         images = [image for image, _ in self.captioned]
         try:
             written = inference.caption(
-                model, images, self.processor, num_beams=1, min_new=1, max_new=self.longest, cut=plain
+                model, images, self.processor, num_beams=1, min_new=1, max_new=self.longest, cut=plain, on_error="skip"
             )
         except NonFiniteScores:  # of a run that goes wrong, which is not ours to end
             return 0.0
-        right = [said in map(plain, texts) for said, (_, texts) in zip(written, self.captioned, strict=True)]
-        return sum(right) / len(right)
+        own = (self.captioned[number][1] for number in written.indices)
+        return sum(said in map(plain, texts) for said, texts in zip(written, own, strict=True)) / len(images)
 
 
 def plain(text: str) -> str:
@@ -105,9 +105,11 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def packed(source: Source, budget: int, store: ImageStore) -> tuple[list[PackedRow], int]:
-    """All samples of a source in rows of at most the budget, and how many are in them: longer ones are not."""
-    samples = [source[index] for index in range(len(source))]
+def packed(source: Source, budget: int, store: ImageStore, most: int) -> tuple[list[PackedRow], int]:
+    """Samples of a source, at most so many of them from all over it, in rows of at most the budget, and how many are in
+    them: longer ones are not."""
+    count = min(most, len(source))
+    samples = [source[number * len(source) // count] for number in range(count)]
     lengths = [one.tokens(store.length) for one in samples]
     members = [bin.tolist() for bin in bin_pack(lengths, budget, too_long="skip").unbind()]
     rows = [

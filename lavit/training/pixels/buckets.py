@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lavit.data import DataStream, ImageError, ImageFolder
+from lavit.data import DataStream, ImageError
+from lavit.data.image_folder import ImageFiles
 from lavit.data.images import image_size
 from lavit.pixels.image_sizes import ASPECT_RATIOS, nearest_size
 from lavit.training.engine import distributed
@@ -70,7 +71,7 @@ def _cover(height: int, width: int, size: Size) -> tuple[int, int, int, int]:
 class Part:
     """Some of a folder's images."""
 
-    def __init__(self, folder: ImageFolder, numbers: Sequence[int]) -> None:
+    def __init__(self, folder: ImageFiles, numbers: Sequence[int]) -> None:
         self.folder, self.numbers = folder, list(numbers)
 
     def __len__(self) -> int:
@@ -98,7 +99,7 @@ class Measured:
     Raises ImageError where there is none that can be read.
     """
 
-    def __init__(self, folder: ImageFolder, sizes: Sequence[Size]) -> None:
+    def __init__(self, folder: ImageFiles, sizes: Sequence[Size]) -> None:
         self.folder, self.sizes = folder, tuple(sizes)
         self.numbers: list[int] = []
         self.originals: dict[int, Size] = {}
@@ -140,7 +141,7 @@ class Buckets:
             DataStream(
                 Part(measured.folder, numbers),
                 batch_size,
-                transform=partial(_cut_all, size=size),
+                transform=partial(cut_all, size=size),
                 seed=seed,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
@@ -186,6 +187,6 @@ class Buckets:
             stream.close()
 
 
-def _cut_all(images: Sequence[Image.Image], size: Size) -> Tensor:
+def cut_all(images: Sequence[Image.Image], size: Size) -> Tensor:
     """(n, H, W, 3) uint8."""
     return torch.stack([torch.from_numpy(np.array(cut(image, size)[0])) for image in images])

@@ -19,7 +19,10 @@ Stable Diffusion 1.5 for lowres and of SDXL for highres; the VAE stays as it is.
 then more: lavit train pixels --preset highres --model runs/pixels --size 1024 --output runs/pixels-1024
 --data FOLDER is a folder of images. Each is resized and cut around the middle, with --buckets to the nearest of seven
 aspect ratios. --cache.enabled computes the tokenizer's features of all of them first and keeps them, memory-mapped:
-N x C x 4 bytes an image, 1.4 MB for EVA-CLIP's 256 patches of 1408 channels.
+N x C x 4 bytes an image, 1.4 MB for EVA-CLIP's 256 patches of 1408 channels. Where stages 1 and 2 have kept features of
+the encoder in the tokenizer's folder, and no image is cut, those are taken instead.
+--validation FOLDER, or --validation-share 0.05 of the data: before each checkpoint the loss on held-out images, with
+the same noise every time; best/ in the output folder holds the best model at the end.
 """
 
 FOLDERS = ("model", "tokenizer", "base")

@@ -12,14 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lavit.data import DataStream, ImageFolder
+from lavit.data import DataStream
+from lavit.data.image_folder import ImageFiles
 from lavit.pixels.image_sizes import nearest_size
 from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
+from lavit.tokenizer.processing import encoder_tensors
+from lavit.tokenizer.token_store import TokenStore
 from lavit.training.engine import distributed
 from lavit.training.engine.feature_cache import open_or_build
+from lavit.training.engine.feature_files import CachePlaces, FeatureFiles
 from lavit.training.engine.stage import cache_folder
-from lavit.training.pixels.buckets import Buckets, Measured, Part, Size, cut
+from lavit.training.engine.validation import count_of_scenes, divided_images
+from lavit.training.pixels.buckets import Buckets, Measured, Size, cut
 from lavit.training.pixels.recipe import PixelsTrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -87,7 +92,16 @@ def array_data(
         parts = [reconstructed(tokenizer, part.to(device)).cpu() for part in features.split(AT_ONCE)]
         values = torch.cat(parts)
     elif root is not None:
-        values = _open_cache(config, tokenizer, processor, images, processor, [], root).values
+        values = open_or_build(
+            root,
+            lambda images: reconstructed(tokenizer, tokenizer.encode_features(images.to(device))),
+            _all_of(tokenizer, processor),
+            images,
+            transform=processor,
+            dtype=getattr(torch, config.cache.dtype),
+            batch_size=config.loop.batch_size,
+            workers=config.workers,
+        ).values
     else:
         logger.info("encoding and decoding %d images", len(images))
         starts = range(0, len(images), AT_ONCE)
@@ -107,60 +121,100 @@ def folder_data(
     processor: LaVITImageProcessor,
     measured: Measured,
 ) -> tuple[Batches, FeaturesOf]:
-    """A folder's images in their buckets, and x_rec from a cache or of each batch anew."""
-    root = cache_folder(config.cache, config.output)
-    if root is None:
-
-        def features_of(batch: dict[str, Tensor]) -> Tensor:
-            return reconstructed_images(tokenizer, processor, batch["images"])
-
-    else:
-        device, sizes = tokenizer.quantize.embedding.weight.device, measured.sizes
-
-        def transform(images: Sequence[Image.Image]) -> Tensor:
-            return processor([cut(image, nearest_size(image.height, image.width, sizes))[0] for image in images])
-
-        told = [("sizes", torch.tensor(sizes))]
-        part = Part(measured.folder, measured.numbers)
-        cache = _open_cache(config, tokenizer, processor, part, transform, told, root)
-        unread = [(part.numbers[index], name, reason) for index, name, reason in cache.skipped]
-        measured.leave_out(unread)
-        rows = torch.full((len(measured.folder),), -1)
-        rows[measured.numbers] = torch.arange(len(measured.numbers))
-
-        def features_of(batch: dict[str, Tensor]) -> Tensor:
-            return cache.values[rows[batch["index"]]].to(device, torch.float32, non_blocking=True)
-
+    """A folder's images in their buckets, and x_rec of them."""
+    features_of = features_of_files(config, tokenizer, processor, measured)
     return Buckets(measured, config.loop.batch_size, config.seed, config.workers), features_of
 
 
-def _open_cache(
-    config: PixelsTrainingConfig,
-    tokenizer: LaVITTokenizer,
-    processor: LaVITImageProcessor,
-    dataset: Any,
-    transform: Any,
-    told: list[tuple[str, Tensor]],
-    root: Path,
-) -> Any:
+def features_of_files(
+    config: PixelsTrainingConfig, tokenizer: LaVITTokenizer, processor: LaVITImageProcessor, measured: Measured
+) -> FeaturesOf:
+    """x_rec of a folder's images by their numbers: from the encoder's features that earlier stages have kept, where all
+    are there; from a cache of its own; or of each batch anew. Images that a cache cannot read are left out."""
     device = tokenizer.quantize.embedding.weight.device
-    pixels = ("pixels", torch.tensor([processor.size, *processor.mean, *processor.std]))
-    return open_or_build(
-        root,
+    files = ImageFiles(measured.folder.root, [measured.folder.paths[number] for number in measured.numbers])
+    rows = torch.full((len(measured.folder),), -1)
+    store = tokens_there(config, tokenizer, processor, measured, files)
+    if store is not None:
+        rows[measured.numbers] = torch.arange(len(measured.numbers))
+        return lambda batch: tokenizer.decode(store.tokens_of(rows[batch["index"]]).to(device)).float()
+    root = cache_folder(config.cache, config.output)
+    if root is None:
+        return lambda batch: reconstructed_images(tokenizer, processor, batch["images"])
+    sizes = measured.sizes
+
+    def transform(images: Sequence[Image.Image]) -> Tensor:
+        return processor([cut(image, nearest_size(image.height, image.width, sizes))[0] for image in images])
+
+    depends_on = [*_all_of(tokenizer, processor), ("sizes", torch.tensor(sizes))]
+    found = FeatureFiles([], depends_on, write_to=root, dtype=getattr(torch, config.cache.dtype)).of(
+        files,
         lambda images: reconstructed(tokenizer, tokenizer.encode_features(images.to(device))),
-        [*sorted(tokenizer.state_dict().items()), pixels, *told],
-        dataset,
         transform=transform,
-        dtype=getattr(torch, config.cache.dtype),
         batch_size=config.loop.batch_size,
         workers=config.workers,
     )
+    measured.leave_out([(measured.numbers[index], name, reason) for index, name, reason in found.skipped])
+    rows[measured.numbers] = torch.arange(len(measured.numbers))
+    return lambda batch: found.values[rows[batch["index"]]].to(device, torch.float32, non_blocking=True)
 
 
-def open_images(config: PixelsTrainingConfig, sizes: Sequence[Size]) -> np.ndarray | Measured:
-    """The images that the configuration names: (n, 32, 32, 3) uint8 of the shapes world, or those of a folder."""
+def tokens_there(
+    config: PixelsTrainingConfig,
+    tokenizer: LaVITTokenizer,
+    processor: LaVITImageProcessor,
+    measured: Measured,
+    files: ImageFiles,
+) -> TokenStore | None:
+    """The tokens of all files by the features that stage 1 or 2 has kept of them, in single precision or that of the
+    cache. What is missing there is added with ``cache.enabled``, where stage 1 has a place for it; otherwise None, as
+    where an image is cut so that the encoder would see another one."""
+    if not all(_seen_whole(measured, number, processor.size) for number in measured.numbers):
+        return None
+    depends_on, places, dtype = encoder_tensors(tokenizer, processor), CachePlaces.of(config), config.cache.dtype
+    found = None
+    for one in dict.fromkeys(("float32", dtype)):
+        found = found or FeatureFiles(places.read, depends_on, dtype=getattr(torch, one)).find(files)
+    if found is None and config.cache.enabled and places.shared:
+        device = tokenizer.quantize.embedding.weight.device
+        added = FeatureFiles(places.read, depends_on, write_to=places.write, dtype=getattr(torch, dtype)).of(
+            files,
+            lambda images: tokenizer.encode_features(images.to(device)),
+            transform=processor,
+            batch_size=config.loop.batch_size,
+            workers=config.workers,
+        )
+        measured.leave_out([(measured.numbers[index], name, reason) for index, name, reason in added.skipped])
+        found = added.values
+    if found is None:
+        return None
+    logger.info("%d images by the features that are kept of them", len(found))
+    return TokenStore(tokenizer, (part.float() for part in found.split(AT_ONCE)))
+
+
+def _seen_whole(measured: Measured, number: int, side: int) -> bool:
+    """Whether the encoder sees the image that was cut as it sees the file: nothing is cut off, and nothing resized that
+    would be resized again."""
+    original, size = measured.originals[number], measured.size_of(number)
+    return original == size or (original[0] == original[1] and size == (side, side))
+
+
+def _all_of(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor) -> list[tuple[str, Tensor]]:
+    """What x_rec of pixels depends on."""
+    pixels = ("pixels", torch.tensor([processor.size, *processor.mean, *processor.std]))
+    return [*sorted(tokenizer.state_dict().items()), pixels]
+
+
+def open_images(
+    config: PixelsTrainingConfig, sizes: Sequence[Size]
+) -> tuple[np.ndarray | Measured, np.ndarray | Measured | None]:
+    """The images that the configuration names, to train on and held out: (n, 32, 32, 3) uint8 of the shapes world, or
+    those of a folder; None where none are held out."""
     if config.data == SHAPES_WORLD:
-        return ShapesWorld(config.seed).scenes(config.scenes).images
+        count = count_of_scenes(config)
+        held_out = ShapesWorld(config.seed, "test").scenes(count).images if count else None
+        return ShapesWorld(config.seed).scenes(config.scenes).images, held_out
     if not Path(config.data).is_dir():
         raise ValueError(f"data: expected shapes or a folder of images, got {config.data!r}")
-    return Measured(ImageFolder(config.data), sizes)
+    train, held = divided_images(config)
+    return Measured(train, sizes), None if held is None else Measured(held, sizes)

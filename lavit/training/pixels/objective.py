@@ -112,27 +112,37 @@ class Step(nn.Module):
         All noise comes from torch's global generators. Returns "loss", and "error", the mean squared error without
         weights.
         """
-        alphas, vae, negative = self._frozen
+        alphas, vae, _ = self._frozen
         x = latents_of(images, vae)
         time = torch.randint(len(alphas), (len(x),), device=x.device)
         noise = torch.randn_like(x)
         dropped = torch.rand(len(x), device=x.device) < self.drop
+        return {name: value.mean() for name, value in self.errors(x, features, time, noise, dropped, time_ids).items()}
+
+    def errors(
+        self, x: Tensor, features: Tensor, time: Tensor, noise: Tensor, dropped: Tensor, time_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """ "loss" and "error" (B,) of what is noised, x (B, c, h, w), at these times and with this noise. dropped: (B,)
+        bool, images without their condition."""
+        alphas, _, negative = self._frozen
         alpha = alphas[time]
         condition = without_some(self.conditioner(features), dropped, negative)
         arguments = condition.unet_arguments(time_ids)
         predicted = self.unet(noised(x, noise, alpha), time, **arguments).sample.float()
         error = (predicted - target(x, noise, alpha, self.prediction)).square().mean((1, 2, 3))
         weight = 1.0 if self.gamma is None else min_snr_weight(alpha, self.gamma, self.prediction)
-        return {"loss": (weight * error).mean(), "error": error.mean()}
+        return {"loss": weight * error, "error": error}
 
 
 @torch.no_grad()
-def latents_of(images: Tensor, vae: Any) -> Tensor:
-    """What is noised, float32: a draw of the VAE's latents in the U-Net's scale, or the images themselves."""
+def latents_of(images: Tensor, vae: Any, draw: bool = True) -> Tensor:
+    """What is noised, float32: a draw of the VAE's latents in the U-Net's scale, or their mode, or the images
+    themselves."""
     if vae is None:
         return images
     with torch.autocast(images.device.type, enabled=False):  # SDXL's VAE overflows in half precision
-        drawn = vae.encode(images.to(vae.dtype)).latent_dist.sample()
+        latents = vae.encode(images.to(vae.dtype)).latent_dist
+        drawn = latents.sample() if draw else latents.mode()
     return drawn.float() * vae.config.scaling_factor
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from lavit.training.pixels.buckets import Measured, sizes_of
 from lavit.training.pixels.data import array_data, folder_data, open_images
 from lavit.training.pixels.objective import Step, Trained, parameter_groups
 from lavit.training.pixels.recipe import BASE_FILES, PixelsTrainingConfig
+from lavit.training.pixels.validation import PixelsValidation
 
 __all__ = ["PixelsTrainingConfig", "PixelsTrainingResult", "train_pixels"]
 
@@ -46,7 +48,8 @@ SMALL_SCHEDULER = {
 @dataclass
 class PixelsTrainingResult(stage.Finished):
     """pipeline: with the averaged weights. Rows of the history also have error, the mean squared error without weights,
-    and images_per_second. skipped_items: (name, reason) of images that cannot be read."""
+    and images_per_second; rows of held-out images have val_loss and val_error, of the averages. skipped_items: (name,
+    reason) of images that cannot be read."""
 
     pipeline: LaVITPixelPipeline
     skipped_items: list[tuple[str, str]] = field(default_factory=list)
@@ -76,7 +79,7 @@ def train_pixels(
         # What can be wrong with the words is found before anything is written, or an older run overwritten.
         stage.seed_everything(config.seed)
         pipeline = _build(config, tokenizer, processor)
-        images = _open(config, pipeline, images, features)
+        images, held_out = _open(config, pipeline, images, features)
         checkpoints, saved = session.open_output(config, resume, overwrite)
 
         frozen = [part for part in (pipeline.tokenizer, pipeline.vae, pipeline.negative) if part is not None]
@@ -93,6 +96,10 @@ def train_pixels(
             stream, features_of = folder_data(config, pipeline.tokenizer, processor, images)
         else:
             stream, features_of = array_data(config, pipeline.tokenizer, processor, images, features)
+        validation = None
+        if held_out is not None:
+            step_of, highres = partial(_step, config, pipeline), pipeline.kind == "highres"
+            validation = PixelsValidation(config, pipeline.tokenizer, processor, held_out, step_of, highres)
 
         groups = parameter_groups(trained, config.optimizer.weight_decay)
         optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
@@ -107,9 +114,8 @@ def train_pixels(
             return model(pixels, features_of(batch), ids)
 
         with closing(stream):
-            stop, history = stage.run_stage(
-                run, step, config, checkpoints, saved, progress, allow_changes=allow_changes
-            )
+            more: dict[str, Any] = {"validation": validation, "allow_changes": allow_changes}
+            stop, history = stage.run_stage(run, step, config, checkpoints, saved, progress, **more)
         result = LaVITPixelPipeline(
             **pipeline.components | dict(trained.average.items()),
             requires_safety_checker=pipeline.config["requires_safety_checker"],
@@ -117,13 +123,15 @@ def train_pixels(
             default_guidance=config.draw_guidance,
         )
         path = stage.finish(run, config, result)
-        return PixelsTrainingResult(result, stream.skipped_items, history=history, path=path, stopped_by=stop.signal)
+        skipped = stream.skipped_items + (validation.skipped_items if validation is not None else [])
+        return PixelsTrainingResult(result, skipped, history=history, path=path, stopped_by=stop.signal)
 
 
-def _step(config: PixelsTrainingConfig, pipeline: LaVITPixelPipeline, trained: Trained) -> Step:
+def _step(config: PixelsTrainingConfig, pipeline: LaVITPixelPipeline, trained: Any) -> Step:
+    """trained: what holds the U-Net and the conditioner, `Trained` or its averages."""
     return Step(
         trained,
-        pipeline.scheduler.alphas_cumprod.to(trained.updates.device),
+        pipeline.scheduler.alphas_cumprod.to(next(trained.parameters()).device),
         pipeline.scheduler.config.prediction_type,
         drop=config.drop,
         gamma=config.min_snr_gamma,
@@ -156,7 +164,7 @@ def _build(
     """The pipeline with untrained or pretrained parts. Raises OSError or ValueError naming what is not there, or does
     not fit."""
     config.check_sources(tokenizer is not None)
-    check_folders(config, "model", "tokenizer", "base")
+    check_folders(config, "model", "tokenizer", "base", "validation")
     if config.model is not None:
         if tokenizer is not None:
             raise ValueError("tokenizer: expected none beside a model, which has its own")
@@ -215,18 +223,22 @@ def _conditioner(config: PixelsTrainingConfig, tokenizer: LaVITTokenizer, unet: 
 
 def _open(
     config: PixelsTrainingConfig, pipeline: LaVITPixelPipeline, images: Any, features: Tensor | None
-) -> Any:
-    """The images, (n, H, W, 3) uint8 or `Measured`, of sizes that VAE and U-Net can divide."""
+) -> tuple[Any, Any]:
+    """The images to train on and those held out, (n, H, W, 3) uint8 or `Measured`, of sizes that VAE and U-Net can
+    divide; None where none are held out."""
     multiple = pipeline.size_multiple
     cache_folder(config.cache, config.output)  # refused at once where there is no place for one
+    held_out = None
+    if images is not None and (config.validation_share or config.validation is not None):
+        raise ValueError("validation: expected none with images that are given")
     if images is None:
         sample = pipeline.unet.config.sample_size
         side = config.size or (sample if isinstance(sample, int) else sample[0]) * pipeline.vae_scale_factor
-        images = open_images(config, sizes_of(side, config.buckets, multiple))
+        images, held_out = open_images(config, sizes_of(side, config.buckets, multiple))
     if isinstance(images, Measured):
         if features is not None:
             raise ValueError("features: expected none with a folder of images; cache.enabled keeps them")
-        return images
+        return images, held_out
     if not isinstance(images, (np.ndarray, Tensor)) or images.ndim != 4 or images.shape[-1] != 3:
         got = tuple(images.shape) if isinstance(images, (np.ndarray, Tensor)) else type(images).__name__
         raise ValueError(f"images: expected a uint8 array (n, H, W, 3), got {got}")
@@ -239,4 +251,4 @@ def _open(
         )
     if features is not None and len(features) != len(images):
         raise ValueError(f"features: expected a row for each of {len(images)} images, got {len(features)}")
-    return images
+    return images, held_out

@@ -12,6 +12,10 @@ USAGE = """usage: lavit train tokenizer [--preset small|lavit-g] [--data FOLDER|
                              [--config FILE] [--key value ...] [--resume [--allow-changes] | --overwrite]
 
 Stage 1: trains the dynamic visual tokenizer.
+
+--validation FOLDER, or --validation-share 0.05 of the data, chosen by a hash of the files' names, alike in all stages:
+before each checkpoint loss, cosine, share of patches kept and use of the codes on held-out images; best/ in the output
+folder holds the best model at the end.
 """
 
 FOLDERS = ("model",)

@@ -86,6 +86,14 @@ class TrainingImages:
         self._skipped |= {name: reason for _, name, reason in found.skipped}
         return found.values
 
+    def leave_out(self, stream: DataStream) -> None:
+        """What a pass over the image files could not read: named, and no part of the data set from now on."""
+        if stream.skipped:
+            self._skipped |= {item.name: item.reason for item in stream.skipped}
+            bad = {item.index for item in stream.skipped}
+            kept = [path for number, path in enumerate(self.dataset.paths) if number not in bad]
+            self.dataset = ImageFiles(self.dataset.root, kept)
+
     def _remember(self, stream: DataStream) -> DataStream:
         self._streams.append(stream)
         return stream

@@ -78,7 +78,4 @@ class TokenizerValidation:
         with DataStream(dataset, size, workers=workers, **reading) as stream:
             for batch in stream:
                 yield features_of(self.tokenizer, batch)
-            if stream.skipped:  # named once, and left out from now on
-                bad = {item.index for item in stream.skipped}
-                kept = [path for number, path in enumerate(dataset.paths) if number not in bad]
-                self.images.dataset = ImageFiles(dataset.root, kept)
+            self.images.leave_out(stream)

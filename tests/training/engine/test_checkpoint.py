@@ -15,9 +15,10 @@ from lavit.training.engine import checkpoint
 from lavit.training.engine.checkpoint import CheckpointError, Checkpoints
 
 
-def save(checkpoints, step, value=1.0):
+def save(checkpoints, step, value=1.0, best=None):
     model = {"layer.weight": torch.full((3,), value), "frozen.weight": torch.arange(4.0)}
-    return checkpoints.save(step, model=model, optimizer={"state": {}}, loop={"phase": "a"}, local={"x": torch.ones(1)})
+    rest = {"optimizer": {"state": {}}, "loop": {"phase": "a"}, "local": {"x": torch.ones(1)}}
+    return checkpoints.save(step, model=model, **rest, best=best)
 
 
 def test_what_is_loaded_is_what_was_saved(tmp_path):
@@ -41,6 +42,26 @@ def test_only_the_newest_stay(tmp_path):
     for step in (1, 2, 30, 100_000_000):
         save(checkpoints, step)
     assert [p.name for p in checkpoints.all()] == ["step-00000030", "step-100000000"]
+
+
+def test_the_best_stays_until_there_is_a_better_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, constant=("frozen.",))
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
+        save(checkpoints, step, value=float(step), best={"step": best, "val_loss": 0.5})
+    assert [p.name for p in checkpoints.all()] == ["step-00000002", "step-00000004"]
+    told = json.loads((tmp_path / "best.json").read_text())
+    assert told == {"step": 2, "val_loss": 0.5, "checkpoint": "step-00000002"}
+    best = checkpoints.load_model(2)
+    assert best["layer.weight"].tolist() == [2.0] * 3 and torch.equal(best["frozen.weight"], torch.arange(4.0))
+    save(checkpoints, 5, best={"step": 5})
+    assert [p.name for p in checkpoints.all()] == ["step-00000005"]
+    with pytest.raises(CheckpointError, match="step-00000002: there is no such checkpoint"):
+        checkpoints.load_model(2)
+    flip(tmp_path / "step-00000005" / "model.pt")
+    with pytest.raises(CheckpointError, match="model.pt has changed"):
+        checkpoints.load_model(5)
+    checkpoints.clear()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_same_step_again_replaces_the_old_one(tmp_path):

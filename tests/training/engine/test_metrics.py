@@ -87,3 +87,12 @@ def test_progress_line_says_what_is_there():
 @pytest.mark.parametrize(("seconds", "text"), [(41.6, "42 s"), (7621, "2 h 07 min"), (-1, "0 s")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_row_of_step_0_is_that_of_the_run_as_it_goes_on(tmp_path):
+    first = MetricsWriter(tmp_path, opening={"planned": 3}, tensorboard=False)
+    first.write({"step": 1, "loss": 1.0})
+    first.close()
+    second = MetricsWriter(tmp_path, resume_at=1, opening={"planned": 5}, tensorboard=False)
+    second.close()
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 0, "planned": 5}, {"step": 1, "loss": 1.0}]
