@@ -171,6 +171,7 @@ class LaVIT(StrictModel):
     def freeze(self) -> None:
         """Keep the visual tokenizer from the optimizer. Loading a model does it."""
         self.visual_tokenizer.requires_grad_(False)
+        self.visual_tokenizer.freeze()
 
     def train(self, mode: bool = True) -> LaVIT:
         """As in any module, but for the visual tokenizer, whose codebook would move in training mode."""

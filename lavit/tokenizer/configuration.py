@@ -55,6 +55,8 @@ class LaVITTokenizerConfig(PretrainedConfig):
         encoder_depth, encoder_heads, encoder_mlp_ratio, encoder_layer_norm_eps: the encoder's blocks.
         encoder_head_dim: width of the encoder's CLIP head, which the release's files hold and tokenization does not
             use; None leaves the head and the final norm out.
+        external_encoder: a frozen encoder of timm or transformers instead, and all that is needed to build it again
+            (`lavit.tokenizer.external_encoder`); its sizes are those above. None: this library's own.
         feature_position: add a learned (1, N, C) embedding to the features before selector and merger.
         standardize_features: subtract a mean and divide by a deviation per position and channel (buffers).
     Selector
@@ -132,6 +134,7 @@ class LaVITTokenizerConfig(PretrainedConfig):
         feature_position: bool = False,
         standardize_features: bool = False,
         initializer_range: float | None = 0.02,
+        external_encoder: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         given = locals()  # every argument becomes the attribute of its name
@@ -188,6 +191,13 @@ class LaVITTokenizerConfig(PretrainedConfig):
         ):
             if not holds:
                 raise ValueError(f"{name}: expected {wanted}, got {getattr(self, name)}")
+        if self.external_encoder is not None:
+            if missing := {"library", "model", "source", "size"} - self.external_encoder.keys():
+                raise ValueError(f"external_encoder: expected {', '.join(sorted(missing))} in it (open_external)")
+            source = self.external_encoder["source"]
+            for name, size in self.external_encoder["size"].items():
+                if (got := getattr(self, name)) != size:
+                    raise ValueError(f"{name}: expected {size}, that of the encoder {source}, got {got}")
 
 
 def own_names(config_class: type[PretrainedConfig]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from lavit.kernels.types import compute_dtype
 from lavit.tokenizer.configuration import LaVITTokenizerConfig
 from lavit.tokenizer.decoder import AttentionPool, TokenDecoder
 from lavit.tokenizer.encoder import EvaAttention, EvaEncoder
+from lavit.tokenizer.external_encoder import ExternalEncoder
 from lavit.tokenizer.inference import Mode, prepare
 from lavit.tokenizer.losses import BatchShare, ratio_loss
 from lavit.tokenizer.merger import Layout, Merger
@@ -50,13 +52,15 @@ class LaVITTokenizer(StrictModel):
     _supports_sdpa = True
 
     config: LaVITTokenizerConfig
+    encoder: Any  # an EvaEncoder, or an ExternalEncoder, which has its manners
     feature_mean: Tensor
     feature_std: Tensor
 
     def __init__(self, config: LaVITTokenizerConfig) -> None:
         super().__init__(config)
         width = config.hidden_size
-        self.encoder = EvaEncoder(config)
+        external = config.external_encoder
+        self.encoder = EvaEncoder(config) if external is None else ExternalEncoder(external)
         if config.standardize_features:
             self.register_buffer("feature_mean", torch.zeros(config.num_patches, width))
             self.register_buffer("feature_std", torch.ones(config.num_patches, width))
@@ -108,6 +112,8 @@ class LaVITTokenizer(StrictModel):
         """Keep the encoder, and the codebook, which learns by averages, from the optimizer. Loading a model does it."""
         self.encoder.requires_grad_(False)
         self.quantize.requires_grad_(False)
+        if isinstance(self.encoder, ExternalEncoder):
+            self.encoder.restore_tables()
 
     @property
     def mode(self) -> Mode | None:
@@ -132,9 +138,18 @@ class LaVITTokenizer(StrictModel):
         merger_dtype: of the merger's weights. Selector and quantizer, which decide, stay in float32. None: as it is.
         With rounded weights neither the tokenizer nor a model that holds it can be saved, and a prepared one cannot be
         copied. What is not the encoder's may still learn. Without arguments nothing changes in any bit.
+        ValueError where anything is asked of an encoder of timm or transformers, which runs as it is.
         """
+        encoder = self.eval().encoder
+        if isinstance(encoder, ExternalEncoder):
+            if compile or any(given is not None for given in (dtype, quantization, merger_dtype)):
+                raise ValueError(
+                    f"for_inference: the encoder is {encoder.source}, which runs as it is; dtype, merger_dtype, "
+                    "quantization and compile are for this library's own encoder"
+                )
+            return self
         prepare(
-            self.eval().encoder,
+            encoder,
             self.causal_encoder,
             dtype=dtype,
             merger_dtype=merger_dtype,

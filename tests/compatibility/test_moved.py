@@ -64,7 +64,8 @@ def test_names_of_a_module_that_became_a_package_warn_once_at_the_line_that_asks
 
 def test_new_paths_and_attributes_of_packages_warn_of_nothing():
     rooms = ["recipe", "data", "objective", "train"]
-    lines = [f"from lavit.training.{stage} import {', '.join(rooms)}" for stage in ("encoder", "tokenizer", "language", "pixels")]
+    stages = ("encoder", "tokenizer", "language", "pixels")
+    lines = [f"from lavit.training.{stage} import {', '.join(rooms)}" for stage in stages]
     lines += ["from lavit.training.tokenizer import initialization, pretrain_encoder"]
     lines += ["import lavit.data, lavit.tokenizer"]
     lines += ["lavit.data.stream, lavit.data.images, lavit.data.annotations, lavit.tokenizer.processing"]

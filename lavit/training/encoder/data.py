@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavit.data import DataStream, ImageFolder
+from lavit.data import DataStream
 from lavit.data.annotations import read_captions
+from lavit.data.image_folder import ImageFiles
 from lavit.language.text_tokenizer import train_text_tokenizer
 from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor
 from lavit.training.encoder.recipe import EncoderTrainingConfig, TextConfig
 from lavit.training.engine import distributed
 from lavit.training.engine.recipe import check_folders
+from lavit.training.engine.validation import count_of_scenes, divided_images
 
 CAPTIONS = "captions.json"
 
@@ -61,15 +63,30 @@ class EncoderData:
             workers=config.workers,
         )
 
-    def sample(self, config: EncoderTrainingConfig, processor: LaVITImageProcessor) -> DataStream:
-        """One pass over the images in random order, the same on every process."""
-        size, workers = config.loop.batch_size, config.workers
-        return DataStream(self.dataset, size, transform=processor, seed=config.seed, epochs=1, workers=workers)
+    def once(self, config: EncoderTrainingConfig, processor: LaVITImageProcessor, shuffle: bool = True) -> DataStream:
+        """One pass over the images, in random order or in their own, the same on every process."""
+        return DataStream(
+            self.dataset,
+            config.loop.batch_size,
+            transform=processor,
+            shuffle=shuffle,
+            seed=config.seed,
+            epochs=1,
+            workers=config.workers,
+        )
+
+    def with_captions(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of a stream with a caption for each image, where captions are learned from: "captions" (B, L), and
+        "told" (B,), whether the image has one."""
+        if self.captions is None:
+            return batch
+        captions, told = self.captions.draw(batch["index"])
+        return batch | {"captions": captions, "told": told}
 
 
-def open_data(config: EncoderTrainingConfig) -> EncoderData:
-    """The images that the configuration names: every image file below the folder, with the captions of its
-    captions.json where the objective wants them.
+def open_data(config: EncoderTrainingConfig) -> tuple[EncoderData, EncoderData | None]:
+    """The images that the configuration names, and those held out: every image file below the folder, with the captions
+    of its captions.json where the objective wants them.
 
     Raises FileNotFoundError or ValueError for a folder without images, and for one without captions where the objective
     is "contrastive" or "both".
@@ -77,27 +94,39 @@ def open_data(config: EncoderTrainingConfig) -> EncoderData:
     if config.data == SHAPES_WORLD:
         if config.objective in ("contrastive", "both"):
             raise ValueError(f"objective: {config.objective} needs a folder with {CAPTIONS}, got --data shapes")
-        return EncoderData(ShapesWorld(config.seed, "train").scenes(config.scenes).images)
-    check_folders(config, "data")
-    dataset = ImageFolder(config.data)
+        count = count_of_scenes(config)
+        held = EncoderData(ShapesWorld(config.seed, "test").scenes(count).images) if count else None
+        return EncoderData(ShapesWorld(config.seed, "train").scenes(config.scenes).images), held
+    check_folders(config, "data", "validation")
+    files, held_files = divided_images(config)
     file = Path(config.data) / CAPTIONS
     if config.objective == "masked" or (config.objective == "auto" and not file.is_file()):
-        return EncoderData(dataset)
+        return EncoderData(files), None if held_files is None else EncoderData(held_files)
     if not file.is_file():
         raise FileNotFoundError(f"objective: {config.objective} needs captions, and there is no {file}")
-    found = read_captions(file, Path(config.data) / "images")
-    said = {os.path.realpath(item.image): item.captions for item in found.items}
-    texts = [said.get(os.path.realpath(path), ()) for path in dataset.paths]
+    texts, bad = _texts(Path(config.data), files)
     if not any(texts):
         raise ValueError(f"objective: {file} has no caption of an image below {config.data}")
-    return EncoderData(dataset, encode_captions(texts, config.text), list(found.bad))
+    tokenizer = train_text_tokenizer((text for own in texts for text in own), config.text.vocabulary)
+    data = EncoderData(files, encode_captions(texts, tokenizer, config.text), bad)
+    if held_files is None:
+        return data, None
+    told, _ = _texts(Path(config.validation or config.data), held_files)
+    return data, EncoderData(held_files, encode_captions(told, tokenizer, config.text) if any(told) else None)
 
 
-def encode_captions(texts: list[tuple[str, ...]], config: TextConfig) -> Captions:
-    """The captions of each image, by a text tokenizer that is trained on them. ValueError where there is none."""
-    every = [text for own in texts for text in own]
-    tokenizer = train_text_tokenizer(every, config.vocabulary)
-    rows = tokenizer(every, add_special_tokens=False)["input_ids"]
+def _texts(folder: Path, files: ImageFiles) -> tuple[list[tuple[str, ...]], list[tuple[str, str]]]:
+    """The captions of each file, and (name, reason) of those that could not be used."""
+    if not (folder / CAPTIONS).is_file():
+        return [()] * len(files), []
+    found = read_captions(folder / CAPTIONS, folder / "images")
+    said = {os.path.realpath(item.image): item.captions for item in found.items}
+    return [said.get(os.path.realpath(path), ()) for path in files.paths], list(found.bad)
+
+
+def encode_captions(texts: list[tuple[str, ...]], tokenizer: Any, config: TextConfig) -> Captions:
+    """The captions of each image, of which there is at least one, by a text tokenizer."""
+    rows = tokenizer([text for own in texts for text in own], add_special_tokens=False)["input_ids"]
     ids = torch.zeros(len(rows), config.length, dtype=torch.int64)
     for place, row in zip(ids, rows, strict=True):
         row = row[: config.length] or [1]  # of an empty caption, the sign that begins a text

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from lavit.tokenizer import LaVITTokenizerConfig
 from lavit.tokenizer.encoder import EvaBlock, EvaEncoder
 from lavit.tokenizer.position_init import POSITION_STD, plane_waves
-from lavit.training.encoder.data import Captions
 from lavit.training.encoder.recipe import EncoderTrainingConfig
 
 HEADS = 4  # of the block that reads captions
@@ -77,24 +76,25 @@ class EncoderObjective(nn.Module):
         encoder: EvaEncoder,
         sizes: LaVITTokenizerConfig,
         config: EncoderTrainingConfig,
-        captions: Captions | None = None,
+        text_ids: int | None = None,
     ) -> None:
+        """text_ids: number of ids that captions are made of; None: captions are not learned from."""
         super().__init__()
-        self.config, self.patch_size, self.captions = config, sizes.patch_size, captions
+        self.config, self.patch_size = config, sizes.patch_size
         self.encoder = encoder
         self.pixels = nn.Linear(sizes.hidden_size, 3 * sizes.patch_size**2)
         if config.objective != "contrastive":
             self.decoder = PatchDecoder(sizes, config.decoder_depth)
-        if captions is not None:
+        if text_ids is not None:
             text = config.text
             self.image = nn.Sequential(nn.LayerNorm(sizes.hidden_size), nn.Linear(sizes.hidden_size, text.width))
-            self.caption = CaptionEncoder(captions.size, text.length, text.width)
+            self.caption = CaptionEncoder(text_ids, text.length, text.width)
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / TEMPERATURE)))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """batch: "images" (B, 3, S, S) normalised, "index" (B,) -> the parts of the loss, and what tells how good the
-        features are: pixel_r2, the share of the pixels' variance that they hold, and, with captions, matched, the share
-        of the images whose own caption is the nearest of the batch."""
+        """batch: "images" (B, 3, S, S) normalised, and maybe "captions" (B, L) with "told" (B,) -> the parts of the
+        loss, and what tells how good the features are: pixel_r2, the share of the pixels' variance that they hold, and,
+        with captions, matched, the share of the images whose own caption is the nearest of the batch."""
         config, device = self.config, self.pixels.weight.device
         images = moved(batch["images"].to(device, non_blocking=True), config.shift)
         wanted = F.unfold(images, self.patch_size, stride=self.patch_size).transpose(1, 2)
@@ -112,9 +112,8 @@ class EncoderObjective(nn.Module):
                 target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-3).sqrt()
             parts["masked_loss"] = F.mse_loss(self.decoder(features, seen, unseen), target)
             loss = loss + config.weights.masked * parts["masked_loss"]
-        if self.captions is not None:
-            ids, told = self.captions.draw(batch["index"])
-            parts |= self.compare(features.mean(1), ids.to(device), told.to(device))
+        if "captions" in batch:
+            parts |= self.compare(features.mean(1), batch["captions"].to(device), batch["told"].to(device))
             loss = loss + config.weights.contrastive * parts["contrastive_loss"]
         return parts | {"loss": loss}
 

@@ -9,6 +9,7 @@ from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
 from lavit.training.engine.recipe import LoopConfig, OptimizerConfig, Recipe
 from lavit.training.engine.schedule import ScheduleConfig
+from lavit.training.engine.validation_settings import check_validation
 
 
 @dataclass
@@ -17,7 +18,7 @@ class WeightsConfig:
 
     pixels: float = setting(5.0, "each patch that is seen, drawn again from its own feature")
     masked: float = setting(2.0, "each patch that is not seen, from the features of the others")
-    contrastive: float = setting(0.5, "the image's own caption among those of the batch, and the other way round")
+    contrastive: float = setting(1.0, "the image's own caption among those of the batch, and the other way round")
 
 
 @dataclass
@@ -38,6 +39,9 @@ class EncoderTrainingConfig(Recipe):
     model: str | None = setting(None, "encoder to go on from: a folder of this command or of stage 1")
     data: str = setting(SHAPES_WORLD, "folder of images, maybe with captions.json, or shapes: the built-in world")
     scenes: int = setting(20000, "number of different scenes of the shapes world")
+    validation: str | None = setting(None, "folder of held-out images, of the form of data; none: see validation_share")
+    validation_share: float = setting(0.0, "share of the images of data that is held out, by a hash of their names")
+    validation_images: int = setting(1024, "of the held-out images, how many at most are looked at")
     objective: Literal["masked", "contrastive", "both", "auto"] = setting(
         "auto", "masked patches, captions (contrastive), or both; auto: both where there are captions"
     )
@@ -58,6 +62,7 @@ class EncoderTrainingConfig(Recipe):
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
+        check_validation(self, SHAPES_WORLD)
         low, high = self.seen
         if not 0 < low <= high <= 1:
             raise ValueError(f"seen: expected two shares in (0, 1], the lesser first, got {low:g} and {high:g}")

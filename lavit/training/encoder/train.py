@@ -6,15 +6,16 @@ images and captions are in `data`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenizer.processing import processor_for
 from lavit.training.encoder.data import EncoderData, open_data
 from lavit.training.encoder.objective import EncoderObjective, parameter_groups
@@ -23,6 +24,7 @@ from lavit.training.engine import distributed, stage
 from lavit.training.engine.identity import digest
 from lavit.training.engine.loop import Run
 from lavit.training.engine.recipe import check_folders
+from lavit.training.engine.validation import fingerprint_of
 
 __all__ = ["EncoderTrainingConfig", "EncoderTrainingResult", "measure_features", "train_encoder"]
 
@@ -55,15 +57,18 @@ def train_encoder(
     """
     with stage.session(config.device) as session:
         _check_start(config, model)
-        data = open_data(config)
+        data, held_out = open_data(config)
         checkpoints, saved = session.open_output(config, resume, overwrite)
 
         stage.seed_everything(config.seed)
         sizes = checkpoints.folder if checkpoints is not None and saved is not None else None
         tokenizer = model if model is not None else _build(config, sizes)
+        if tokenizer.config.external_encoder is not None:
+            raise ValueError(f"model: expected an encoder of this library, got {tokenizer.encoder.source}")
         nn.Module.to(tokenizer, session.device)
         processor = processor_for(tokenizer.config.image_size, config.model)
-        learner = EncoderObjective(tokenizer.encoder, tokenizer.config, config, data.captions).to(session.device)
+        text_ids = None if data.captions is None else data.captions.size
+        learner = EncoderObjective(tokenizer.encoder, tokenizer.config, config, text_ids).to(session.device)
         tokenizer.encoder.requires_grad_(True)
         groups = parameter_groups(learner.train(), config.optimizer.weight_decay)
         distributed.share(learner.state_dict().values())
@@ -75,24 +80,74 @@ def train_encoder(
             try:
                 stop, history = stage.run_stage(
                     run,
-                    lambda step, batch, _: step(batch),
+                    lambda step, batch, _: step(data.with_captions(batch)),
                     config,
                     checkpoints,
                     saved,
                     progress,
+                    validation=None if held_out is None else EncoderValidation(config, processor, held_out),
                     at_start=tokenizer.config.save_pretrained,
                     allow_changes=allow_changes,
                 )
             finally:
                 tokenizer.encoder.eval().requires_grad_(False)
             skipped = [(item.name, item.reason) for item in stream.skipped]
-        if stop.signal is None and tokenizer.config.standardize_features:
-            with data.sample(config, processor) as batches:
-                measure_features(tokenizer, islice(batches, -(-MEASURED // config.loop.batch_size)))
-        path = stage.finish(run, config, tokenizer if model is not None else tokenizer.eval(), processor)
+        statistics = partial(_measure, tokenizer, data, config, processor)
+        if stop.signal is None:
+            statistics()
+        if model is None:
+            tokenizer.eval()
+        path = stage.finish(run, config, _Measured(tokenizer, statistics), processor)
         return EncoderTrainingResult(
             tokenizer, [*skipped, *data.bad], history=history, path=path, stopped_by=stop.signal
         )
+
+
+class EncoderValidation:
+    """The parts of the loss of held-out images, moved and masked alike every time."""
+
+    def __init__(self, config: EncoderTrainingConfig, processor: LaVITImageProcessor, held_out: EncoderData) -> None:
+        self.config, self.processor, self.held_out = config, processor, held_out
+        paths = getattr(held_out.dataset, "paths", None)
+        of_shapes = f"shapes {config.seed} {len(held_out.dataset)}"
+        self.fingerprint = of_shapes if paths is None else fingerprint_of(paths, held_out.dataset.root)
+
+    def __call__(self, run: Run) -> dict[str, float]:
+        torch.manual_seed(self.config.seed)  # whoever calls puts the generators back
+        sums: dict[str, float] = {}
+        count = 0
+        with self.held_out.once(self.config, self.processor, shuffle=False) as batches:
+            for batch in batches:
+                images = len(batch["index"])
+                for name, value in run.model(self.held_out.with_captions(batch)).items():
+                    sums[name] = sums.get(name, 0.0) + float(value) * images
+                count += images
+        return {name: value / max(count, 1) for name, value in sums.items()}
+
+
+class _Measured:
+    """A tokenizer that is saved with the statistics of the encoder that it has just then: a run saves its last one, and
+    maybe its best."""
+
+    def __init__(self, tokenizer: LaVITTokenizer, statistics: Callable[[], None]) -> None:
+        self.tokenizer, self.statistics, self.last = tokenizer, statistics, True
+
+    def save_pretrained(self, folder: Path) -> None:
+        state = {name: value.clone() for name, value in self.tokenizer.named_buffers()}
+        if not self.last:
+            self.statistics()
+        self.tokenizer.save_pretrained(folder)
+        for name, value in self.tokenizer.named_buffers():
+            value.copy_(state[name])
+        self.last = False
+
+
+def _measure(
+    tokenizer: LaVITTokenizer, data: EncoderData, config: EncoderTrainingConfig, processor: LaVITImageProcessor
+) -> None:
+    if tokenizer.config.standardize_features:
+        with data.once(config, processor) as batches:
+            measure_features(tokenizer, islice(batches, -(-MEASURED // config.loop.batch_size)))
 
 
 @torch.no_grad()

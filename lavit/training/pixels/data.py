@@ -12,13 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-<<<<<<< HEAD
-from lavit.data import DataStream, ImageFolder
-from lavit.data.image_sizes import sizes_line
-=======
 from lavit.data import DataStream
 from lavit.data.image_folder import ImageFiles
->>>>>>> w19d
+from lavit.data.image_sizes import sizes_line
 from lavit.pixels.image_sizes import nearest_size
 from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
@@ -137,11 +133,6 @@ def features_of_files(
     """x_rec of a folder's images by their numbers: from the encoder's features that earlier stages have kept, where all
     are there; from a cache of its own; or of each batch anew. Images that a cache cannot read are left out."""
     device = tokenizer.quantize.embedding.weight.device
-<<<<<<< HEAD
-    pixels = ("pixels", processor.as_tensor())
-    return open_or_build(
-        root,
-=======
     files = ImageFiles(measured.folder.root, [measured.folder.paths[number] for number in measured.numbers])
     rows = torch.full((len(measured.folder),), -1)
     store = tokens_there(config, tokenizer, processor, measured, files)
@@ -159,7 +150,6 @@ def features_of_files(
     depends_on = [*_all_of(tokenizer, processor), ("sizes", torch.tensor(sizes))]
     found = FeatureFiles([], depends_on, write_to=root, dtype=getattr(torch, config.cache.dtype)).of(
         files,
->>>>>>> w19d
         lambda images: reconstructed(tokenizer, tokenizer.encode_features(images.to(device))),
         transform=transform,
         batch_size=config.loop.batch_size,
@@ -212,7 +202,7 @@ def _seen_whole(measured: Measured, number: int, side: int) -> bool:
 
 def _all_of(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor) -> list[tuple[str, Tensor]]:
     """What x_rec of pixels depends on."""
-    pixels = ("pixels", torch.tensor([processor.size, *processor.mean, *processor.std]))
+    pixels = ("pixels", processor.as_tensor())
     return [*sorted(tokenizer.state_dict().items()), pixels]
 
 
@@ -227,13 +217,8 @@ def open_images(
         return ShapesWorld(config.seed).scenes(config.scenes).images, held_out
     if not Path(config.data).is_dir():
         raise ValueError(f"data: expected shapes or a folder of images, got {config.data!r}")
-<<<<<<< HEAD
-    folder = ImageFolder(config.data)
+    train, held = divided_images(config)
     if distributed.rank() == 0:
         how = "crop" if len(sizes) == 1 else f"crop, or one of {len(sizes) - 1} more of its area"
-        logger.info("%s", sizes_line(folder.paths, sizes[0], how))
-    return Measured(folder, sizes)
-=======
-    train, held = divided_images(config)
+        logger.info("%s", sizes_line(train.paths, sizes[0], how))
     return Measured(train, sizes), None if held is None else Measured(held, sizes)
->>>>>>> w19d

@@ -16,16 +16,12 @@ USAGE = """usage: lavit train tokenizer [--preset small|lavit-g] [--data FOLDER|
                              [--config FILE] [--key value ...] [--resume [--allow-changes] | --overwrite]
        lavit train tokenizer --data FOLDER --suggest
 
-<<<<<<< HEAD
 Stage 1: trains the dynamic visual tokenizer. --suggest trains nothing: it looks at some of the images and says which
 preset, number of codes, keep rate and steps to begin with, and why.
-=======
-Stage 1: trains the dynamic visual tokenizer.
 
 --validation FOLDER, or --validation-share 0.05 of the data, chosen by a hash of the files' names, alike in all stages:
 before each checkpoint loss, cosine, share of patches kept and use of the codes on held-out images; best/ in the output
 folder holds the best model at the end.
->>>>>>> w19d
 """
 
 FOLDERS = ("model",)

@@ -121,6 +121,9 @@ def open_stream(dataset: Any, key: str, config: TokenizerTrainingConfig, transfo
 
 
 def processor_of(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> LaVITImageProcessor:
-    """The image processor of the model that the run started from, else CLIP's with the tokenizer's size; with the
-    configuration's way to make squares, where it names one."""
-    return processor_for(tokenizer.config.image_size, config.model, config.fit)
+    """The image processor of the model that the run started from, else its encoder's, else CLIP's with the tokenizer's
+    size; with the configuration's way to make squares, where it names one."""
+    external, size = tokenizer.config.external_encoder, tokenizer.config.image_size
+    if config.model is None and external is not None and external["mean"] is not None:
+        return LaVITImageProcessor(size, mean=external["mean"], std=external["std"], fit=config.fit or "stretch")
+    return processor_for(size, config.model or config.encoder, config.fit)

@@ -15,6 +15,8 @@ from torch import Tensor
 from lavit.released.files import ENCODER_FILE, read_tensors, tokenizer_folder
 from lavit.shapes.world import SHAPES_WORLD, SIZE
 from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
+from lavit.tokenizer.configuration import PRESETS
+from lavit.tokenizer.external_encoder import check_external, is_external, open_external
 from lavit.tokenizer.pretrained import check_fit, compare
 from lavit.training.encoder.recipe import EncoderTrainingConfig
 from lavit.training.encoder.train import MEASURED, measure_features, train_encoder
@@ -38,15 +40,42 @@ STEPS_ON_SHAPES = 400
 
 def check_start(config: TokenizerTrainingConfig) -> None:
     """ValueError or OSError for what the words of a configuration get wrong."""
-    LaVITTokenizerConfig.preset(config.preset, **config.tokenizer)  # refuses unknown names and sizes that do not fit
     check_folders(config, "model")
-    if config.encoder is not None and not Path(config.encoder).exists():
-        raise FileNotFoundError(f"encoder: there is no file or folder {config.encoder}")
+    if is_external(config.encoder):
+        if config.model is not None:
+            raise ValueError(f"encoder: expected none of another library beside a model, got {config.encoder}")
+        check_external(str(config.encoder))
+        return  # the sizes are its own
+    sizes = LaVITTokenizerConfig.preset(config.preset, **config.tokenizer)  # refuses names and sizes that do not fit
+    if config.encoder is not None:
+        if not Path(config.encoder).exists():
+            raise FileNotFoundError(f"encoder: there is no file or folder {config.encoder}")
+        if config.model is None:
+            _check_sizes(Path(config.encoder), sizes)
     if config.encoder is None and config.model is None and not config.preset.startswith("small"):
         raise ValueError(
             f"encoder: the preset {config.preset} needs a pretrained encoder (EVA-CLIP ViT-g/14): "
             "--encoder DIR, the release's visual_tokenizer folder"
         )
+
+
+SIZES = ("image_size", "patch_size", "hidden_size", "encoder_depth")
+
+
+def _check_sizes(encoder: Path, sizes: LaVITTokenizerConfig) -> None:
+    """ValueError for the folder of a tokenizer whose encoder has other sizes, before its tensors are named one by
+    one."""
+    file = encoder / "config.json"
+    if not file.is_file() or f'"{LaVITTokenizerConfig.model_type}"' not in file.read_text(encoding="utf-8"):
+        return
+    own = LaVITTokenizerConfig.from_pretrained(encoder)
+    wanted, found = ([getattr(one, name) for name in SIZES] for one in (sizes, own))
+    if found != wanted:
+        presets = {name: LaVITTokenizerConfig.preset(name) for name in PRESETS}
+        alike = [name for name, one in presets.items() if [getattr(one, size) for size in SIZES] == found]
+        hint = f"; say --preset {alike[0]}" if alike else ""
+        told = [", ".join(map("{} {}".format, SIZES, values)) for values in (found, wanted)]
+        raise ValueError(f"encoder: {encoder} has {told[0]}, and the tokenizer {told[1]}{hint}")
 
 
 def build(config: TokenizerTrainingConfig, sizes: Path | None) -> LaVITTokenizer:
@@ -56,7 +85,15 @@ def build(config: TokenizerTrainingConfig, sizes: Path | None) -> LaVITTokenizer
         return LaVITTokenizer(LaVITTokenizerConfig.from_pretrained(sizes))
     if config.model is not None:
         return LaVITTokenizer.from_pretrained(config.model, **config.tokenizer)
-    return LaVITTokenizer(LaVITTokenizerConfig.preset(config.preset, **config.tokenizer))
+    if not is_external(config.encoder):
+        return LaVITTokenizer(LaVITTokenizerConfig.preset(config.preset, **config.tokenizer))
+    external, weights = open_external(str(config.encoder), config.tokenizer.get("image_size"))
+    changes = {**external["size"], "encoder_heads": 1, **config.tokenizer, "external_encoder": external}
+    tokenizer = LaVITTokenizer(LaVITTokenizerConfig.preset(config.preset, **changes))
+    tokenizer.encoder.model.load_state_dict(weights)
+    told = ", ".join(f"{name} {size}" for name, size in external["size"].items())
+    logger.info("the encoder is %s: %s, %d patches", config.encoder, told, tokenizer.num_patches)
+    return tokenizer
 
 
 def prepare(
@@ -67,7 +104,8 @@ def prepare(
     overwrite: train an encoder anew where one was trained for this run. Returns the signal that stopped its training.
     """
     if config.encoder is not None:
-        load_encoder(tokenizer, config.encoder)
+        if not is_external(config.encoder):  # which `build` has loaded
+            load_encoder(tokenizer, config.encoder)
     elif pretrain and config.model is None:
         if config.data == SHAPES_WORLD and tokenizer.config.image_size == SIZE:
             steps = STEPS_ON_SHAPES if config.encoder_steps is None else config.encoder_steps
@@ -113,9 +151,11 @@ def train_own_encoder(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer
 def encoder_recipe(config: TokenizerTrainingConfig) -> EncoderTrainingConfig:
     """Of the training of an encoder for a run of stage 1 that is given none."""
     shared: dict[str, Any] = {
-        name: getattr(config, name) for name in ("tokenizer", "data", "scenes", "workers", "seed", "device")
+        name: getattr(config, name) for name in "tokenizer data scenes workers seed device tensorboard".split()
     }
-    shared |= {"tensorboard": config.tensorboard, "loop.log_every": config.loop.log_every}
+    # What is held out from the one is held out from the other.
+    shared |= {name: getattr(config, name) for name in "validation validation_share validation_images".split()}
+    shared |= {"loop.log_every": config.loop.log_every}
     shared["output"] = None if config.output is None else str(Path(config.output) / OWN_ENCODER)
     if config.encoder_steps is not None:
         shared["loop.steps"] = config.encoder_steps

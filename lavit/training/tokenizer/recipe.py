@@ -28,7 +28,10 @@ class TokenizerTrainingConfig(Recipe):
     preset: str = setting("small", "small, small-64, small-96, small-128 (by image size) or lavit-g: sizes, and recipe")
     tokenizer: dict[str, Any] = setting(dict, "changes to the preset: tokenizer.num_codes=512")
     model: str | None = setting(None, "tokenizer to go on from (a folder); none: a new one")
-    encoder: str | None = setting(None, "frozen encoder: folder or file (train encoder's, a tokenizer's, the release's)")
+    encoder: str | None = setting(
+        None, "frozen encoder: folder or file (train encoder's, a tokenizer's, the release's), timm:NAME[@FILE] or "
+        "transformers:FOLDER_OR_NAME"
+    )
     encoder_steps: int | None = setting(
         None, "steps that train one on the data where none is given; none: 400 on shapes, on a folder as train encoder"
     )

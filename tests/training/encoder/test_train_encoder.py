@@ -12,8 +12,9 @@ from pictures import captioned_folder
 from lavit.cli import main as lavit
 from lavit.data import ImageFolder
 from lavit.evaluation.patch_pixels import linear_r2, pixels_of
+from lavit.language.text_tokenizer import train_text_tokenizer
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
-from lavit.training.encoder.data import encode_captions, open_data
+from lavit.training.encoder.data import Captions, encode_captions, open_data
 from lavit.training.encoder.objective import EncoderObjective, PatchDecoder, moved, parameter_groups
 from lavit.training.encoder.recipe import EncoderTrainingConfig, TextConfig
 from lavit.training.encoder.train import train_encoder
@@ -24,14 +25,20 @@ SIZES |= {"decoder_depth": 1, "num_heads": 2, "num_codes": 12, "code_dim": 4, "p
 
 def settings(data: Path | str, **changes) -> EncoderTrainingConfig:
     short = {"loop.steps": 4, "loop.batch_size": 8, "loop.log_every": 1, "device": "cpu", "tensorboard": False}
-    return EncoderTrainingConfig.recipe("small", short | {"tokenizer": SIZES, "data": str(data), "workers": 0} | changes)
+    short |= {"tokenizer": SIZES, "data": str(data), "workers": 0}
+    return EncoderTrainingConfig.recipe("small", short | changes)
 
 
-def learner(config: EncoderTrainingConfig, captions=None) -> EncoderObjective:
+def learner(config: EncoderTrainingConfig, text_ids: int | None = None) -> EncoderObjective:
     torch.manual_seed(0)
     tokenizer = LaVITTokenizer(LaVITTokenizerConfig.preset("small", **SIZES))
     tokenizer.encoder.requires_grad_(True)
-    return EncoderObjective(tokenizer.encoder, tokenizer.config, config, captions)
+    return EncoderObjective(tokenizer.encoder, tokenizer.config, config, text_ids)
+
+
+def captions_of(texts: list[tuple[str, ...]]) -> Captions:
+    tokenizer = train_text_tokenizer([text for own in texts for text in own])
+    return encode_captions(texts, tokenizer, TextConfig())
 
 
 # ------------------------------------------------------------------------------------------------------ what it learns
@@ -66,10 +73,11 @@ def test_images_find_their_captions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("objective", ["masked", "contrastive", "both"])
 def test_every_parameter_of_an_objective_gets_a_gradient(tmp_path: Path, objective: str) -> None:
     config = settings(captioned_folder(tmp_path, 8), objective=objective)
-    data = open_data(config)
-    model = learner(config, data.captions)
+    data, _ = open_data(config)
+    model = learner(config, data.captions and data.captions.size)
     trained = [p for group in parameter_groups(model, 0.1) for p in group["params"]]
-    model({"images": torch.randn(8, 3, 32, 32), "index": torch.arange(8)})["loss"].backward()
+    batch = data.with_captions({"images": torch.randn(8, 3, 32, 32), "index": torch.arange(8)})
+    model(batch)["loss"].backward()
     assert len(trained) == len(list(model.parameters()))
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
@@ -79,7 +87,8 @@ def test_parts_of_an_objective_that_is_not_asked_for_are_not_there(tmp_path: Pat
     batch = {"images": torch.randn(8, 3, 32, 32), "index": torch.arange(8)}
     for objective, wanted in (("masked", {"masked_loss"}), ("contrastive", {"contrastive_loss", "matched"})):
         config = settings(folder, objective=objective)
-        parts = learner(config, open_data(config).captions)(batch)
+        data, _ = open_data(config)
+        parts = learner(config, data.captions and data.captions.size)(data.with_captions(batch))
         assert parts.keys() == {"loss", "pixel_loss", "pixel_r2"} | wanted
 
 
@@ -116,8 +125,8 @@ def test_the_patch_decoder_does_not_depend_on_the_order_of_what_is_seen() -> Non
 
 
 def test_equal_captions_of_other_images_are_no_wrong_answers() -> None:
-    captions = encode_captions([("red",), ("red",), ("blue",), ()], TextConfig())
-    model = learner(settings("shapes"), captions)
+    captions = captions_of([("red",), ("red",), ("blue",), ()])
+    model = learner(settings("shapes"), captions.size)
     ids, told = captions.draw(torch.arange(4))
     assert told.tolist() == [True, True, True, False]
     pooled = torch.randn(4, 32)
@@ -134,7 +143,7 @@ def test_equal_captions_of_other_images_are_no_wrong_answers() -> None:
 
 def test_captions_are_drawn_from_those_of_the_image() -> None:
     texts = [("one", "two", "three"), ("four",)]
-    captions = encode_captions(texts, TextConfig())
+    captions = captions_of(texts)
     torch.manual_seed(0)
     drawn = {tuple(captions.draw(torch.tensor([0]))[0][0].tolist()) for _ in range(60)}
     assert drawn == {tuple(row.tolist()) for row in captions.ids[:3]}  # missed with a chance of 3 (2/3)^60
@@ -156,10 +165,10 @@ def test_moved_images_are_shifted_and_their_edges_repeated() -> None:
 
 def test_auto_takes_captions_where_there_are_some(tmp_path: Path) -> None:
     folder = captioned_folder(tmp_path, 6)
-    assert open_data(settings(folder)).captions is not None
-    assert open_data(settings(folder, objective="masked")).captions is None
+    assert open_data(settings(folder))[0].captions is not None
+    assert open_data(settings(folder, objective="masked"))[0].captions is None
     (folder / "captions.json").unlink()
-    assert open_data(settings(folder)).captions is None
+    assert open_data(settings(folder))[0].captions is None
     with pytest.raises(FileNotFoundError, match="objective: both needs captions"):
         open_data(settings(folder, objective="both"))
     with pytest.raises(ValueError, match="objective: contrastive needs a folder with captions.json, got --data shapes"):
@@ -172,7 +181,7 @@ def test_images_without_a_caption_are_learned_from_too(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     content["annotations"] = content["annotations"][:2]
     file.write_text(json.dumps(content))
-    data = open_data(settings(folder))
+    data, _ = open_data(settings(folder))
     assert len(data.dataset) == 6 and data.captions is not None and data.captions.count.tolist() == [1, 1, 0, 0, 0, 0]
 
 
@@ -191,7 +200,28 @@ def test_settings_that_cannot_be_are_refused(words: dict, message: str) -> None:
         settings("shapes", **words)
 
 
-# --------------------------------------------------------------------------------------------------------- how it goes on
+# ------------------------------------------------------------------------------------------------------- how it goes on
+
+
+def test_held_out_images_are_measured_and_not_learned_from(tmp_path: Path) -> None:
+    folder, output = captioned_folder(tmp_path / "data", 24), tmp_path / "run"
+    changes = {"validation_share": 0.25, "loop.checkpoint_every": 2, "output": str(output)}
+    data, held_out = open_data(settings(folder, **changes))
+    assert held_out is not None and held_out.captions is not None
+    assert not set(data.dataset.paths) & set(held_out.dataset.paths) and len(data.dataset) + len(held_out.dataset) == 24
+    history = train_encoder(settings(folder, **changes)).history
+    rows = [row for row in history if "val_loss" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert {"val_pixel_r2", "val_masked_loss", "val_contrastive_loss", "val_matched"} <= rows[0].keys()
+    last, best = (LaVITTokenizer.from_pretrained(place) for place in (output, output / "best"))
+    images = torch.cat([LaVITImageProcessor(size=32)(image) for image in data.dataset])
+    for model in (last, best):  # each with the statistics of its own encoder
+        torch.testing.assert_close(model.encode_features(images).mean(0), torch.zeros(16, 32), rtol=0, atol=1e-3)
+    alone = train_encoder(settings(folder, validation_share=0.25))
+    assert torch.equal(alone.model.feature_mean, last.feature_mean)
+    train_only = {"validation_share": 0.25, "loop.checkpoint_every": 0}
+    for name, value in train_encoder(settings(folder, **train_only)).model.encoder.state_dict().items():
+        assert torch.equal(value, last.encoder.state_dict()[name]), name
 
 
 def test_a_resumed_training_is_the_one_that_never_stopped(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stage 1 without an encoder: on a folder of images it trains one on these first, and goes on where that was stopped."""
+"""Stage 1 without an encoder: on a folder it trains one on the images first, and goes on where that was stopped."""
 
 from __future__ import annotations
 
