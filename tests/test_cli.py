@@ -88,7 +88,7 @@ def test_interruption_is_130(command, capsys):
     [
         (["tokenise"], ["'tokenise'", "did you mean 'tokenize'?"]),
         (["train", "tokeniser"], ["lavit train:", "did you mean 'tokenizer'?"]),
-        (["xyzzy"], ["'xyzzy'", "quickstart, tokenize, reconstruct, generate, convert, train, evaluate, info"]),
+        (["xyzzy"], ["'xyzzy'", ", ".join(COMMANDS)]),
     ],
 )
 def test_unknown_command_suggests_the_nearest(argv, parts, capsys):

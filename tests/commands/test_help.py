@@ -64,6 +64,8 @@ def test_help_of_every_command_imports_nothing_slow(command):
         (["evaluate", "--model", "nowhere", "--data", "shapes"], "there is no folder nowhere"),
         (["evaluate", "--data", "shapes"], "--model is needed"),
         (["convert", "nowhere", "out"], "there is no folder nowhere"),
+        (["report", "nowhere", "--data", "here"], "MODEL: there is no folder nowhere"),
+        (["codes", "here", "--model", "nowhere"], "--model: there is no folder nowhere"),
         (["quickstart", "--seed", "half"], "argument --seed"),
         (["train", "tokenizer", "--model", "nowhere"], "there is no folder nowhere"),
         (["train", "language", "--tokenizer", "nowhere"], "there is no folder nowhere"),
