@@ -1,4 +1,4 @@
-"""Laws of the patches of codes: they are pixels of the pictures, of the code that they are shown for, the same ones for any
+"""Laws of the patches of codes: they are pixels of the pictures, of the code that they are shown for, alike for any
 batch size, and the figures are those of a plain computation."""
 
 from __future__ import annotations
