@@ -18,6 +18,7 @@ from lavit.commands.evaluation_summary import lines, sheet
 from lavit.commands.image_inputs import tell_skipped
 from lavit.commands.model_folders import load_lavit, pixels_folder, prepare_encoder
 from lavit.commands.options import only_given, pick_device
+from lavit.data.annotation_entries import count_reasons, first_and_reasons
 from lavit.data.image_folder import ImageFolder
 from lavit.evaluation import tasks as evaluation
 from lavit.evaluation.data_folder import ANNOTATIONS, DataFolder, fingerprint, read_data
@@ -105,6 +106,8 @@ def _tell_left_out(left_out: Sequence[tuple[str, str]], output: str | None) -> N
     if left_out:
         rest = f", {TOLD} of them told here" + (f", all in {output}" if output else "") if left_out[TOLD:] else ""
         print(f"lavit: {len(left_out)} left out{rest}", file=sys.stderr)
+    if left_out[1:]:
+        print(f"lavit: {count_reasons(left_out)}", file=sys.stderr)
 
 
 def _check_outputs(options: argparse.Namespace, folder: DataFolder) -> None:
@@ -277,12 +280,14 @@ def _tasks(wanted: Sequence[str] | None, folder: DataFolder | None, data: str) -
     }
     for task in wanted or ():
         if not there[task]:
-            raise ValueError(f"--task {task}: {lacks[task]}{_first_bad(folder)}")
+            raise ValueError(f"--task {task}: {lacks[task]}{_why(folder, task)}")
     tasks = list(dict.fromkeys(wanted or [task for task in ("caption", "vqa") if there[task]]))
     if not tasks and not folder.annotated and there["reconstruct"]:
         tasks = ["reconstruct"]
     if not tasks:
-        raise ValueError(f"--data: {lacks['caption' if folder.annotated else 'reconstruct']}{_first_bad(folder)}")
+        annotated = "vqa" if folder.bad_questions and not folder.bad_captions else "caption"
+        lacking = annotated if folder.annotated else "reconstruct"
+        raise ValueError(f"--data: {lacks[lacking]}{_why(folder, None)}")
     return tasks
 
 
@@ -293,8 +298,10 @@ def _any_image(folder: DataFolder) -> bool:
         return False
 
 
-def _first_bad(folder: DataFolder) -> str:
-    return f"; {len(folder.bad)} entries left out, {': '.join(folder.bad[0])}" if folder.bad else ""
+def _why(folder: DataFolder, task: str | None) -> str:
+    """What is wrong with the entries of a task's file; None: of all."""
+    bad = folder.bad if task is None else folder.bad_questions if task == "vqa" else folder.bad_captions
+    return f"; {len(bad)} entries left out, {first_and_reasons(bad)}" if bad else ""
 
 
 def _progress(task: str) -> evaluation.Progress:

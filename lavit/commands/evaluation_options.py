@@ -23,8 +23,10 @@ by the objects that a probe reads from their decoded tokens; all beside what gue
 looks at the scene and does not read the words.
 --data FOLDER: images/, and captions.json, questions.json and answers.json as the data sets publish them (COCO,
 Karpathy, NoCaps, Flickr30k; VQAv2, OK-VQA, VizWiz), there or by options of their own.
-  caption      CIDEr and the other metrics of COCO captions, as far as pycocoevalcap and Java are installed
-  vqa          the standard accuracy; VizWiz is first asked whether the question can be answered, as in the release
+  caption      exact matches and token F1, beside what one caption for all images scores; CIDEr and the other metrics
+               of COCO captions, as far as pycocoevalcap and Java are installed
+  vqa          the standard accuracy, by types of answer and question, beside what one answer for all scores; VizWiz is
+               first asked whether the question can be answered, as in the release
   generate     images for captions, the best of several by CLIP; FID and CLIP score
   reconstruct  images to tokens and back: rFID, PSNR, SSIM, LPIPS, CLIP similarity, codes used, tokens an image
 Without --task: caption and vqa, whichever there is; of images alone, reconstruct."""
@@ -66,10 +68,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--answers", metavar="F", help="without them, answers are only written [FOLDER/answers.json]")
     add("--split", metavar="S", help="of Karpathy's captions: train, restval, val or test; else all")
 
-    add = parser.add_argument_group("captions and answers; else the release's").add_argument
-    add("--beams", type=int, metavar="N", help="of the search; 2 for captions and 5 for answers")
-    add("--min-new", type=int, metavar="N", help="fewest tokens of a text; 8 and 2, scenes: 1")
-    add("--max-new", type=int, metavar="N", help="most tokens of a text; 36 and 10")
+    add = parser.add_argument_group("captions and answers; else as the model says, or the release").add_argument
+    add("--beams", type=int, metavar="N", help="of the search; the release: 2 for captions and 5 for answers")
+    add("--min-new", type=int, metavar="N", help="fewest tokens of a text; the release: 8 and 2 (of scenes 1)")
+    add("--max-new", type=int, metavar="N", help="most tokens of a text; the release: 36 and 10")
     add("--lemmatize", action="store_true", help="answers of a folder, and people's, by spaCy's lemmas as the release")
 
     add = parser.add_argument_group("images drawn").add_argument

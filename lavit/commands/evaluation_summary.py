@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from PIL import Image
 
 from lavit.evaluation.tasks import TaskReport
 
 SIDE_BY_SIDE = {"generate": " (drawn, and the captioned image)", "reconstruct": " (the image, and from its tokens)"}
+QUESTION_TYPES = 12  # VQAv2 has 65
 
 
 def lines(name: str, report: TaskReport) -> Iterator[str]:
@@ -27,15 +29,19 @@ def lines(name: str, report: TaskReport) -> Iterator[str]:
             yield f"  blackened by the safety checker, and counted so: {score['blackened']}"
         yield from _skipped(score["skipped"])
     elif "scores" in score:  # COCO's captions
+        words = score["words"]
+        yield _figure("exact", words["exact"], words["guessed_exact"]["value"])
+        yield _figure("F1", words["f1"], words["guessed_f1"]["value"])
         yield from (f"  {metric:<10} {value:.4f}" for metric, value in score["scores"].items())
-        for group, scores in score.get("by_domain", {}).items() if score["scores"] else ():
+        for group, scores in score.get("by_domain", {}).items():
             yield f"  {group}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())
         if score["scores"] and score["tokenizer"] == "plain":
             yield "  without Java's tokenizer: does not compare with published numbers"
         yield from _skipped(score["skipped"])
     elif "by_answer_type" in score:
-        yield _figure("all", score["overall"]["accuracy"])
-        yield from (_figure(kind, share["accuracy"]) for kind, share in score["by_answer_type"].items())
+        yield _share("all", score["overall"])
+        yield from (_share(kind, share) for kind, share in score["by_answer_type"].items())
+        yield from _question_types(score["by_question_type"])
     elif "by_kind" in score:
         for kind, share in {"all": score["overall"], **score["by_kind"]}.items():
             yield _figure(kind, share["accuracy"], share["constant"])
@@ -67,6 +73,20 @@ def sheet(reports: Mapping[str, TaskReport], count: int) -> Image.Image | None:
 def _skipped(reasons: Mapping[str, str]) -> Iterator[str]:
     for reason in dict.fromkeys(reasons.values()):
         yield f"  skipped: {', '.join(metric for metric, why in reasons.items() if why == reason)}: {reason}"
+
+
+def _share(name: str, share: Mapping[str, Any]) -> str:
+    return _figure(name, share["accuracy"], share["constant"])
+
+
+def _question_types(shares: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Those of most questions, the most first."""
+    by_number = sorted(shares.items(), key=lambda pair: -pair[1]["questions"])
+    if by_number:
+        yield "  by type of question:"
+    yield from (f"  {_share(kind, share)}" for kind, share in by_number[:QUESTION_TYPES])
+    if rest := by_number[QUESTION_TYPES:]:
+        yield f"    and {len(rest)} types of fewer questions, all in the file of --output"
 
 
 def _figure(name: str, value: float, guessed: float | None = None, of_true: float | None = None) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +19,32 @@ class AnnotationError(ValueError):
 
 class Unusable(Exception):
     """The reason why one entry is left out."""
+
+
+# What a reason says of its own entry: values in quotes, names of files, ids, and whatever has a digit.
+_OF_ONE_ENTRY = re.compile(
+    r"(?<=no image file ).*|'[^']*'|(?<=image_id )\S+|(?<=question_id )\S+|(?<=about image )[^\s,]+"
+    r"|(?<!\S)(?!UTF-8)\S*[/\\\d][^\s,;:)]*"
+)
+REASONS = 5
+
+
+def count_reasons(bad: Sequence[tuple[str, str]]) -> str:
+    """How many entries have which reason, the most first: "40 × has no annotation, 2 × there is no image file …".
+
+    bad: (name, reason) of each. Reasons that differ in what they say of their entry alone count as one.
+    """
+    kinds = Counter(_OF_ONE_ENTRY.sub("…", reason) for _, reason in bad).most_common()
+    told = [f"{count} × {kind}" for kind, count in kinds[:REASONS]]
+    if rest := kinds[REASONS:]:
+        told.append(f"{sum(count for _, count in rest)} × others")
+    return ", ".join(told)
+
+
+def first_and_reasons(bad: Sequence[tuple[str, str]]) -> str:
+    """The first of the entries that cannot be used with its reason, and, where there are more, how many have which."""
+    name, reason = bad[0]
+    return f"{name}: {reason}" + (f"; of all {len(bad)}: {count_reasons(bad)}" if len(bad) > 1 else "")
 
 
 def decoded(data: bytes) -> str:
@@ -92,6 +120,11 @@ def text_of(entry: Any, key: str, *, empty: bool = False) -> str:
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
         raise Unusable(f'"{key}" is not text that UTF-8 can hold') from None
     return value
+
+
+def optional_text(entry: dict[str, Any], key: str) -> str:
+    """The text, or "" where there is none."""
+    return "" if entry.get(key) is None else text_of(entry, key, empty=True)
 
 
 def kind_of(value: object) -> str:

@@ -20,19 +20,19 @@ from lavit.data.annotation_entries import (
     an_object,
     decoded,
     entries,
+    first_and_reasons,
     identity,
     image_file,
     image_folder,
+    kind_of,
     load,
     load_any,
+    optional_text,
     parse,
     text_of,
 )
 
 T = TypeVar("T")
-
-PEOPLE = 10
-"""So many answers has a question of VQAv2."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class CaptionItem:
 
 @dataclass(frozen=True)
 class VQAItem:
-    """A question about an image file. ``answers``: what each of ten people answered; none where no annotations are
-    given, and then the types are empty as well."""
+    """A question about an image file. ``answers``: what each of the people answered, ten in VQAv2; none where no
+    annotations are given. The types are empty where they are not told."""
 
     question_id: Id
     image_id: Id
@@ -92,7 +92,9 @@ def read_captions(
 
     path: COCO's and NoCaps's ``{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}``;
         Karpathy's ``{"images": [{"cocoid", "filename", "filepath", "split", "sentences": [{"raw"}]}]}``; or Flickr30k's
-        own table: .token, "36979.jpg#0", a tab and the caption a line, or .csv, "36979.jpg| 0| caption".
+        own table: .token, "36979.jpg#0", a tab and the caption a line, or .csv, "36979.jpg| 0| caption". An annotation
+        needs no "id"; Karpathy's image no "cocoid" (it is known by its "imgid", or else by its name), no "filepath",
+        and no "split" where all are taken.
     images: the folder that the file names are relative to.
     split: of Karpathy's file "train", "restval", "val" or "test" (None: all); the others have none.
     captionless: images of a COCO file without any captions, as of a test set, are items too.
@@ -120,7 +122,8 @@ def _coco(path: Path, content: dict[str, Any], folder: Path, bare: bool) -> Anno
     known: set[Id] = set()
     for label, entry in entries(path, content, "images"):
         try:
-            key = identity(entry, "id")
+            # Where no annotations name the images, a file name is enough.
+            key = text_of(entry, "file_name") if bare and entry.get("id") is None else identity(entry, "id")
             label = f"{path.name}: image {key}"
             if key in known:
                 raise Unusable("is there twice; the first is taken")
@@ -133,7 +136,7 @@ def _coco(path: Path, content: dict[str, Any], folder: Path, bare: bool) -> Anno
     numbers: set[Id] = set()
     for label, entry in () if bare else entries(path, content, "annotations"):
         try:
-            if "id" in entry:
+            if entry.get("id") is not None:
                 label = f"{path.name}: annotation {entry['id']}"
                 if (number := identity(entry, "id")) in numbers:
                     raise Unusable("is there twice; the first is taken")
@@ -195,9 +198,12 @@ def _karpathy(path: Path, content: dict[str, Any], folder: Path, split: str | No
     splits = set()
     for label, entry in entries(path, content, "images"):
         try:
-            key = identity(entry, "cocoid" if "cocoid" in entry else "imgid")
+            numbered = [name for name in ("cocoid", "imgid") if entry.get(name) is not None]
+            if not numbered and "sentences" not in entry:
+                raise Unusable("has no caption")  # as COCO's, where there are no annotations
+            key = identity(entry, numbered[0]) if numbered else text_of(entry, "filename")
             label = f"{path.name}: image {key}"
-            own = text_of(entry, "split")
+            own = text_of(entry, "split") if split is not None else optional_text(entry, "split")
             splits.add(own)
             if split is not None and own != split:
                 continue
@@ -228,10 +234,12 @@ def read_vqa(
     """Questions about images, in the order of their file.
 
     questions: VQAv2's and OK-VQA's ``{"questions": [{"question_id", "image_id", "question"}], "data_subtype":
-        "val2014"}``; or VizWiz's ``[{"image": FILE, "question", "answers": [{"answer"}], "answer_type"}]``, which has
-        the answers in it, but for a test set; its questions are known by their image.
-    annotations: ``{"annotations": [{"question_id", "image_id", "question_type", "answer_type", "answers": [ten of
-        {"answer"}]}]}``, or None where the answers are not known.
+        "val2014"}``, without annotations known by their places in the list where they have no "question_id"; or
+        VizWiz's ``[{"image": FILE, "question", "answers": [{"answer"}], "answer_type"}]``, which has the answers in it,
+        but for a test set; its questions are known by their image.
+    annotations: ``{"annotations": [{"question_id", "image_id", "question_type", "answer_type", "answers": [{"answer"},
+        ...]}]}``, or None where the answers are not known. There may be any number of answers but none, each a text or
+        an object with one, or "multiple_choice_answer" alone. Only these and "question_id" are needed.
     images: the folder of the image files.
     pattern: the file's name below it, such as "{image_id}.png". None: "COCO_val2014_000000000042.jpg", where
         "data_subtype" says val2014, or else "000000000042.jpg".
@@ -251,9 +259,10 @@ def read_vqa(
     items: dict[Id, VQAItem] = {}
     found: dict[Id, Path | Unusable] = dict(files or {})
     seen: set[Id] = set()
-    for label, entry in entries(path, content, "questions"):
+    for place, (label, entry) in enumerate(entries(path, content, "questions")):
         try:
-            key = identity(entry, "question_id")
+            unnamed = truth is None and entry.get("question_id") is None
+            key = place if unnamed else identity(entry, "question_id")
             label = f"{path.name}: question {key}"
             if key in seen:
                 raise Unusable("question_id is there twice; the first is taken")
@@ -315,7 +324,8 @@ def read_texts(path: str | os.PathLike[str]) -> Annotations[str]:
 
     read = _lines("text", path, text)
     if not read.items:
-        raise AnnotationError(f"text: there is no text in {path} ({len(read.bad)} lines cannot be used)")
+        why = f" ({len(read.bad)} lines cannot be used: {first_and_reasons(read.bad)})" if read.bad else ""
+        raise AnnotationError(f"text: there is no text in {path}{why}")
     return read
 
 
@@ -381,19 +391,23 @@ def _with_answers(item: VQAItem, truth: dict[Id, dict[str, Any]]) -> VQAItem:
     entry = truth.get(item.question_id)
     if entry is None:
         raise Unusable("has no annotation")
-    if identity(entry, "image_id") != item.image_id:
+    if entry.get("image_id") is not None and identity(entry, "image_id") != item.image_id:
         raise Unusable(f"is about image {item.image_id}, its annotation about image {entry['image_id']}")
-    texts = _ten(entry)
-    types = text_of(entry, "question_type"), text_of(entry, "answer_type")
-    return VQAItem(item.question_id, item.image_id, item.image, item.question, texts, *types)
+    types = optional_text(entry, "question_type"), optional_text(entry, "answer_type")
+    return VQAItem(item.question_id, item.image_id, item.image, item.question, _people(entry), *types)
 
 
-def _ten(entry: dict[str, Any]) -> tuple[str, ...]:
+def _people(entry: dict[str, Any]) -> tuple[str, ...]:
+    """What each answered; where that is not told, what most did."""
     answers = entry.get("answers")
-    if not isinstance(answers, list) or len(answers) != PEOPLE:
-        count = len(answers) if isinstance(answers, list) else "none"
-        raise Unusable(f"expected {PEOPLE} answers, got {count}")
-    return tuple(text_of(answer, "answer", empty=True) for answer in answers)
+    if answers is None and "multiple_choice_answer" in entry:
+        return (text_of(entry, "multiple_choice_answer"),)
+    if not isinstance(answers, list):
+        raise Unusable(f'expected a list "answers", got {kind_of(answers)}')
+    if not answers:
+        raise Unusable('"answers" is empty')
+    told = (answer if isinstance(answer, dict) else {"answer": answer} for answer in answers)
+    return tuple(text_of(answer, "answer", empty=True) for answer in told)
 
 
 def _vizwiz(path: Path, content: list[Any], folder: Path) -> Annotations[VQAItem]:
@@ -407,8 +421,8 @@ def _vizwiz(path: Path, content: list[Any], folder: Path) -> Annotations[VQAItem
                 raise Unusable("is there twice; the first is taken")
             item = VQAItem(name, name, image_file(folder, [name]), text_of(entry, "question"))
             if "answers" in entry:
-                kind = text_of(entry, "answer_type") if "answer_type" in entry else ""
-                item = VQAItem(name, name, item.image, item.question, _ten(entry), "", kind)
+                kind = optional_text(entry, "answer_type")
+                item = VQAItem(name, name, item.image, item.question, _people(entry), "", kind)
             items[name] = item
         except Unusable as reason:
             bad.append((label, str(reason)))

@@ -2,12 +2,13 @@
 
     FOLDER/images/         the image files
     FOLDER/captions.json   COCO's captions, or Karpathy's split of them
-    FOLDER/questions.json  optional: VQAv2's questions
+    FOLDER/questions.json  optional: VQAv2's questions, or VizWiz's with their answers
     FOLDER/answers.json    optional: VQAv2's annotations, the answers to them
     FOLDER/edits.jsonl     optional: {"image": FILE, "text": ..., "result": FILE} a line, images asked for with an image
     FOLDER/text.jsonl      optional: a text a line, as {"text": ...} or as a JSON text; or text.txt, a plain text a line
 
 A question is about the image of captions.json with its ``image_id``, or else about the file that VQAv2 gives that id.
+An example of each file is in docs/data.md.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lavit.data.annotation_entries import first_and_reasons
 from lavit.data.annotations import (
     AnnotationError,
     CaptionItem,
@@ -32,7 +34,7 @@ from lavit.data.image_folder import ImageFiles as ImageFiles
 from lavit.data.mixture import Source
 from lavit.data.sequences import EDIT, KINDS, PROMPT, ListedSource, Sequencing
 
-EDITS = "edits.jsonl"
+CAPTIONS, QUESTIONS, ANSWERS, EDITS = "captions.json", "questions.json", "answers.json", "edits.jsonl"
 TEXTS = ("text.jsonl", "text.txt")
 
 
@@ -54,6 +56,20 @@ class CaptionedFolder:
         told, asked = ([item.image for item in items] for items in (self.captions, self.questions))
         changed = [path for item in self.edits for path in (item.image, item.result)]
         return list(dict.fromkeys([*told, *asked, *changed]))
+
+    def lacks(self, kind: str) -> str | None:
+        """Why there is no sample of a kind, one of ``KINDS`` or ``EDIT``; None where there is one."""
+        there, what, files = {
+            "question": (self.answered and self.questions, f"{QUESTIONS} with {ANSWERS}", (QUESTIONS, ANSWERS)),
+            EDIT: (self.edits, EDITS, (EDITS,)),
+            "text": (self.texts, f"{TEXTS[0]}, and there is no --text FILE", ()),
+        }.get(kind, (self.captions, "captions", (CAPTIONS,)))
+        if there:
+            return None
+        bad = [pair for pair in self.bad if pair[0].partition(":")[0] in files]
+        if bad and all((self.root / name).exists() for name in files):
+            return f"nothing in {what} of {self.root} can be used; {first_and_reasons(bad)}"
+        return f"{self.root} has no {what}" + (f"; {first_and_reasons(bad)}" if bad else "")
 
     def sentences(self) -> Iterator[str]:
         """Every text of it, to train a tokenizer on."""
@@ -87,16 +103,18 @@ def read_folder(
     if not root.is_dir():
         raise NotADirectoryError(f"data: expected a folder, got the file {root}")
     images = root / "images"
-    captions = read_captions(root / "captions.json", images, split=split)
+    captions = read_captions(root / CAPTIONS, images, split=split)
     bad = list(captions.bad)
     asked: list[VQAItem] = []
-    questions, answers = root / "questions.json", root / "answers.json"
+    answered = False
+    questions, answers = root / QUESTIONS, root / ANSWERS
     if answers.exists() and not questions.exists():
         raise AnnotationError(f"{answers}: expected {questions.name} beside it, the questions that it answers")
     if questions.exists():
         files = {item.image_id: item.image for item in captions.items}
         vqa = read_vqa(questions, answers if answers.exists() else None, images, files=files)
         asked, bad = vqa.items, bad + vqa.bad
+        answered = answers.exists() or any(item.answers for item in asked)
     changes: list[EditItem] = []
     if edits and (root / EDITS).exists():
         pairs = read_edits(root / EDITS, images)
@@ -108,7 +126,7 @@ def read_folder(
     if texts and source is not None:
         read = read_texts(source)
         told, bad = read.items, bad + read.bad
-    return CaptionedFolder(root, captions.items, asked, answers.exists(), changes, told, bad)
+    return CaptionedFolder(root, captions.items, asked, answered, changes, told, bad)
 
 
 def usual_answer(answers: Sequence[str]) -> str:

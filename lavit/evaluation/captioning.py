@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from lavit.data.record import Record
+from lavit.evaluation.caption_words import WordScores, score_words
 from lavit.language.postprocessing import cut_caption as cut_caption
 from lavit.shapes.questions import read_caption
 from lavit.shapes.scores import SceneReport, score_scenes
 from lavit.shapes.world import CELLS, EMPTY
 
-INSTALL = "pip install 'lavit[evaluation]'"
+INSTALL = "pip install -e '.[evaluation]'"
+"""In a checkout, as the installation of all the rest."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,16 @@ def score_scene_captions(captions: Sequence[str], cells: np.ndarray) -> SceneCap
 class CaptionScores(Record):
     """scores: by metric, as pycocoevalcap gives them. skipped: metric -> why it was not computed. tokenizer: "ptb", the
     one of published numbers, or "plain" (words in lower case) where there is no Java for it; published numbers then do
-    not compare. captions: how many were judged. missing: references without a caption, which do not count. each: the
-    CIDEr of each caption, in their order; none where there is no CIDEr."""
+    not compare. captions: how many were judged. missing: references without a caption, which do not count. words: exact
+    matches and F1, which are always there, beside chance. each: the CIDEr of each caption, in their order; none where
+    there is no CIDEr."""
 
     scores: dict[str, float]
     skipped: dict[str, str]
     tokenizer: str
     captions: int
     missing: list[Hashable]
+    words: WordScores
     each: list[float] = field(default_factory=list)
 
 
@@ -65,7 +69,8 @@ METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr",
 
 
 def score_captions(captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> CaptionScores:
-    """The metrics of COCO captions, by pycocoevalcap; what cannot be computed here is in ``skipped``, with the reason.
+    """Exact matches and token F1, and the metrics of COCO captions by pycocoevalcap; what cannot be computed here is in
+    ``skipped``, with the reason.
 
     captions, references: by image; every caption needs at least one reference. METEOR and SPICE need Java, SPICE also
     its models (``python -m pycocoevalcap.spice.get_stanford_models``); nothing is downloaded.
@@ -77,9 +82,10 @@ def score_captions(captions: Mapping[Any, str], references: Mapping[Any, Sequenc
     if not captions:
         raise ValueError(f"captions: expected at least one for {len(references)} images, got none")
     missing = [key for key in references if key not in captions]
+    words = score_words(list(captions.values()), [references[key] for key in captions])
     if find_spec("pycocoevalcap") is None:
         reason = f"pycocoevalcap is not installed ({INSTALL})"
-        return CaptionScores({}, dict.fromkeys(METRICS, reason), "plain", len(captions), missing)
+        return CaptionScores({}, dict.fromkeys(METRICS, reason), "plain", len(captions), missing, words)
 
     java = None if shutil.which("java") else "there is no java"
     given = {i: [captions[key]] for i, key in enumerate(captions)}
@@ -118,7 +124,7 @@ def score_captions(captions: Mapping[Any, str], references: Mapping[Any, Sequenc
             scores |= dict(zip(names, map(float, values), strict=True))
         except Exception as error:  # one metric that fails here must not cost the others
             skipped |= dict.fromkeys(names, f"failed: {_why(error)}")
-    return CaptionScores(scores, skipped, tokenizer, len(captions), missing, each)
+    return CaptionScores(scores, skipped, tokenizer, len(captions), missing, words, each)
 
 
 def _scorer(module: str, name: str, *arguments: Any) -> Any:

@@ -19,14 +19,19 @@ ANNOTATIONS = (*CAPTIONS, QUESTIONS, ANSWERS)
 @dataclass(frozen=True)
 class DataFolder:
     """images: the folder of the image files. vizwiz: the questions are VizWiz's. annotated: there is a file of captions
-    or questions. bad: (name, reason) of each entry left out."""
+    or questions. bad_captions, bad_questions: (name, reason) of each entry left out of the files of either."""
 
     images: Path
     captions: list[CaptionItem] = field(default_factory=list)
     questions: list[VQAItem] = field(default_factory=list)
     vizwiz: bool = False
     annotated: bool = False
-    bad: list[tuple[str, str]] = field(default_factory=list)
+    bad_captions: list[tuple[str, str]] = field(default_factory=list)
+    bad_questions: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def bad(self) -> list[tuple[str, str]]:
+        return self.bad_captions + self.bad_questions
 
     def pictures(self) -> list[Path]:
         """The captioned image files, each once; without captions, all below the folder. ValueError for none."""
@@ -70,9 +75,9 @@ def read_data(
         read = read_captions(told, place, split=split, captionless=True)
         items, bad = read.items, list(read.bad)
     if asked is None:
-        return DataFolder(place, items, annotated=told is not None, bad=bad)
+        return DataFolder(place, items, annotated=told is not None, bad_captions=bad)
     vqa = read_vqa(asked, answered, place, files={item.image_id: item.image for item in items})
-    return DataFolder(place, items, vqa.items, vqa.vizwiz, True, bad + vqa.bad)
+    return DataFolder(place, items, vqa.items, vqa.vizwiz, True, bad, vqa.bad)
 
 
 def fingerprint(items: Sequence[CaptionItem | VQAItem | Path], root: Path) -> str:

@@ -37,7 +37,7 @@ class LaVITForLmmsEval(lmms):
     template: how a task's text is put, ``{}`` is the text; without it (template= ) the text stands as it is. ask:
         "answer", or "caption" for tasks whose text is only a request for a caption: LaVIT writes them without.
     cut: what becomes of a text: "answer" or "caption" as in the release, or "none"; by default as is asked.
-    num_beams, max_new: in place of the task's; where neither says, the release's.
+    num_beams, max_new: in place of the task's; where neither says, the model's own, or else the release's.
     """
 
     is_simple = True
@@ -123,8 +123,6 @@ class LaVITForLmmsEval(lmms):
         if asked.get("max_new_tokens"):
             settings["max_new"] = int(asked["max_new_tokens"])
         settings |= self.chosen
-        if "max_new" in settings:  # fewer than the release's fewest can be asked for
-            settings["min_new"] = min(8 if self.ask == "caption" else 2, settings["max_new"])
         until = asked.get("until") or []
         return settings, [until] if isinstance(until, str) else list(until)
 

@@ -40,7 +40,7 @@ R = TypeVar("R")
 
 
 SHORT: dict[str, Any] = {"min_new": 1}
-"""Captions and answers of the shapes world may be shorter than the release allows."""
+"""Captions and answers of the shapes world may be shorter than the release allows, of a model that says nothing."""
 SMALL: dict[str, Any] = {"min_tokens": 1}
 """So may its images."""
 
@@ -124,6 +124,7 @@ def caption_folder(
 ) -> TaskReport:
     """Captions of image files, judged as `lavit.evaluation.score_captions` does, where people's captions are known.
     settings: of ``LaVIT.caption``. Images that NoCaps puts in domains are judged in each domain by themselves, too.
+    An item's own score is its CIDEr, or its F1 where there is no CIDEr.
 
     Raises ValueError where not a single image could be captioned.
     """
@@ -134,16 +135,16 @@ def caption_folder(
     done = _all(Pictures(items), run, batch_size, progress, kept)
     told = [(items[index], text) for index, text in done.results.items()]
     results = [{"image_id": item.image_id, "caption": text} for item, text in told]
-    score, each = None, []
+    score, each, figure = None, [], "CIDEr"
     if distributed.rank() == 0 and all(item.captions for item, _ in told):
         score = _caption_score(told)
-        each = score.pop("each")
+        each, f1 = score.pop("each"), score["words"].pop("each")
+        if not each:
+            each, figure = f1, "F1"
         if groups := sorted({item.group for item, _ in told if item.group}):
-            score["by_domain"] = {
-                group: _caption_score([one for one in told if one[0].group == group])["scores"] for group in groups
-            }
+            score["by_domain"] = {group: _domain([one for one in told if one[0].group == group]) for group in groups}
     shown = [
-        Shown([str(item.image)], value, f"CIDEr {value:.3f}", [text, f"people: {item.captions[0]}"])
+        Shown([str(item.image)], value, f"{figure} {value:.3f}", [text, f"people: {item.captions[0]}"])
         for (item, text), value in zip(told, each, strict=False)
     ]
     return TaskReport(score, results, done.skipped, settings, item_scores=each, shown=shown)
@@ -152,6 +153,11 @@ def caption_folder(
 def _caption_score(told: Sequence[tuple[CaptionItem, str]]) -> dict[str, Any]:
     captions = {item.image_id: text for item, text in told}
     return score_captions(captions, {item.image_id: item.captions for item, _ in told}).as_dict()
+
+
+def _domain(told: Sequence[tuple[CaptionItem, str]]) -> dict[str, float]:
+    score = _caption_score(told)
+    return {**score["scores"], "exact": score["words"]["exact"], "F1": score["words"]["f1"]}
 
 
 ANSWERABLE = 'Is the question: "{}" answerable?'
@@ -227,7 +233,7 @@ def caption_scenes(
     **settings: Any,
 ) -> TaskReport:
     """Captions of the shapes world's scenes, by what they say is where, beside chance."""
-    asked = {**SHORT, **settings}
+    asked = {**({} if getattr(model, "generation_config", None) else SHORT), **settings}
 
     def run(batch: list[int]) -> list[str]:
         return list(model.caption([scenes.images[i] for i in batch], processor, batch_size=len(batch), **asked))
@@ -252,7 +258,7 @@ def answer_scenes(
     **settings: Any,
 ) -> TaskReport:
     """Answers to the four questions on each of the world's first scenes, by kind, beside chance."""
-    chosen = {**SHORT, **settings}
+    chosen = {**({} if getattr(model, "answer_generation_config", None) else SHORT), **settings}
     asked = [(scene, one) for scene, each in enumerate(questions(world, scenes.cells)) for one in each]
 
     def run(batch: list[int]) -> list[str]:

@@ -8,8 +8,10 @@ its form since March 2021.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 from lavit.data.record import Record
@@ -17,7 +19,7 @@ from lavit.language.postprocessing import cut_answer as cut_answer
 from lavit.shapes.questions import Question, chance
 
 FULL = 3
-"""So many people with the same answer make it entirely right."""
+"""So many people with the same answer make it entirely right; fewer, where there are not so many."""
 
 _NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
 _NUMBERS["none"] = "0"
@@ -60,16 +62,19 @@ class Answered(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """A mean accuracy, 0 to 1, and of how many questions."""
+    """A mean accuracy, 0 to 1, and of how many questions; beside chance: the accuracy of ``guess``, the answer that is
+    usual for most of these questions, given to each of them."""
 
     accuracy: float
     questions: int
+    constant: float
+    guess: str
 
 
 @dataclass(frozen=True)
 class VQAScore(Record):
-    """Accuracy over all answered questions and by type. ``unanswered``: ids of questions without an answer, which do
-    not count."""
+    """Accuracy over all answered questions and by type, of those that have one. ``unanswered``: ids of questions
+    without an answer, which do not count."""
 
     overall: Share
     by_question_type: dict[str, Share]
@@ -95,6 +100,7 @@ class SceneAnswerReport(Record):
     by_kind: dict[str, GuessedShare]
 
 
+@lru_cache(maxsize=2**16)  # a data set has the same answers again and again
 def normalize_answer(text: str) -> str:
     """An answer as it is compared: lower case, without articles, punctuation and periods (but for decimals), number
     words up to ten as digits, contractions with their apostrophe.
@@ -117,23 +123,27 @@ def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
     """How right an answer is, 0 to 1, as the official script has it: the mean, over the ways to leave one of the people
     out, of min(n / 3, 1), where n of the others gave the same answer.
 
-    truths: what each of (usually ten) people answered; at least four, else nothing could be entirely right: repeat an
-    answer that is known to be true.
-    Answer and truths are normalised only where the truths differ from each other. Where all are the same text, the
-    answer must be that text, but for line breaks, tabs, and spaces around it: "2" scores 0 for ten times "two".
+    truths: what each of the people answered, ten in VQAv2. The rule as it stands needs more than three: of three or two
+    people n / 2 and n / 1 take the place of n / 3, so that what all have answered is entirely right; of one person an
+    answer is right, 1, or wrong, 0.
+    Of more than three people, answer and truths are normalised only where the truths differ from each other. Where all
+    are the same text, the answer must be that text, but for line breaks, tabs, and spaces around it: "2" scores 0 for
+    ten times "two". Of three people or fewer, for whom no script gives figures, they are always normalised.
     The script of before March 2021 always normalised the answer, and never took articles and number words out of the
     truths. Many copies of it are in use; the release's also cuts beginnings such as "it is" from the answer. Figures
     made with these may differ.
-    Raises ValueError for fewer truths.
+    Raises ValueError where there is no truth.
     """
-    if isinstance(truths, str) or len(truths) <= FULL:
-        raise ValueError(f"truths: expected the answers of at least {FULL + 1} people, got {truths!r}")
+    if isinstance(truths, str) or not truths:
+        raise ValueError(f"truths: expected the answers of at least one person, got {truths!r}")
     given, known = _one_line(answer), [_one_line(truth) for truth in truths]
-    if len(set(known)) > 1:
+    if len(set(known)) > 1 or len(known) <= FULL:
         given, known = normalize_answer(given), [normalize_answer(truth) for truth in known]
     same = [truth == given for truth in known]
-    total = sum(same)
-    return sum(min((total - mine) / FULL, 1.0) for mine in same) / len(same)
+    if len(same) == 1:
+        return float(same[0])
+    total, full = sum(same), min(FULL, len(same) - 1)
+    return sum(min((total - mine) / full, 1.0) for mine in same) / len(same)
 
 
 def evaluate_vqa(items: Iterable[Answered], answers: Mapping[Hashable, str]) -> VQAScore:
@@ -142,9 +152,7 @@ def evaluate_vqa(items: Iterable[Answered], answers: Mapping[Hashable, str]) -> 
     Raises ValueError for answers to questions that are not among the items, for a question asked twice, and where no
     question is answered.
     """
-    accuracies: list[float] = []
-    by_question: dict[str, list[float]] = {}
-    by_answer: dict[str, list[float]] = {}
+    judged: list[tuple[Answered, float]] = []
     unanswered, seen = [], set()
     for item in items:
         if item.question_id in seen:
@@ -154,17 +162,16 @@ def evaluate_vqa(items: Iterable[Answered], answers: Mapping[Hashable, str]) -> 
             unanswered.append(item.question_id)
             continue
         try:
-            accuracy = vqa_accuracy(answers[item.question_id], item.answers)
+            judged.append((item, vqa_accuracy(answers[item.question_id], item.answers)))
         except ValueError as error:
             raise ValueError(f"question {item.question_id!r}: {error}") from None
-        accuracies.append(accuracy)
-        by_question.setdefault(item.question_type, []).append(accuracy)
-        by_answer.setdefault(item.answer_type, []).append(accuracy)
     if unknown := [key for key in answers if key not in seen]:
         raise ValueError(f"answers: question {unknown[0]!r} is not among the items ({len(unknown)} such)")
-    if not accuracies:
+    if not judged:
         raise ValueError(f"answers: expected an answer to one of {len(seen)} questions, got none")
-    return VQAScore(_share(accuracies), _shares(by_question), _shares(by_answer), unanswered)
+    by_question = _shares(judged, lambda item: item.question_type)
+    by_answer = _shares(judged, lambda item: item.answer_type)
+    return VQAScore(_share(judged), by_question, by_answer, unanswered)
 
 
 def score_scene_answers(asked: Sequence[Question], answers: Sequence[str]) -> SceneAnswerReport:
@@ -193,9 +200,23 @@ def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _share(accuracies: list[float]) -> Share:
-    return Share(sum(accuracies) / len(accuracies), len(accuracies))
+def _commonest(texts: Iterable[str]) -> str:
+    """The first of those equal."""
+    return Counter(texts).most_common(1)[0][0]
 
 
-def _shares(groups: dict[str, list[float]]) -> dict[str, Share]:
-    return {name: _share(groups[name]) for name in sorted(groups)}
+def _share(judged: Sequence[tuple[Answered, float]]) -> Share:
+    accuracies = [accuracy for _, accuracy in judged]
+    # As people spell it: where all say the same, an answer is not normalised.
+    usual = [_commonest(map(_one_line, item.answers)) for item, _ in judged]
+    meant = _commonest(map(normalize_answer, usual))
+    guess = _commonest(text for text in usual if normalize_answer(text) == meant)
+    guessed = [vqa_accuracy(guess, item.answers) for item, _ in judged]
+    return Share(sum(accuracies) / len(judged), len(judged), sum(guessed) / len(judged), guess)
+
+
+def _shares(judged: Sequence[tuple[Answered, float]], kind: Callable[[Answered], str]) -> dict[str, Share]:
+    groups: dict[str, list[tuple[Answered, float]]] = {}
+    for one in judged:
+        groups.setdefault(kind(one[0]), []).append(one)
+    return {name: _share(groups[name]) for name in sorted(groups) if name}

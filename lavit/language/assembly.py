@@ -39,6 +39,8 @@ class Model(Protocol):
     """What a LaVIT has for the functions behind its methods, which know it by this alone."""
 
     config: Any
+    generation_config: Any
+    answer_generation_config: Any
     language_model: Any
     visual_tokenizer: LaVITTokenizer
     understanding: Understanding

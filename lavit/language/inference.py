@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lavit.language.processing import LaVITProcessor, no_ids
 from lavit.language.prompt_embedding import PromptReader, Skipped
 from lavit.language.sampling import sample_image_tokens
 from lavit.language.text_generation import generate_text
+from lavit.language.text_settings import TextSettings, own_settings
 from lavit.tokenizer.processing import one_by_one
 
 Scorer = Callable[[Sequence[Any], Tensor], Any]
@@ -58,11 +59,11 @@ def caption(
     images: Any,
     processor: LaVITProcessor,
     *,
-    num_beams: int = 2,
-    min_new: int = 8,
-    max_new: int = 36,
-    length_penalty: float = 1.0,
-    early_stopping: bool = False,
+    num_beams: int | None = None,
+    min_new: int | None = None,
+    max_new: int | None = None,
+    length_penalty: float | None = None,
+    early_stopping: bool | None = None,
     cut: Callable[[str], str] = cut_caption,
     image_seeds: Tensor | Sequence[int] | None = None,
     batch_size: int = 32,
@@ -73,9 +74,10 @@ def caption(
     images: a list of PIL images, paths (strings too), bytes of files, or what the image processor takes; or a batch of
         uint8 arrays (B, H, W, 3), or of pixels (B, 3, S, S) that the image processor has normalised. One image is a
         list of one. processor: of this model.
-    num_beams, min_new, max_new, length_penalty, early_stopping: see ``generate_text``; by default the release's. A
-        model whose captions may be shorter than 8 tokens needs a lower ``min_new``. cut: what is made of a text; the
-        release's by default.
+    num_beams, min_new, max_new, length_penalty, early_stopping: see ``generate_text``; None: as the model says
+        (``generation_config``), or else as in the release: 2 beams, 8 to 36 tokens, penalty 1, no early stopping. Of
+        the model's own lengths, one that contradicts the other, which is given, makes way. cut: what is made of a text;
+        the release's by default.
     image_seeds: of the selection of patches, one an image; None: no noise, where the release always has some, so that
         its captions of an image vary. batch_size: images at a time. A caption does not depend on the others of its
         batch, beyond rounding.
@@ -86,13 +88,13 @@ def caption(
     the token for which the model gave NaN or infinite scores.
     """
     prompts = [[image] for image in _pictures(images)]
-    settings = {
-        "num_beams": num_beams,
-        "min_new": min_new,
-        "max_new": max_new,
-        "length_penalty": length_penalty,
-        "early_stopping": early_stopping,
-    }
+    settings = own_settings(model, "caption").changed(
+        num_beams=num_beams,
+        min_new=min_new,
+        max_new=max_new,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+    )
     reading = {"image_seeds": image_seeds, "batch_size": batch_size, "on_error": on_error}
     return _write(model, processor, prompts, cut, settings, what="image", **reading)
 
@@ -104,10 +106,10 @@ def answer(
     processor: LaVITProcessor,
     *,
     template: str = QUESTION,
-    num_beams: int = 5,
-    min_new: int = 2,
-    max_new: int = 10,
-    length_penalty: float = 0.0,
+    num_beams: int | None = None,
+    min_new: int | None = None,
+    max_new: int | None = None,
+    length_penalty: float | None = None,
     early_stopping: bool | None = None,
     cut: Callable[[str], str] = cut_answer,
     lemmatize: Callable[[str], str] | None = None,
@@ -117,11 +119,12 @@ def answer(
 ) -> Texts:
     """Answer a question about each image: ``[IMG] features [/IMG] Question: ... Answer:``, and the best beam after it.
 
-    questions: one for each image. template: how to ask, ``{}`` is the question. A model whose answers may be one token
-        long needs ``min_new=1``. early_stopping: None: as the model says (``config.answer_early_stopping``), True for
-        the released one. cut: what is made of a text, by default as in the release: cut, and in lower case.
-        lemmatize: what is made of that; the release's is ``lavit.language.spacy_lemmatizer()``, None leaves it. Others:
-        see :func:`caption`.
+    questions: one for each image. template: how to ask, ``{}`` is the question.
+    num_beams, min_new, max_new, length_penalty, early_stopping: as in :func:`caption`; the model says it in
+        ``answer_generation_config``, and else the release: 5 beams, 2 to 10 tokens, penalty 0, and early stopping as
+        ``config.answer_early_stopping`` has it, True for the released model.
+    cut: what is made of a text, by default as in the release: cut, and in lower case. lemmatize: what is made of that;
+        the release's is ``lavit.language.spacy_lemmatizer()``, None leaves it. Others: see :func:`caption`.
 
     Raises as :func:`caption`, and ValueError for another number of questions and naming an empty one.
     """
@@ -131,16 +134,14 @@ def answer(
     if len(pictures) != len(questions):
         raise ValueError(f"questions: expected one for each of {len(pictures)} images, got {len(questions)}")
     prompts = list(zip(pictures, questions, strict=True))
-    settings = {
-        "num_beams": num_beams,
-        "min_new": min_new,
-        "max_new": max_new,
-        "length_penalty": length_penalty,
-        "early_stopping": early_stopping,
-    }
+    settings = own_settings(model, "answer").changed(
+        num_beams=num_beams,
+        min_new=min_new,
+        max_new=max_new,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+    )
     reading = {"image_seeds": image_seeds, "batch_size": batch_size, "on_error": on_error}
-    if early_stopping is None:
-        settings["early_stopping"] = model.config.answer_early_stopping
     made = cut if lemmatize is None else lambda text: lemmatize(cut(text))
     return _write(model, processor, prompts, made, settings, what="item", template=template, **reading)
 
@@ -151,11 +152,11 @@ def _write(
     processor: LaVITProcessor,
     prompts: Sequence[Sequence[Any]],
     cut: Callable[[str], str],
-    settings: dict[str, Any],
+    settings: TextSettings,
     **reading: Any,
 ) -> Texts:
-    """settings: of ``generate_text``. reading: arguments of the ``PromptReader``."""
-    reader = PromptReader(model, processor, prompts, new_tokens=settings["max_new"], **reading)
+    """reading: arguments of the ``PromptReader``."""
+    reader = PromptReader(model, processor, prompts, new_tokens=settings.max_new, **reading)
     eos = processor.tokenizer.eos_token_id
     if eos is None:
         raise ValueError("processor: expected a tokenizer with an eos_token_id, which ends a text, got None")
@@ -163,7 +164,7 @@ def _write(
     indices: list[int] = []
     for batch in reader.batches(range(len(prompts))):
         with reader.naming(batch.firsts):
-            found = generate_text(model.language_model, model.vocabulary, batch.rows, eos_id=eos, **settings)
+            found = generate_text(model.language_model, model.vocabulary, batch.rows, eos_id=eos, **asdict(settings))
         written = [cut(text) for text in processor.decode_text(found)]
         texts += [written[place] for place in batch.of]
         indices += batch.numbers

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, GenerationConfig, LlamaForCausalLM
 from transformers.utils import ModelOutput
 
 from lavit.kernels import Ragged
@@ -20,11 +21,15 @@ from lavit.language.assembly import PackedBatch, SegmentLoss, assemble
 from lavit.language.configuration import LaVITConfig, check_rotation
 from lavit.language.continuous_features import Understanding
 from lavit.language.loss import linear_cross_entropy
+from lavit.language.text_settings import load_settings, save_settings
 from lavit.language.vocabulary import Vocabulary, grow_vocabulary
 from lavit.tokenizer import LaVITTokenizer, VisualTokens
 from lavit.tokenizer.pretrained import StrictModel
 
 IGNORED = -100
+
+HUB = frozenset(("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"))
+"""Arguments of ``from_pretrained`` that say where a file is looked for."""
 
 # What `visual_dtype` of the configuration is about; the rest of the tokenizer is in float32 in any case.
 VISUAL_PARTS = [f"visual_tokenizer.{part}" for part in ("encoder", "causal_encoder", "vit_proj", "decoder")]
@@ -58,6 +63,8 @@ class LaVIT(StrictModel):
     language_model: a LlamaForCausalLM; one softmax over text ids, [IMG], [/IMG] and codes. visual_tokenizer: frozen
     here, and always in evaluation mode. understanding: a second merger and the projector: images are read as
     continuous features by these, and written as codes of the tokenizer's own merger.
+    generation_config, answer_generation_config: how captions and answers are written where a caller does not say, each
+    a file of the folder; None: as in the release. See `lavit.language.text_settings`.
     """
 
     config_class = LaVITConfig
@@ -95,8 +102,29 @@ class LaVIT(StrictModel):
         self.understanding = Understanding(config.tokenizer_config, width)
         if config.image_objective == "regress":
             self.regressor = nn.Linear(width, config.tokenizer_config.hidden_size)
+        self.generation_config: GenerationConfig | None = None  # type: ignore[assignment]  # there is always one there
+        self.answer_generation_config: GenerationConfig | None = None
         self.post_init()
         self.freeze()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[Any] | None, *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """As of any `StrictModel`, with the settings of captions and answers that the folder has."""
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        if pretrained_model_name_or_path is not None:
+            hub = {name: value for name, value in kwargs.items() if name in HUB and value is not None}
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            load_settings(model, pretrained_model_name_or_path, **hub)
+        return loaded
+
+    def save_pretrained(self, save_directory: str | PathLike[Any], **kwargs: Any) -> None:  # type: ignore[override]
+        """As of any `StrictModel`, with the settings of captions and answers, if there are any. ``push_to_hub=True``
+        leaves these out; the method ``push_to_hub`` does not."""
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            save_settings(self, save_directory)
 
     @classmethod
     def from_parts(

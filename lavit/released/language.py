@@ -89,6 +89,7 @@ def load_released_lavit(
     from lavit.language import attention
     from lavit.language.configuration import LaVITConfig
     from lavit.language.model import LaVIT
+    from lavit.language.text_settings import RELEASED, carry_settings
 
     if decoder not in DECODER_FILES:
         raise ValueError(f"decoder: expected one of {', '.join(DECODER_FILES)}, got {decoder!r}")
@@ -118,6 +119,8 @@ def load_released_lavit(
         )
         model = LaVIT(sizes, llama, tokenizer)
     model.understanding = understanding
+    for task, written in RELEASED.items():
+        carry_settings(model, task, written)
     return model.eval()
 
 

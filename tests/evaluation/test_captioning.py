@@ -53,6 +53,8 @@ def test_without_the_package_every_metric_says_so(monkeypatch):
     scores = score_captions({7: "a dog", 9: "a cat"}, REFERENCES)
     assert scores.scores == {} and tuple(scores.skipped) == METRICS and scores.missing == [8] and scores.captions == 2
     assert all("not installed (pip install" in reason for reason in scores.skipped.values())
+    assert scores.words.exact == 1 / 2 and scores.words.f1 == pytest.approx(1 / 2)  # of two: the circle is no dog
+    assert scores.words.guessed_exact.value == 1 / 2 and scores.each == []
 
 
 # A stand-in for the package: what it gets is what it gives, so that a test sees it.

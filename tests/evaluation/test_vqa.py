@@ -73,6 +73,26 @@ def test_accuracy_is_the_mean_over_the_ten_subsets_of_nine(same, accuracy):
     assert vqa_accuracy("red", truths) == pytest.approx(accuracy)
 
 
+@pytest.mark.parametrize(
+    "people, shares",
+    [
+        (1, [0, 1]),
+        # One of two: left out, none is left; the other left out, all that are left. Of three n / 2 is full.
+        (2, [0, 1 / 2, 1]),
+        (3, [0, (0 + 1 / 2 + 1 / 2) / 3, (1 / 2 + 1 / 2 + 1) / 3, 1]),
+        (4, [0, (0 + 3 * 1 / 3) / 4, (2 * 1 / 3 + 2 * 2 / 3) / 4, (3 * 2 / 3 + 1) / 4, 1]),
+    ],
+)
+def test_what_all_have_answered_is_right_however_many_they_are(people, shares):
+    found = [vqa_accuracy("red", ["red"] * same + ["blue"] * (people - same)) for same in range(people + 1)]
+    assert found == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("people", [1, 2, 3])
+def test_answers_of_few_are_always_normalised(people):
+    assert vqa_accuracy("a red one", ["Red 1."] * people) == 1 and vqa_accuracy("blue", ["Red"] * people) == 0
+
+
 def test_both_sides_are_normalised_where_the_truths_differ():
     truths = ["A dog", "dog.", "the dog", "Dog", *["cat"] * 6]
     assert vqa_accuracy("dog", truths) == 1 and vqa_accuracy("a  CAT!", truths) == 1
@@ -114,11 +134,31 @@ def test_scores_by_type_are_means_of_their_questions():
         Item(4, ("red",) * 10),
     ]
     score = evaluate_vqa(items, {1: "yes", 2: "yes", 3: "3"})
-    assert score.overall == Share(pytest.approx((1 + 0.9 + 0) / 3), 3)
-    assert score.by_question_type == {"how many": Share(0, 1), "is": Share(pytest.approx(0.95), 2)}
-    assert score.by_answer_type == {"number": Share(0, 1), "yes/no": Share(pytest.approx(0.95), 2)}
+    # The usual answers are yes, no and two; always the first of them scores 1, 0.9 and 0.
+    assert score.overall == Share(pytest.approx((1 + 0.9 + 0) / 3), 3, pytest.approx(1.9 / 3), "yes")
+    number, yes_no = Share(0, 1, 1, "two"), Share(pytest.approx(0.95), 2, pytest.approx(0.95), "yes")
+    assert score.by_question_type == {"how many": number, "is": yes_no}
+    assert score.by_answer_type == {"number": number, "yes/no": yes_no}
     assert score.unanswered == [4]
-    assert score.as_dict()["by_answer_type"]["number"] == {"accuracy": 0, "questions": 1}
+    assert score.as_dict()["by_answer_type"]["number"] == {
+        "accuracy": 0,
+        "questions": 1,
+        "constant": 1,
+        "guess": "two",
+    }
+
+
+def test_the_guess_is_the_commonest_answer_of_its_questions_and_scores_as_any_answer():
+    items = [Item(1, ("Two",)), Item(2, ("two",)), Item(3, ("two",)), Item(4, ("yes",) * 10), Item(5, ("yes",) * 10)]
+    overall = evaluate_vqa(items, dict.fromkeys(range(1, 6), "no")).overall
+    assert (overall.guess, overall.constant, overall.accuracy) == ("two", 3 / 5, 0)
+
+
+def test_questions_without_a_type_count_in_the_whole_alone():
+    items = [Item(1, ("yes",), "", ""), Item(2, ("no",), "is", "")]
+    score = evaluate_vqa(items, {1: "yes", 2: "yes"})
+    assert score.overall.accuracy == 0.5 and score.overall.questions == 2
+    assert set(score.by_question_type) == {"is"} and score.by_answer_type == {}
 
 
 def test_answers_about_scenes_are_counted_by_kind_beside_chance():
@@ -143,9 +183,9 @@ def test_the_best_guess_scores_chance():
 @pytest.mark.parametrize(
     "call, named",
     [
-        (lambda: vqa_accuracy("red", ["red"] * 3), "truths.*4 people"),
+        (lambda: vqa_accuracy("red", []), "truths.*at least one person"),
         (lambda: vqa_accuracy("red", "red red"), "truths"),
-        (lambda: evaluate_vqa([Item(7, ("red",))], {7: "red"}), "question 7.*truths"),
+        (lambda: evaluate_vqa([Item(7, ())], {7: "red"}), "question 7.*truths"),
         (lambda: evaluate_vqa([Item(7, ("red",) * 10)], {8: "red"}), "answers: question 8"),
         (lambda: evaluate_vqa([Item(7, ("red",) * 10)] * 2, {7: "red"}), "question 7 is there twice"),
         (lambda: evaluate_vqa([Item(7, ("red",) * 10)], {}), "answers.*none"),

@@ -141,23 +141,11 @@ def open_folder(config: LanguageTrainingConfig) -> CaptionedFolder:
         raise ValueError(f"data: expected shapes or a folder of captioned images, got {config.data!r}")
     # What no sample is made of is not read: its images would be encoded for nothing.
     folder = read_folder(config.data, split=config.split, text=config.text, edits=config.mixture.edit > 0)
-    captions = (bool(folder.captions), "captions")
-    there = {
-        "caption": captions,
-        "image": captions,
-        "unprompted": captions,
-        "question": (bool(folder.questions) and folder.answered, "questions.json with answers.json"),
-        "edit": (bool(folder.edits), "edits.jsonl"),
-        "text": (bool(folder.texts), "text.jsonl, and there is no --text FILE"),
-    }
     shares = asdict(config.mixture)
-    lacking = [name for name, share in shares.items() if share > 0 and not there[name][0]]
+    lacking = {name: reason for name, share in shares.items() if share > 0 and (reason := folder.lacks(name))}
     if lacking:
-        left_out = f"; {len(folder.bad)} entries cannot be used, {': '.join(folder.bad[0])}" if folder.bad else ""
-        wanted = "; ".join(
-            f"mixture.{name}: expected 0, got {shares[name]}: {config.data} has no {there[name][1]}" for name in lacking
-        )
-        raise ValueError(wanted + left_out)
+        wanted = (f"mixture.{name}: expected 0, got {shares[name]}: {reason}" for name, reason in lacking.items())
+        raise ValueError("; ".join(wanted))
     return folder
 
 

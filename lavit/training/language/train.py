@@ -20,6 +20,7 @@ from lavit.data.mixture import Mixture, PackedStream
 from lavit.language.configuration import PRESETS
 from lavit.language.model import LaVIT
 from lavit.language.processing import LaVITProcessor
+from lavit.language.text_settings import learn_settings
 from lavit.language.text_tokenizer import train_text_tokenizer
 from lavit.shapes.edits import instructions
 from lavit.shapes.questions import sentences
@@ -84,6 +85,7 @@ def train_language(
             sources, store = shapes_data(config, model.visual_tokenizer, both, store)
         else:
             sources, store, bad = folder_data(config, folder, model.visual_tokenizer, both)
+        learn_settings(model, sources, asdict(config.mixture), goes_on=config.model is not None)
         mixture = Mixture(
             sources,
             asdict(config.mixture),
