@@ -167,8 +167,41 @@ def save(config: Any, path: str | os.PathLike) -> None:
         file.write(to_yaml(config).encode())
 
 
-def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
-    """The mapping in a YAML file. ConfigError: no such file, not YAML, not a mapping."""
+EXTENDS = "extends"
+
+
+def read_yaml(path: str | os.PathLike, presets: Path | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file. ``extends: NAME`` in it names the file whose settings come first: NAME.yaml of the
+    same folder or, where there is none, of `presets`; nested mappings are merged.
+
+    ConfigError: no such file, not YAML, not a mapping; files that extend each other.
+    """
+    chain = [Path(path).resolve()]
+    data = _read_mapping(path)
+    while EXTENDS in data:
+        name, here = data.pop(EXTENDS), chain[-1]
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ConfigError(f"{EXTENDS}: expected the name of a recipe of the same folder, got {name!r} in {here}")
+        places = [folder / f"{name.removesuffix('.yaml')}.yaml" for folder in (here.parent, presets) if folder]
+        # A recipe may extend the preset of its own name.
+        found = next((place for place in places if place.is_file() and place.resolve() != here), places[0])
+        if found.resolve() in chain:
+            raise ConfigError(f"{EXTENDS}: {here} extends {name}, which extends it in turn")
+        chain.append(found.resolve())
+        data = _merged(_read_mapping(found), data)
+    return data
+
+
+def _merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of both; where both have one it is the second's, but for mappings, which are merged."""
+    both = dict(first)
+    for key, value in then.items():
+        inner = both.get(key)
+        both[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def _read_mapping(path: str | os.PathLike) -> dict[str, Any]:
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as problem:
@@ -181,13 +214,17 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def load(
-    cls: type[Config], path: str | os.PathLike | None = None, overrides: Mapping[str, Any] | None = None
+    cls: type[Config],
+    path: str | os.PathLike | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    presets: Path | None = None,
 ) -> Config:
-    """A `cls` from a YAML file and dotted overrides, ``{"optimizer.lr": "1e-3"}``.
+    """A `cls` from a YAML file, which may extend one of `presets` (`read_yaml`), and dotted overrides,
+    ``{"optimizer.lr": "1e-3"}``.
 
     A name without its section is enough where only one section has it: ``lr`` for ``optimizer.lr``.
     """
-    data = read_yaml(path) if path is not None else {}
+    data = read_yaml(path, presets) if path is not None else {}
     for key, value in (overrides or {}).items():
         *sections, last = resolve(cls, key).split(".")
         part = data
@@ -267,13 +304,19 @@ def resolve(cls: type, key: str) -> str:
     return fitting[0]
 
 
-def describe(cls: type) -> str:
-    """The settings as ``--help`` shows them: name, help, default."""
+def describe(config: Any) -> str:
+    """The settings as ``--help`` shows them: name, help, value. config: a configuration, or its class: the defaults."""
     return "\n".join(
-        f"  --{name:<32} {help} [{to_dict(default)}]"
-        for name, _, default, help in _entries(cls())
-        if not dataclasses.is_dataclass(default)
+        f"  --{name:<32} {help} [{_shown(value)}]"
+        for name, _, value, help in _entries(config() if isinstance(config, type) else config)
+        if not dataclasses.is_dataclass(value)
     )
+
+
+def _shown(value: Any) -> Any:
+    """A value as it is written on the command line."""
+    value = to_dict(value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

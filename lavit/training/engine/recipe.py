@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CONFIG_FILE = "training.yaml"
 """Where a run's settings stand in its folder."""
 
+THREADS = "of torch, where the command trains; none: chosen from the CPUs, or the run's own"
+
 
 class Recipe:
     """Settings of a run of one stage. The recipes of its presets lie beside the module of the class, in recipes/."""
@@ -27,15 +29,34 @@ class Recipe:
 
         tokenizer: whether the caller has one, so that none need be named."""
 
+    @property
+    def on_shapes(self) -> bool:
+        """Whether the run learns from the built-in world."""
+        return getattr(self, "data", None) == "shapes"
+
+    def about(self) -> str:
+        """A line for ``--help`` about what these settings mean; none: ""."""
+        return ""
+
     @classmethod
     def recipe(cls, preset: str = "small", overrides: dict[str, Any] | None = None) -> Self:
         """The recipe of a preset with dotted overrides, ``{"loop.steps": 100}``; ``steps`` alone will do."""
-        return configuration.load(cls, cls.recipe_file(preset), overrides)
+        return cls.read(cls.recipe_file(preset), overrides)
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: dict[str, Any] | None = None) -> Self:
+        """The recipe in a file, which may say ``extends: small``: the name of a recipe beside it, or of a preset."""
+        return configuration.load(cls, path, overrides, cls.recipes())
+
+    @classmethod
+    def recipes(cls) -> Path:
+        """The folder of the presets' recipes."""
+        return Path(str(sys.modules[cls.__module__].__file__)).parent / "recipes"
 
     @classmethod
     def recipe_file(cls, preset: str) -> Path:
         """The YAML file of a preset. ConfigError names those that there are."""
-        folder = Path(str(sys.modules[cls.__module__].__file__)).parent / "recipes"
+        folder = cls.recipes()
         known = sorted((path.stem for path in folder.glob("*.yaml")), reverse=True)
         if preset not in known:
             wanted = " or ".join(known) if len(known) < 3 else f"one of {', '.join(known)}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lavit.data import DataStream
 from lavit.data.captioned_folder import CaptionedFolder, ImageFiles, captioned_sources, read_folder
+from lavit.data.image_sizes import sizes_line
 from lavit.data.mixture import Source
 from lavit.data.sequences import Sequencing, encoder_of
 from lavit.language.processing import LaVITProcessor
@@ -21,6 +22,7 @@ from lavit.shapes.sequences import shapes_sources
 from lavit.shapes.world import Scenes, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 from lavit.tokenizer.processing import encode_images, encoder_tensors
+from lavit.training.engine import distributed
 from lavit.training.engine.feature_cache import open_or_build
 from lavit.training.language.recipe import LanguageTrainingConfig
 
@@ -155,6 +157,9 @@ def folder_data(
     """The folder's samples and images, and (name, reason) of what cannot be used of it."""
     files = ImageFiles(folder.root, folder.paths)
     cache = Path(config.output) / "features" if config.output is not None else None
+    shown = processor.image_processor
+    if distributed.rank() == 0:
+        logger.info("%s", sizes_line(files.paths, (shown.size, shown.size), shown.fit))
     logger.info("encoding and tokenizing %d images", len(files))
     store, unread = ImageStore.of_files(
         tokenizer, processor.image_processor, files, cache=cache, workers=config.workers

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lavit.data import DataStream, ImageFolder
+from lavit.data.image_sizes import sizes_line
 from lavit.pixels.image_sizes import nearest_size
 from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
@@ -144,7 +145,7 @@ def _open_cache(
     root: Path,
 ) -> Any:
     device = tokenizer.quantize.embedding.weight.device
-    pixels = ("pixels", torch.tensor([processor.size, *processor.mean, *processor.std]))
+    pixels = ("pixels", processor.as_tensor())
     return open_or_build(
         root,
         lambda images: reconstructed(tokenizer, tokenizer.encode_features(images.to(device))),
@@ -163,4 +164,8 @@ def open_images(config: PixelsTrainingConfig, sizes: Sequence[Size]) -> np.ndarr
         return ShapesWorld(config.seed).scenes(config.scenes).images
     if not Path(config.data).is_dir():
         raise ValueError(f"data: expected shapes or a folder of images, got {config.data!r}")
-    return Measured(ImageFolder(config.data), sizes)
+    folder = ImageFolder(config.data)
+    if distributed.rank() == 0:
+        how = "crop" if len(sizes) == 1 else f"crop, or one of {len(sizes) - 1} more of its area"
+        logger.info("%s", sizes_line(folder.paths, sizes[0], how))
+    return Measured(folder, sizes)

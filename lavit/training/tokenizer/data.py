@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 
 from lavit.data import DataStream, ImageFolder
+from lavit.data.image_folder import ImageFiles
+from lavit.data.image_sizes import sizes_line
 from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.tokenizer.processing import encoder_tensors, processor_for
@@ -15,6 +18,8 @@ from lavit.training.engine.feature_cache import open_or_build
 from lavit.training.engine.recipe import check_folders
 from lavit.training.engine.stage import cache_folder
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 def open_dataset(config: TokenizerTrainingConfig) -> Any:
@@ -33,6 +38,9 @@ class TrainingImages:
         self.processor = processor_of(config, tokenizer)
         self._skipped: dict[str, str] = {}
         self._streams: list[DataStream] = []
+        if isinstance(dataset, ImageFiles) and distributed.rank() == 0:
+            size = self.processor.size, self.processor.size
+            logger.info("%s", sizes_line(dataset.paths, size, self.processor.fit))
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -93,5 +101,6 @@ def open_stream(dataset: Any, key: str, config: TokenizerTrainingConfig, transfo
 
 
 def processor_of(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> LaVITImageProcessor:
-    """The image processor of the model that the run started from, else CLIP's with the tokenizer's size."""
-    return processor_for(tokenizer.config.image_size, config.model)
+    """The image processor of the model that the run started from, else CLIP's with the tokenizer's size; with the
+    configuration's way to make squares, where it names one."""
+    return processor_for(tokenizer.config.image_size, config.model, config.fit)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lavit.shapes.world import SHAPES_WORLD
+from lavit.tokenizer.preset_sizes import sizes_told
 from lavit.training.engine.config import setting
-from lavit.training.engine.recipe import CacheConfig, LoopConfig, OptimizerConfig, Recipe
+from lavit.training.engine.recipe import THREADS, CacheConfig, LoopConfig, OptimizerConfig, Recipe
 from lavit.training.engine.schedule import Anneal, PhaseOrder, ScheduleConfig
 
 
@@ -29,11 +30,15 @@ class TokenizerTrainingConfig(Recipe):
     encoder: str | None = setting(None, "pretrained encoder: a tokenizer's or the release's folder, or a file")
     encoder_steps: int = setting(400, "steps that pretrain an encoder on the shapes world where none is given")
     data: str = setting(SHAPES_WORLD, "folder of images, or shapes: the built-in world")
+    fit: Literal["stretch", "crop", "pad"] | None = setting(
+        None, "how images become squares: stretch, crop the middle, pad with white; none: as --model does, or stretch"
+    )
     scenes: int = setting(20000, "number of different scenes of the shapes world")
     workers: int = setting(2, "threads that read image files")
     output: str | None = setting(None, "folder of the run; none: nothing is written")
     seed: int = setting(0, "of weights, data order and noise")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    threads: int | None = setting(None, THREADS)
     tensorboard: bool = setting(True, "write TensorBoard files too, if it is installed")
     order: PhaseOrder = setting("continuous_then_joint", "selector_then_codebook or continuous_then_joint")
     first_phase: float = setting(0.15, "fraction of the steps without quantisation")
@@ -46,3 +51,7 @@ class TokenizerTrainingConfig(Recipe):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def about(self) -> str:
+        fit = self.fit or ("stretch" if self.model is None else None)
+        return sizes_told(self.preset, self.tokenizer, self.model, fit)

@@ -55,6 +55,41 @@ def test_command_line_overrides_file_overrides_defaults(tmp_path):
     assert got == Outer("file", True, 4, (0.5, 0.6), [], {"k": 1e-4}, Inner(3e-5, 7))
 
 
+def test_a_recipe_extends_another_of_its_folder_and_mappings_merge(tmp_path):
+    (tmp_path / "a.yaml").write_text("name: a\nlimit: 3\nfree: {k: 1, deep: {x: 1, y: 2}}\ninner: {lr: 0.5, steps: 7}")
+    (tmp_path / "b.yaml").write_text("extends: a\nname: b\nfree: {deep: {y: 3}}\ninner: {steps: 8}\n")
+    (tmp_path / "c.yaml").write_text("inner: {shape: square}\nextends: b.yaml\nlimit: null\n")
+    free = {"k": 1, "deep": {"x": 1, "y": 3}}
+    assert config.load(Outer, tmp_path / "b.yaml") == Outer("b", limit=3, free=free, inner=Inner(0.5, 8))
+    got = config.load(Outer, tmp_path / "c.yaml", {"inner.steps": "9"})
+    assert got == Outer("b", limit=None, free=free, inner=Inner(0.5, 9, "square"))
+
+
+def test_a_recipe_extends_a_preset_where_there_is_none_of_the_name_beside_it(tmp_path):
+    (tmp_path / "small.yaml").write_text("extends: small\nloop: {steps: 7}\n")
+    small = TokenizerTrainingConfig.recipe()
+    got = TokenizerTrainingConfig.read(tmp_path / "small.yaml")
+    assert config.to_dict(got) == {**config.to_dict(small), "loop": {**config.to_dict(small.loop), "steps": 7}}
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        ({"a": "extends: b", "b": "extends: a"}, "b.yaml extends a, which extends it in turn"),
+        ({"a": "extends: a"}, "a.yaml extends a, which extends it in turn"),
+        ({"a": "extends: ../b"}, r"expected the name of a recipe of the same folder, got '../b' in .*a.yaml"),
+        ({"a": "extends: [b]"}, "expected the name of a recipe of the same folder"),
+        ({"a": "extends: missing"}, "cannot read .*missing.yaml"),
+        ({"a": "extends: b", "b": "- 1"}, "b.yaml must hold a mapping"),
+    ],
+)
+def test_what_cannot_be_extended_is_told(tmp_path, texts, told):
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(config.ConfigError, match=told):
+        config.load(Outer, tmp_path / "a.yaml")
+
+
 def test_section_may_be_left_out_where_one_has_the_name():
     assert config.load(Outer, None, {"lr": "0.5", "shape": "square"}).inner == Inner(0.5, 10, "square")
     with pytest.raises(ValueError, match="inner.steps, other.steps"):
