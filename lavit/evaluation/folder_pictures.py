@@ -112,7 +112,7 @@ def rebuild_files(
     found = []
     for row in report.results:
         drawn = load_image(row["drawn"])
-        true = np.asarray(load_image(row["file"]).resize(drawn.size, Image.Resampling.BICUBIC))
+        true = np.asarray(processor.seen(load_image(row["file"])).resize(drawn.size, Image.Resampling.BICUBIC))
         flat = np.broadcast_to(true.mean((0, 1)).round().astype(np.uint8), true.shape)
         own = (row["tokens"], row["psnr"], row["ssim"], psnr(true, flat))
         found.append(Rebuilt(Path(row["file"]), Path(row["drawn"]), *own))

@@ -30,14 +30,14 @@ def paths(tmp_path):
     return write_pictures(tmp_path / "images", 4)
 
 
-def test_a_caption_is_right_where_it_is_one_of_the_true_ones_but_for_case_and_the_end(paths):
+def test_captions_are_judged_by_their_words_beside_the_best_that_is_always_said(paths):
     true = [("a red cat.", "one cat"), ("a dog",), ("a dog",), ("A Cow!",)]
     items = [CaptionItem(i, path, texts) for i, (path, texts) in enumerate(zip(paths, true, strict=True))]
-    found = say_captions(model(["One  cat", "a cat", "a dog.", "the cow"]), None, items)
+    found = say_captions(model(["One  cat", "a cat", "a dog.", "the big cow"]), None, items)
     assert [one.exact for one in found.said] == [True, False, True, False] and found.exact == 0.5
-    assert found.constant == 0.5  # "a dog" always
+    assert [one.f1 for one in found.said] == [1, 0, 1, pytest.approx(2 / 3)]
+    assert found.f1 == pytest.approx(2 / 3) and found.guessed_exact == found.guessed_f1 == 0.5  # "a dog" always
     assert [one.nearest for one in found.said] == ["one cat", "a dog", "a dog", "A Cow!"]
-    assert [one.alike for one in found.said] == [1, 0.5, 1, 0.5]
 
 
 def test_answers_are_judged_by_kind_beside_the_usual_answer_to_it(paths):

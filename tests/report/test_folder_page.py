@@ -48,7 +48,7 @@ def tokens_of(paths, cosine=0.5):
 
 def whole(paths, words=""):
     """An examination with everything; ``words`` stand before every text."""
-    said = [Said(p, (f"{words}a red circle",), f"{words}a {c} circle", c == "red", 1.0 if c == "red" else 2 / 3)
+    said = [Said(p, (f"{words}a red circle",), f"{words}a {c} circle", c == "red", 1.0 if c == "red" else 0.5)
             for p, c in zip(paths, ("red", "blue", "red", "green"), strict=True)]  # fmt: skip
     answered = [Answered(p, f"{words}how many?", (f"{words}2",) * 10, f"{words}{n}", float(n == 2), f"{words}count")
                 for n, p in enumerate(paths)]  # fmt: skip
@@ -58,8 +58,8 @@ def whole(paths, words=""):
         Path("scenes"),
         9,
         tokens_of(paths),
-        FolderCaptions(said, 0.25, {"CIDEr": 1.25}, {}, []),
-        FolderAnswers(answered, 0.3, {f"{words}count": (0.25, 0.125, 4), "colour": (0.5, 0.375, 2)}),
+        FolderCaptions(said, 0.5, 0.75, 0.25, 0.375, {"CIDEr": 1.25}, []),
+        FolderAnswers(answered, 0.25, 0.3, {f"{words}count": (0.25, 0.125, 4), "colour": (0.5, 0.375, 2)}),
         [Rebuilt(p, paths[0], 5, 20.0 + i, 0.5, 12.5) for i, p in enumerate(paths)],
         FolderDrawn(drawn, 40, []),
         FolderDrawn(changed, 12, []),
@@ -113,6 +113,7 @@ def test_what_was_found_is_on_the_page_beside_chance(page):
         "25.0 % of answers right (the usual answer to each kind of question: 30.0 %)",
         "100.0 % of pictures drawn for a caption have the captioned one among their 10 nearest of 40 (chance 25.0 %)",
         "CIDEr 1.250.",
+        "F1 of the words: 0.750, saying always the same 0.375.",
         "At the end 0.25, held out 0.5.",
         "12 345",
         "nearest_code",
@@ -161,7 +162,7 @@ def test_the_worst_come_first_and_what_is_right_is_no_mistake(paths):
     assert [item.pictures[0][1] for item in tokens.worst] == paths[:2]
     assert [item.pictures[0][1] for item in tokens.best] == paths[:1:-1] and tokens.wrong is None
     captions = kinds["Captions"]
-    assert [item.told for item in captions.worst] == ["67 % of the words"] * 2 and captions.wrong == 2
+    assert [item.told for item in captions.worst] == ["F1 0.50"] * 2 and captions.wrong == 2
     assert [item.told for item in captions.best] == ["word for word"] * 2
     assert kinds["Answers"].wrong == 3 and kinds["Answers"].total == 4
     assert [name for name, _ in kinds["Pictures changed"].worst[0].pictures] == ["before", "true"]
