@@ -147,6 +147,7 @@ def _about(
         "model": options.model,
         "folder": f"{options.data}, {len(found.tokens.seen)} of {found.pictures} pictures",
         "picture": f"{config.image_size} × {config.image_size} pixels, patches of {config.patch_size}",
+        "fit": parts.image_processor.fit,
         "codes": str(config.num_codes),
         "seed": str(options.seed),
         "device": f"{name}, {threads} thread{'' if threads == 1 else 's'}",
@@ -178,7 +179,7 @@ def _lines(found: Examination) -> list[str]:
     tokens, cosine = (mean_of([float(getattr(one, name)) for one in seen]) for name in ("tokens", "cosine"))
     lines = [f"{integer(len(seen))} pictures: {decimal(tokens, 1)} tokens each, cosine {decimal(cosine)}"]
     if found.captions:
-        told = f"(always the same one: {percent(found.captions.constant)})"
+        told = f"(always the same one: {percent(found.captions.guessed_exact)})"
         lines.append(f"captions word for word right: {percent(found.captions.exact)} {told}")
     if found.answers:
         told = f"(the usual answer to each kind: {percent(found.answers.constant)})"

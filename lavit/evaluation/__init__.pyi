@@ -6,8 +6,14 @@ from .captioning import CaptionScores as CaptionScores
 from .captioning import SceneCaptionReport as SceneCaptionReport
 from .captioning import score_captions as score_captions
 from .captioning import score_scene_captions as score_scene_captions
+from .code_patches import CodePatches as CodePatches
+from .code_patches import collect_code_patches as collect_code_patches
 from .data_folder import DataFolder as DataFolder
 from .data_folder import read_data as read_data
+from .examination import Examination as Examination
+from .examination import Parts as Parts
+from .examination import examine as examine
+from .examination import read_pictures as read_pictures
 from .inception import Inception as Inception
 from .inception import load_inception as load_inception
 from .journal import Journal as Journal
@@ -15,6 +21,9 @@ from .perceptual import LPIPS as LPIPS
 from .perceptual import load_lpips as load_lpips
 from .perceptual import psnr as psnr
 from .perceptual import ssim as ssim
+from .picture_content import edge_density as edge_density
+from .picture_content import jpeg_size as jpeg_size
+from .picture_content import rank_correlation as rank_correlation
 from .prompted import draw_prompts as draw_prompts
 from .prompted import generate_files as generate_files
 from .reconstruction import Judges as Judges

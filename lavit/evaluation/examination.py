@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from lavit.data.annotations import EditItem, read_edits
 from lavit.data.captioned_folder import EDITS
 from lavit.evaluation.data_folder import DataFolder, read_data
@@ -55,7 +57,8 @@ class Folder:
 class Examination:
     """What came out; a part that is None is named in ``missing``, with a sentence without its end that says why.
 
-    pictures: how many files there are, of which ``tokens`` has a sample. skipped: what could not be used.
+    pictures: how many files there are, of which ``tokens`` has a sample. skipped: what could not be used. view: what
+    the model sees of a picture, in its own pixels.
     """
 
     root: Path
@@ -68,6 +71,7 @@ class Examination:
     changed: FolderDrawn | None = None
     missing: dict[str, str] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    view: Callable[[Image.Image], Image.Image] = lambda picture: picture
 
 
 def read_pictures(root: str | os.PathLike[str]) -> Folder:
@@ -105,7 +109,7 @@ def examine(
         return {"batch_size": batch_size, "progress": progress(name) if progress else None}
 
     tokens = see_files(parts.tokenizer, parts.image_processor, files, **shared("tokens"))
-    found = Examination(folder.root, len(folder.pictures), tokens)
+    found = Examination(folder.root, len(folder.pictures), tokens, view=parts.image_processor.seen)
     found.skipped += [*folder.bad, *_named(tokens.skipped)]
     sample = [one.path for one in tokens.seen]
     readable = set(sample)

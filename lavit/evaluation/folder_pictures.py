@@ -112,7 +112,7 @@ def rebuild_files(
     found = []
     for row in report.results:
         drawn = load_image(row["drawn"])
-        true = np.asarray(load_image(row["file"]).resize(drawn.size, Image.Resampling.BICUBIC))
+        true = np.asarray(processor.seen(load_image(row["file"])).resize(drawn.size, Image.Resampling.BICUBIC))
         flat = np.broadcast_to(true.mean((0, 1)).round().astype(np.uint8), true.shape)
         own = (row["tokens"], row["psnr"], row["ssim"], psnr(true, flat))
         found.append(Rebuilt(Path(row["file"]), Path(row["drawn"]), *own))
@@ -163,6 +163,8 @@ def draw_asked(
     own = dict.fromkeys([*(one.true for one in asked), *(one.shown for one in asked if one.shown is not None)])
     more = [path for path in others if path not in own][:room]
     features, places = _encoded(tokenizer, image_processor, [*own, *more], batch_size)
+    if not any(asked[index].true in places for index in done.results):
+        raise ValueError(f"asked: none of the {len(asked)} true pictures could be read")
     # What is shown is compared with, too, but only the pictures asked for and the others make the gallery.
     gallery = [places[path] for path in dict.fromkeys([*(one.true for one in asked), *more]) if path in places]
     similar = rows.flatten(1) @ features.flatten(1).T
@@ -176,8 +178,6 @@ def draw_asked(
         picture = pictures / f"{index}.png" if draw is not None else None
         rank = int((row[gallery] > cosine).sum())
         found.append(Drawn(one, made["tokens"], cosine, rank, before, picture))
-    if not found:
-        raise ValueError(f"asked: none of the {len(asked)} true pictures could be read")
     return FolderDrawn(found, len(gallery), done.skipped)
 
 

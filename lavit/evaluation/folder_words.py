@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 from lavit.data.annotations import CaptionItem, VQAItem
+from lavit.evaluation.caption_words import normalize_caption, token_f1
 from lavit.evaluation.runner import Skipped
 from lavit.evaluation.tasks import Model, answer_folder, caption_folder
-from lavit.evaluation.vqa import vqa_accuracy
 
 
 @dataclass(frozen=True)
 class Said:
-    """A picture, its true captions, and the model's. exact: it is one of them, but for case, spaces and the marks at
-    the ends. alike: share of its words and of a true caption's that are common, in their order, of the nearest one."""
+    """A picture, its true captions, and the model's. exact, f1: of the nearest true caption, as
+    `lavit.evaluation.caption_words` has them: whether it has the same words, and how many they share."""
 
     path: Path
     true: tuple[str, ...]
     said: str
     exact: bool
-    alike: float
+    f1: float
 
     @property
     def nearest(self) -> str:
         """The true caption that it is compared with."""
-        return max(self.true, key=lambda text: _alike(self.said, text), default="")
+        return max(self.true, key=lambda text: _f1(self.said, text), default="")
 
 
 @dataclass(frozen=True)
@@ -52,33 +51,28 @@ class Answered:
 
 @dataclass(frozen=True)
 class FolderCaptions:
-    """constant: share of pictures that the one caption fits that fits most: what saying always the same scores at most.
-    scores: other metrics by name, and lacking: those that could not be computed, with the reason."""
+    """exact, f1: share of the captions that are a true one, and the mean F1; guessed_exact, guessed_f1: the same of the
+    best caption that is said of every picture. scores: other metrics by name, as far as they could be computed."""
 
     said: list[Said]
-    constant: float
+    exact: float
+    f1: float
+    guessed_exact: float
+    guessed_f1: float
     scores: dict[str, float]
-    lacking: dict[str, str]
     skipped: list[Skipped]
-
-    @property
-    def exact(self) -> float:
-        return sum(one.exact for one in self.said) / len(self.said)
 
 
 @dataclass(frozen=True)
 class FolderAnswers:
-    """constant: mean accuracy of the best answer to each kind of question that is always the same. kinds: of each kind
-    of question (accuracy, constant, number); none where there is only one."""
+    """accuracy: the mean; constant: that of always the usual answer to each kind of question. kinds: of each kind
+    (accuracy, constant, number); none where there is only one."""
 
     answered: list[Answered]
+    accuracy: float
     constant: float
     kinds: dict[str, tuple[float, float, int]] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
-
-    @property
-    def accuracy(self) -> float:
-        return sum(one.accuracy for one in self.answered) / len(self.answered)
 
 
 def say_captions(model: Model, processor: Any, items: Sequence[CaptionItem], **settings: Any) -> FolderCaptions:
@@ -88,14 +82,12 @@ def say_captions(model: Model, processor: Any, items: Sequence[CaptionItem], **s
     said = []
     for row in report.results:
         item, text = known[row["image_id"]], row["caption"]
-        exact = any(_plain(text) == _plain(true) for true in item.captions)
-        alike = max((_alike(text, true) for true in item.captions), default=0.0)
-        said.append(Said(item.image, item.captions, text, exact, alike))
-    fits = Counter(text for one in said for text in {_plain(true) for true in one.true})
-    constant = max(fits.values(), default=0) / len(said)
-    score = report.score or {}
-    scores = {name: value for name, value in score.get("scores", {}).items() if isinstance(value, float)}
-    return FolderCaptions(said, constant, scores, dict(score.get("skipped", {})), report.skipped)
+        exact = normalize_caption(text) in map(normalize_caption, item.captions)
+        said.append(Said(item.image, item.captions, text, exact, max(_f1(text, true) for true in item.captions)))
+    score: Any = report.score
+    words = score["words"]
+    guessed = words["guessed_exact"]["value"], words["guessed_f1"]["value"]
+    return FolderCaptions(said, words["exact"], words["f1"], *guessed, score["scores"], report.skipped)
 
 
 def give_answers(model: Model, processor: Any, items: Sequence[VQAItem], **settings: Any) -> FolderAnswers:
@@ -107,27 +99,15 @@ def give_answers(model: Model, processor: Any, items: Sequence[VQAItem], **setti
         Answered(item.image, item.question, item.answers, row["answer"], score, item.question_type or item.answer_type)
         for item, row, score in zip(asked, report.results, report.item_scores, strict=True)
     ]
-    groups: dict[str, list[Answered]] = defaultdict(list)
-    for one in answered:
-        groups[one.kind].append(one)
-    constants = {kind: _constant(own) for kind, own in groups.items()}
-    constant = sum(constants[kind] * len(own) for kind, own in groups.items()) / len(answered)
-    kinds = {}
-    if len(groups) > 1:
-        for kind, own in sorted(groups.items(), key=lambda pair: -len(pair[1])):
-            kinds[kind] = sum(one.accuracy for one in own) / len(own), constants[kind], len(own)
-    return FolderAnswers(answered, constant, kinds, report.skipped)
+    score: Any = report.score
+    overall, types = score["overall"], score["by_question_type"] or score["by_answer_type"]
+    kinds = {kind: (own["accuracy"], own["constant"], own["questions"]) for kind, own in types.items()}
+    constant = overall["constant"]
+    if sum(number for _, _, number in kinds.values()) == len(answered):
+        constant = sum(guess * number for _, guess, number in kinds.values()) / len(answered)
+    kinds = dict(sorted(kinds.items(), key=lambda pair: -pair[1][2])) if len(kinds) > 1 else {}
+    return FolderAnswers(answered, overall["accuracy"], constant, kinds, report.skipped)
 
 
-def _constant(answered: Sequence[Answered]) -> float:
-    """The mean accuracy of the usual answer to all these questions."""
-    usual = Counter(one.usual for one in answered).most_common(1)[0][0]
-    return sum(vqa_accuracy(usual, one.true) for one in answered) / len(answered)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).strip(" .,;:!?\"'")
-
-
-def _alike(first: str, second: str) -> float:
-    return SequenceMatcher(None, _plain(first).split(), _plain(second).split(), autojunk=False).ratio()
+def _f1(first: str, second: str) -> float:
+    return token_f1(normalize_caption(first), normalize_caption(second))

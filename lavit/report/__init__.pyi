@@ -1,4 +1,10 @@
+from .codes_page import draw_codes as draw_codes
+from .codes_page import render_codes as render_codes
+from .codes_page import write_codes as write_codes
 from .figure import write_figure as write_figure
+from .folder_page import About as About
+from .folder_page import render_folder_report as render_folder_report
+from .folder_page import write_folder_report as write_folder_report
 from .page import differing as differing
 from .page import render_report as render_report
 from .page import write_report as write_report
@@ -18,3 +24,5 @@ from .result import mean_of as mean_of
 from .result import mean_tokens as mean_tokens
 from .result import perplexity as perplexity
 from .result import phases as phases
+from .training_runs import TrainingRun as TrainingRun
+from .training_runs import read_run as read_run

@@ -42,7 +42,7 @@ def extremes_of(found: Examination, count: int) -> list[Extremes]:
     kinds = [
         ("Features rebuilt from the tokens", "By the cosine.", _tokens(found), None),
         ("Pictures rebuilt", "By the PSNR: the picture, and what is drawn from its tokens.", _rebuilt(found), None),
-        ("Captions", "By the words that they share with the true one.", _captions(found), 1.0),
+        ("Captions", "By F1, the words that they share with the true one.", _captions(found), 1.0),
         ("Answers", "By the accuracy.", _answers(found), 1.0),
         ("Pictures drawn for captions", "By the cosine with the true picture.", _drawn(found.drawn), None),
         ("Pictures changed", "By the cosine with the picture wanted.", _drawn(found.changed), None),
@@ -85,8 +85,8 @@ def _captions(found: Examination) -> list[Item]:
     return [
         Item(
             [("", one.path)],
-            1.0 if one.exact else min(one.alike, 0.999),
-            "word for word" if one.exact else f"{100 * one.alike:.0f} % of the words",
+            1.0 if one.exact else min(one.f1, 0.999),  # the same words in another order
+            "word for word" if one.exact else f"F1 {decimal(one.f1, 2)}",
             [("true", one.nearest, one.said), ("says", one.said, one.nearest)],
         )
         for one in (found.captions.said if found.captions else ())

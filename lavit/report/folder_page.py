@@ -25,8 +25,8 @@ from lavit.report.result import Rate, mean_of
 from lavit.report.token_map import draw_token_map, shrink
 from lavit.report.training_runs import TrainingRun, curves_of, spans_of
 
-SIDE = 384
-"""The longest side of a picture on the page, in pixels; token maps are larger."""
+SIDE, MAP = 384, 512
+"""The longest side of a picture on the page, and of one that a token map is drawn from, in pixels."""
 SMALL = 128
 """Pictures up to this side are shown with their pixels visible, and without losses."""
 
@@ -69,6 +69,10 @@ def render_folder_report(
     """The page as text. shown: at most so many items of each kind, drawn by chance from all; extremes: of the worst and
     of the best of each kind. What is missing becomes a sentence that says why."""
     seen, grid = found.tokens.seen, found.tokens.grid
+
+    def seen_of(path: Path) -> Image.Image:
+        return shrink(found.view(load_image(path)), MAP)
+
     return environment().get_template("folder.html.j2").render(
         found=found,
         about=about,
@@ -86,20 +90,18 @@ def render_folder_report(
         learning=[(run, spans_of(run), curves_of(run)) for run in runs],
         means={name: mean_of([getattr(one, name) for one in seen]) for name in ("tokens", "cosine", "other")},
         shot=shot,
-        map_of=lambda one: _map(one, grid),
+        map_of=lambda one: draw_token_map(seen_of(one.path), one.keep, grid),
+        seen_of=seen_of,
         drop=found.missing.get,
     )  # fmt: skip
 
 
-def shot(path: str | os.PathLike[str], side: int = SIDE) -> tuple[Image.Image, str, bool]:
-    """A picture file as it is shown: no larger than ``side``; the class of its element; whether it is a photograph."""
-    picture = shrink(load_image(path), side)
+def shot(picture: str | os.PathLike[str] | Image.Image, side: int = SIDE) -> tuple[Image.Image, str, bool]:
+    """A picture or its file as it is shown: no larger than ``side``; the class of its element; whether it is a
+    photograph."""
+    picture = shrink(picture if isinstance(picture, Image.Image) else load_image(picture), side)
     small = max(picture.size) <= SMALL
     return picture, "pixels" if small else "", not small
-
-
-def _map(one: Seen, grid: tuple[int, int]) -> Image.Image:
-    return draw_token_map(shrink(load_image(one.path), 512), one.keep, grid)
 
 
 def _spread(seen: Sequence[Seen], most: int) -> list[Seen]:
@@ -127,7 +129,8 @@ def _rates(found: Examination) -> list[tuple[str, Rate]]:
     """Shares of right ones beside what guessing has."""
     rows = []
     if found.captions:
-        rows.append(("Captions word for word right", Rate(found.captions.exact, found.captions.constant)))
+        rows.append(("Captions word for word right", Rate(found.captions.exact, found.captions.guessed_exact)))
+        rows.append(("Captions: F1 of the words", Rate(found.captions.f1, found.captions.guessed_f1)))
     if found.answers:
         rows.append(("Answers right", Rate(found.answers.accuracy, found.answers.constant)))
         for kind, (accuracy, constant, _) in found.answers.kinds.items():

@@ -114,6 +114,8 @@ def test_the_sizes_that_help_tells_are_the_presets():
         (["evaluate", "--model", "nowhere", "--data", "shapes"], "there is no folder nowhere"),
         (["evaluate", "--data", "shapes"], "--model is needed"),
         (["convert", "nowhere", "out"], "there is no folder nowhere"),
+        (["report", "nowhere", "--data", "here"], "MODEL: there is no folder nowhere"),
+        (["codes", "here", "--model", "nowhere"], "--model: there is no folder nowhere"),
         (["quickstart", "--seed", "half"], "argument --seed"),
         (["train", "tokenizer", "--model", "nowhere"], "there is no folder nowhere"),
         (["train", "language", "--tokenizer", "nowhere"], "there is no folder nowhere"),

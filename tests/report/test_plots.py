@@ -206,3 +206,22 @@ assert loaded() == ["matplotlib", "jinja2"], loaded()
 
 def test_letters_in_parts_are_drawn_whole():
     assert plots.drawable("e\u0301te\u0301") == "\u00e9t\u00e9"
+
+
+def test_held_out_values_are_points_on_the_axes_of_training() -> None:
+    others = [10, 30, 40], [4.0, 2.0, math.nan]
+    svg = plots.line("Loss", [0, 10, 20], [3.0, 2.0, 1.0], "step", "loss", held_out=others)
+    first, last = marks(svg, "held")
+    (points,) = paths(svg, "line")
+    assert (last[0] - first[0]) / (points[2][0] - points[1][0]) == pytest.approx(2, abs=1e-2)
+    assert last[1] == pytest.approx(points[1][1], abs=0.02) and first[1] < points[0][1]  # y grows downwards
+    assert "Held out: from 4 at step 10 to 2 at step 30." in parse(svg).attrib["aria-label"]
+
+
+def test_scatter_has_a_dot_for_each_finite_pair() -> None:
+    svg = plots.scatter("Tokens", [1, 2, math.nan, 3], [10, 20, 5, 30], "edges", "tokens")
+    dots = marks(svg, "dot")
+    assert len(dots) == 3 and dots[2][1] - dots[0][1] == pytest.approx(-20 * unit(svg), abs=0.05)
+    assert "3 pairs: edges from 1 to 3, tokens from 10 to 30." in parse(svg).attrib["aria-label"]
+    assert len(marks(plots.scatter("", range(5000), range(5000), "x", "y", most=100), "dot")) == 100
+    assert plots.scatter("", [math.nan], [1.0], "x", "y") is None
