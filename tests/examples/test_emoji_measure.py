@@ -33,7 +33,7 @@ def opened(path):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world") / "world"
-    draw(root, PlainGlyphs(), Settings(size=32, limit=90))
+    draw(root, PlainGlyphs(), Settings(size=32, limit=150))
     return root
 
 
