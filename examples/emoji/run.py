@@ -11,6 +11,7 @@ The recipes lie in recipes/: a folder for each length.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -72,7 +73,7 @@ def run(
     tell: Callable[[str], None] = print,
 ) -> int:
     """Does what is not done yet; returns the exit code of the first command that fails, or 0."""
-    call = call or _call
+    call = call or run_command
     out.mkdir(parents=True, exist_ok=True)
     done: dict[str, float] = json.loads((out / DONE).read_text()) if (out / DONE).is_file() else {}
     for step in todo:
@@ -92,8 +93,18 @@ def run(
     return 0
 
 
-def _call(command: Sequence[str]) -> int:
-    return subprocess.run(command, cwd=REPOSITORY, check=False).returncode
+def run_command(command: Sequence[str]) -> int:
+    """Its exit code. Whoever ends this process ends the command, which keeps a checkpoint and is waited for."""
+    process = subprocess.Popen(command, cwd=REPOSITORY)
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the terminal has told the command, too
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return code if code >= 0 else 128 - code
 
 
 def check_world(world: Path) -> None:

@@ -1,12 +1,17 @@
 """Laws of the run from the font to the figures: each step once, in order, on the pictures that are to be learned."""
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from examples.emoji.run import MINUTES, RECIPES, run, steps
+from examples.emoji.run import MINUTES, RECIPES, run, run_command, steps
 from lavit.training.engine.config import load
 
 STAGES = ("encoder", "tokenizer", "language", "pixels")
@@ -61,3 +66,24 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path):
     assert called[0][-1] == "--resume" and "--resume" not in called[1] + called[2]
     called.clear()
     assert run(todo, tmp_path, call=call, tell=lambda _: None) == 0 and called == []
+
+
+def test_who_ends_the_run_ends_its_command_and_waits_for_it(tmp_path):
+    kept = tmp_path / "kept"
+    script = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], "w"), sys.exit(7)))
+open(sys.argv[1] + ".ready", "w")
+time.sleep(60)
+"""
+
+    def end():
+        while not (tmp_path / "kept.ready").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end).start()
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command([sys.executable, "-c", script, str(kept)]) == 7
+    assert kept.exists() and signal.getsignal(signal.SIGTERM) is before
+    assert run_command([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]) == 137
