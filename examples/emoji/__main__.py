@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> int:
     judge.add_argument("--seed", type=int, default=0, help="of which these are, and of the noise (default: 0)")
     whole = commands.add_parser("run", help="draw, train all stages and judge; goes on where it was stopped")
     whole.add_argument("out", metavar="OUT", help="a folder for all of it")
-    whole.add_argument("--minutes", type=int, default=40, choices=MINUTES, help="on two cores (default: 40)")
+    whole.add_argument("--minutes", type=int, default=40, choices=list(MINUTES), help="on two cores (default: 40)")
     _add_drawing(whole)
     options = parser.parse_args(words)
     try:

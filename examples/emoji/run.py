@@ -23,8 +23,8 @@ from examples.emoji.draw import WORLD
 from examples.emoji.splits import TRAIN
 
 RECIPES = Path(__file__).parent / "recipes"
-MINUTES = (8, 40)
-"""Lengths that there are recipes for, on two cores."""
+MINUTES = {8: 64, 40: 256}
+"""Lengths that there are recipes for, on two cores; and how many pictures of each split are judged then."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 DONE = "seconds.json"
 
@@ -55,13 +55,14 @@ def steps(out: Path, minutes: int, *, seed: int = 0, font: str | None = None) ->
     drawing = ("draw", str(world), "--seed", str(seed), *(("--font", font) if font else ()))
     model = ("--model", str(out / "language"), "--pixels", str(out / "pixels"))
     judged = out / "judged"
+    judging = ("--output", str(judged), "--items", str(MINUTES[minutes]), "--seed", str(seed))
     return [
         Step("world", (*emoji, *drawing), world),
         stage("encoder"),
         stage("tokenizer", "--encoder", str(out / "encoder")),
         stage("language", "--tokenizer", str(out / "tokenizer")),
         stage("pixels", "--tokenizer", str(out / "tokenizer")),
-        Step("judged", (*emoji, "judge", str(world), *model, "--output", str(judged), "--seed", str(seed)), judged),
+        Step("judged", (*emoji, "judge", str(world), *model, *judging), judged),
     ]
 
 
