@@ -1,5 +1,6 @@
 """Laws of the emoji's names: true of their parts, and no two alike."""
 
+import re
 import unicodedata
 from collections import Counter
 
@@ -21,6 +22,11 @@ def test_no_two_candidates_share_a_sequence_or_a_name():
     for key in ("sequence", "full_name"):
         counts = Counter(getattr(emoji, key) for emoji in listed)
         assert [value for value, count in counts.items() if count > 1] == []
+
+
+def test_names_have_nothing_that_ends_a_caption_or_an_answer():
+    for untoned, _ in candidates():
+        assert re.fullmatch("[a-z0-9'-]+( [a-z0-9'-]+)*", untoned.name), untoned.name
 
 
 def test_no_two_emoji_share_a_file_name_or_a_picture(found):

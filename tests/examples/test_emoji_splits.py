@@ -16,7 +16,11 @@ from examples.emoji.splits import (
 )
 
 
-@pytest.fixture(scope="module", params=[(0, 2, None), (3, 1, None), (0, 2, 300), (1, 3, 60), (2, 2, 12)])
+WORLDS = [(0, 2, None), (3, 1, None), (0, 2, 300), (1, 3, 60), (2, 2, 12), (5, 1, 9), (0, 1, 20)]
+"""(seed, backgrounds of each emoji, limit); in the last two some combinations return to training."""
+
+
+@pytest.fixture(scope="module", params=WORLDS)
 def parts(request, found):
     seed, each, limit = request.param
     return split(choose(found.drawings, limit, seed), each, seed)
