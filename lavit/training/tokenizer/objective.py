@@ -37,14 +37,15 @@ class Step(nn.Module):
         tau: float,
         noise_scale: float,
         warm_start: float | None,
+        relative: float = 0.0,
         share: BatchShare | None = None,
         outstanding: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """batch: "images" or "features", and maybe "seeds" (B,) of the selection's noise -> scalars and, when
         quantising, the use of the codes (K,).
 
-        warm_start: weight of the contrast loss in this step; None where the run has no warm start. share, outstanding:
-        of a micro-batch that is a part of a larger batch, as `look_ahead` finds them.
+        warm_start: weight of the contrast loss in this step; None where the run has no warm start. relative: of
+        `contrast`. share, outstanding: of a micro-batch that is a part of a larger batch, as `look_ahead` finds them.
         """
         tokenizer = self.tokenizer
         features = features_of(tokenizer, batch)
@@ -60,7 +61,7 @@ class Step(nn.Module):
         if warm_start is not None:
             contrast = features.new_zeros(())
             if warm_start > 0:
-                contrast = contrast_loss(tokenizer, features, out.scores, outstanding)
+                contrast = contrast_loss(tokenizer, features, out.scores, outstanding, relative)
                 contrast = contrast if share is None else contrast * share.images
             parts |= {"loss": out.loss + warm_start * contrast, "contrast_loss": contrast}
         if out.ids is not None:
@@ -79,10 +80,17 @@ def features_of(tokenizer: LaVITTokenizer, batch: dict[str, Tensor]) -> Tensor:
 
 
 def look_ahead(
-    tokenizer: LaVITTokenizer, batches: list[dict[str, Tensor]], *, tau: float, noise_scale: float, contrasted: bool
+    tokenizer: LaVITTokenizer,
+    batches: list[dict[str, Tensor]],
+    *,
+    tau: float,
+    noise_scale: float,
+    contrasted: bool,
+    relative: float = 0.0,
 ) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
     """What the losses of stage 1 must know of all micro-batches of a step before the first is computed: how many
-    patches are kept in each, and which patches stand out in all (contrasted). Costs a second run of the selector.
+    patches are kept in each, and which patches stand out in all (contrasted; relative: of `contrast`). Costs a second run
+    of the selector.
 
     Returns for each its features and the seeds of its noise, so that the same patches are kept again, and what `Step`
     wants beside them.
@@ -97,7 +105,7 @@ def look_ahead(
         counts.append(torch.stack((torch.full_like(kept, len(features)), kept)))
         seen.append({"features": features, "seeds": seeds})
         if contrasted:
-            distances.append(contrast(features))
+            distances.append(contrast(features, relative))
     factors, totals = distributed.shares(torch.stack(counts).double())
     keep_rate = totals[1] / (totals[0] * tokenizer.num_patches).clamp(min=1)
     told: list[dict[str, Any]] = [{"share": BatchShare(own[0], own[1], keep_rate)} for own in factors]
@@ -111,7 +119,11 @@ def look_ahead(
 
 
 def contrast_loss(
-    tokenizer: LaVITTokenizer, features: Tensor, scores: Tensor | None = None, outstanding: Tensor | None = None
+    tokenizer: LaVITTokenizer,
+    features: Tensor,
+    scores: Tensor | None = None,
+    outstanding: Tensor | None = None,
+    relative: float = 0.0,
 ) -> Tensor:
     """Teaches the selector to like patches that differ from their neighbours (*derived*; the warm start).
 
@@ -121,7 +133,7 @@ def contrast_loss(
     outstanding: (B · N,) int64, 1 for the chosen patches, where the batch is a part of a larger one.
     """
     if outstanding is None:
-        outstanding = most_outstanding(contrast(features).flatten(), tokenizer.config.keep_rate)
+        outstanding = most_outstanding(contrast(features, relative).flatten(), tokenizer.config.keep_rate)
     if scores is None:
         scores = tokenizer.token_predictor(tokenizer.positioned(features))
     return F.nll_loss(scores.flatten(0, 1), 1 - outstanding)  # class 0 means keep
@@ -134,9 +146,13 @@ def most_outstanding(distances: Tensor, share: float) -> Tensor:
     return chosen.index_fill_(0, distances.topk(min(count, distances.numel())).indices, 1)
 
 
-def contrast(features: Tensor) -> Tensor:
+def contrast(features: Tensor, relative: float = 0.0) -> Tensor:
     """Distance of each patch's feature from the mean of its neighbours above, below, left and right, as far as they
-    are there: (B, N, C) -> (B, N)."""
+    are there: (B, N, C) -> (B, N).
+
+    relative: divided by the mean of the image's own distances to this power. 0: pale images get fewer of the batch's
+    tokens than vivid ones, in proportion to nothing but their contrast; 1: all get about as many.
+    """
     batch, patches, width = features.shape
     side = int(patches**0.5)
     grid = features.detach().float().view(batch, side, side, width)
@@ -147,7 +163,10 @@ def contrast(features: Tensor) -> Tensor:
         total.narrow(axis, 1, side - 1).add_(first)
         count.narrow(axis - 1, 0, side - 1).add_(1)
         count.narrow(axis - 1, 1, side - 1).add_(1)
-    return (grid - total / count.clamp(min=1)).norm(dim=-1).view(batch, patches)
+    distances = (grid - total / count.clamp(min=1)).norm(dim=-1).view(batch, patches)
+    if relative == 0:
+        return distances
+    return distances / distances.mean(dim=1, keepdim=True).clamp(min=1e-12) ** relative
 
 
 # --------------------------------------------------------------------------------------------------- what is trained

@@ -19,6 +19,11 @@ class WarmStartConfig:
 
     fraction: float = setting(0.0, "fraction of the steps; 0: no warm start")
     weight: float = setting(1.0, "weight of its loss at the first step, from where it falls to 0 in a straight line")
+    relative: float = setting(0.0, "0: patches compete by contrast; 1: by contrast over their image's, so pale ones count")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.relative <= 1:
+            raise ValueError(f"relative: expected a number in [0, 1], got {self.relative}")
 
 
 @dataclass

@@ -145,11 +145,12 @@ class _Phases:
 
     def step(self, model: nn.Module, batch: dict[str, Tensor], step: int, **told: Any) -> dict[str, Tensor]:
         quantize = phase_at(step, self.phases).quantize
-        return model(batch, quantize=quantize, warm_start=self.warm_start(step), **self.noise(step), **told)
+        warm = {"warm_start": self.warm_start(step), "relative": self.config.warm_start.relative}
+        return model(batch, quantize=quantize, **warm, **self.noise(step), **told)
 
     def look_ahead(self, batches: list[dict[str, Tensor]], step: int) -> list[tuple[Any, dict[str, Any]]]:
-        contrasted = bool(self.warm_start(step))
-        return objective.look_ahead(self.tokenizer, batches, contrasted=contrasted, **self.noise(step))
+        warm = {"contrasted": bool(self.warm_start(step)), "relative": self.config.warm_start.relative}
+        return objective.look_ahead(self.tokenizer, batches, **warm, **self.noise(step))
 
     def noise(self, step: int) -> dict[str, float]:
         return {"tau": self.config.tau.at(step, self.steps), "noise_scale": self.config.noise.at(step, self.steps)}

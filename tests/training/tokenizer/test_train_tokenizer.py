@@ -212,6 +212,34 @@ def test_warm_start_teaches_the_selector_to_like_what_stands_out():
     assert contrast[kept].mean() > 1.5 * contrast[~kept].mean()
 
 
+def test_relative_contrast_gives_pale_images_as_many_of_the_chosen_patches():
+    features = some_features(2)
+    features[1] = 0.1 * features[0] + 3.0  # the same picture, ten times paler
+
+    def chosen(relative: float) -> list[int]:
+        distances = objective.contrast(features, relative)
+        return objective.most_outstanding(distances.flatten(), 0.25).view(2, -1).sum(1).tolist()
+
+    vivid, pale = chosen(0.0)
+    assert pale == 0 < vivid
+    assert chosen(1.0) == [vivid // 2, vivid // 2]
+    between, paler = (objective.contrast(features, 0.5)[i].mean() for i in (0, 1))
+    assert between / paler == pytest.approx(10**0.5, rel=1e-4)
+
+
+def test_relative_contrast_reaches_the_loss_and_the_look_ahead():
+    model, batch = tiny(), {"features": torch.cat([some_features(1), 0.1 * some_features(1)])}
+    losses = [objective.contrast_loss(model, batch["features"], relative=r) for r in (0.0, 1.0)]
+    assert losses[0] != losses[1]
+    for relative, loss in zip((0.0, 1.0), losses, strict=True):
+        settings = {"tau": 1.0, "noise_scale": 0.0}
+        parts = objective.Step(model)(batch, warm_start=1.0, relative=relative, quantize=False, **settings)
+        assert parts["contrast_loss"].item() == pytest.approx(loss.item(), rel=1e-6)
+        ((seen, told),) = objective.look_ahead(model, [batch], contrasted=True, relative=relative, **settings)
+        distances = objective.contrast(seen["features"], relative).flatten()
+        assert torch.equal(told["outstanding"], objective.most_outstanding(distances, model.config.keep_rate))
+
+
 def test_a_warm_step_runs_the_selector_once_with_the_gradient_of_two_runs(monkeypatch):
     model, batch = tiny().double(), {"features": some_features(4).double()}
     runs, forward = [], model.token_predictor.forward
