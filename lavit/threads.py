@@ -117,32 +117,36 @@ def choose(
     asked: int | None = None,
     before: int | None = None,
     *,
+    of: str = "the run began",
     measure: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> Choice:
     """How many threads torch is to compute on.
 
-    asked: by the command's own words. before: of the run that goes on; sums of another number round otherwise. measure:
-    try whether fewer are faster, as on a machine that has more to do than it can, for a fraction of a second.
+    asked: by the command's own words. before: of the run that goes on; sums of another number round otherwise. of: who
+    says that number, "the settings say" where a file of settings does. measure: try whether fewer are faster, as on a
+    machine that has more to do than it can, for a fraction of a second.
     Precedence: asked, OMP_NUM_THREADS, before, the CPUs. Raises ValueError for a number below 1.
     """
     here = cpus()
+    for number in (asked, before):
+        if number is not None and number < 1:
+            raise ValueError(f"threads: expected a number >= 1, got {number}")
     if asked is not None:
-        if asked < 1:
-            raise ValueError(f"threads: expected a number >= 1, got {asked}")
         return Choice(asked, here, "--threads")
     told = (given(NUMBER, environ) or "").partition(",")[0].strip()
     if told.isdecimal() and int(told) > 0:
-        return Choice(int(told), here, NUMBER + (f" (the run had {before})" if before not in (None, int(told)) else ""))
+        other = before is not None and before != int(told)
+        return Choice(int(told), here, NUMBER + (f" (not {before}, as {of})" if other else ""))
     most, why, _ = usable(environ)
     if before is not None and before <= most:
-        return Choice(before, here, "as the run began")
+        return Choice(before, here, f"as {of}")
     import torch
 
     if (own := torch.get_num_threads()) < most:  # as many as there are cores, where these have two CPUs each
         most, why = own, "torch's own number"
     if before is not None:
-        return Choice(most, here, f"{why} (the run had {before}: sums may round otherwise)")
+        return Choice(most, here, f"{why} (not {before}, as {of}: sums may round otherwise)")
     if measure and most > 1:
         rates = rows_a_second(sorted({most, -(-most // 2), -(-most // 4), 1}))
         best = max(rates, key=lambda number: rates[number])

@@ -82,13 +82,16 @@ def test_cpus_are_those_of_the_process_its_quota_and_its_siblings(eight, monkeyp
 def test_words_then_the_environment_then_the_run_then_the_cpus(eight):
     told = {"OMP_NUM_THREADS": "3,2"}
     assert str(threads.choose(5, 4, environ=told)) == "5 threads of 8 CPUs: --threads"
-    assert str(threads.choose(None, 4, environ=told)) == "3 threads of 8 CPUs: OMP_NUM_THREADS (the run had 4)"
+    assert threads.choose(None, 4, environ=told).why == "OMP_NUM_THREADS (not 4, as the run began)"
     assert str(threads.choose(None, 3, environ=told)) == "3 threads of 8 CPUs: OMP_NUM_THREADS"
     assert str(threads.choose(None, 4, environ={})) == "4 threads of 8 CPUs: as the run began"
     assert str(threads.choose(environ={})) == "8 threads of 8 CPUs: the process may run on 8 of 16"
-    assert "8 threads of 8 CPUs" in (said := str(threads.choose(None, 12, environ={}))) and "the run had 12" in said
-    with pytest.raises(ValueError, match="threads: expected a number >= 1, got 0"):
-        threads.choose(0, environ={})
+    fewer = threads.choose(None, 12, environ={})
+    assert fewer.threads == 8 and "(not 12, as the run began: sums may round otherwise)" in fewer.why
+    assert threads.choose(None, 4, of="the settings say", environ={}).why == "as the settings say"
+    for wrong in ((0, None), (None, 0)):
+        with pytest.raises(ValueError, match="threads: expected a number >= 1, got 0"):
+            threads.choose(*wrong, environ={})
 
 
 def test_torchs_own_number_is_not_exceeded(eight, monkeypatch):

@@ -80,7 +80,7 @@ def run_command(
     module, function = target.split(":")
     train_stage = getattr(import_module(module), function)
     without_bars()
-    choice = _threads(config, given)
+    choice = _threads(config, "threads" in given, "resume" in flags)
     if first:
         print(choice, flush=True)
     try:
@@ -182,15 +182,16 @@ def _of_shapes(given: Mapping[str, str], flags: set[str]) -> str:
     return "data: the built-in shapes world (no --data given)"
 
 
-def _threads(config: Any, given: Mapping[str, str]) -> threads.Choice:
-    """How many threads to train on; the configuration gets the number, which a run that goes on keeps."""
+def _threads(config: Any, own_word: bool, resumed: bool) -> threads.Choice:
+    """How many threads to train on; the configuration gets the number, which a run that goes on keeps. own_word:
+    whether the number that is there already is the command line's."""
     import torch
 
     asked = getattr(config, "threads", None)
     device = getattr(config, "device", "cpu")
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    own = "threads" in given
-    choice = threads.choose(asked if own else None, None if own else asked, measure=on_cpu)
+    of = "the run began" if resumed else "the settings say"
+    choice = threads.choose(*((asked, None) if own_word else (None, asked)), of=of, measure=on_cpu)
     if hasattr(config, "threads"):
         config.threads = choice.threads
     return choice

@@ -58,10 +58,11 @@ def test_a_run_goes_on_on_as_many_threads_as_it_began_with(seen, tmp_path, capsy
     with on_threads(2):
         assert lavit(["train", "tokenizer", "--output", str(tmp_path / "new"), "--threads", "3"]) == 0
         assert lavit(["train", "tokenizer", "--output", str(tmp_path / "run"), "--resume"]) == 0
+        assert lavit(["train", "tokenizer", "--config", str(tmp_path / "run/training.yaml")]) == 0
         assert torch.get_num_threads() == 2
-    assert [(call.threads, call.config.threads) for call in seen] == [(3, 3), (1, 1)]
-    said = capsys.readouterr().out
-    assert "3 threads of " in said and ": --threads" in said and "1 thread of " in said and ": as the run began" in said
+    assert [(call.threads, call.config.threads) for call in seen] == [(3, 3), (1, 1), (1, 1)]
+    said = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines() if " CPU" in line]
+    assert said == ["--threads", "as the run began", "as the settings say"]
 
 
 @pytest.mark.parametrize("config", [False, True])
