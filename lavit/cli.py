@@ -3,7 +3,7 @@
 A command is a function ``main(argv) -> exit code or None`` in its own module, imported when it is called: ``lavit
 --help`` loads no model code.
 
-Exit codes: 0; 1 part of the work could not be done; 2 wrong use or wrong input; 130 interrupted.
+Exit codes: 0; 1 part of the work could not be done; 2 wrong use or wrong input; 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ import argparse
 import difflib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
-from lavit import __version__
+from lavit import __version__, threads
 
 
 @dataclass(frozen=True)
@@ -53,23 +58,37 @@ COMMANDS: Commands = {
 }
 GROUPS = {"train": "train a model: " + ", ".join(TRAIN)}
 
-TORCHAO_WARNINGS = {
+NOISE = {
     "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
     "torch.utils._pytree": "Calling register_constant() on Enum",
+    "transformers.utils.generic": "`past_key_values`/`cache_params` are deprecated",
 }
-"""Logger and words of what is said whenever diffusers is imported where torchao is: of classes of torchao that nothing
-here uses."""
+"""Logger and words of what packages say of each other, or of a name that they have changed: of classes of torchao that
+nothing here uses, whenever diffusers is imported where torchao is; of what transformers calls its caches."""
+CACHE_RENAMED = "`past_key_values` is deprecated"
+BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
+"""Of transformers too, which draws one for each file that it reads or writes: "Loading weights", for one.
+"""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception: what is open is closed, and what is half done is taken away."""
+
+    signal = int(signal.SIGTERM)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for name in TORCHAO_WARNINGS:
-        logging.getLogger(name).addFilter(_worth_saying)
+    threads.prepare()
     try:
-        code = _run(arguments, COMMANDS, "lavit", GROUPS)
+        with _without_noise(), _terminable():
+            code = _run(arguments, COMMANDS, "lavit", GROUPS)
         sys.stdout.flush()
         return code
+    except Terminated:
+        print("lavit: terminated", file=sys.stderr)
+        return 128 + Terminated.signal
     except KeyboardInterrupt:
         print("lavit: interrupted", file=sys.stderr)
         return 130
@@ -84,8 +103,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    for name in NOISE:
+        logging.getLogger(name).addFilter(_worth_saying)
+    os.environ.setdefault(BARS, "1")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f".*{CACHE_RENAMED}", FutureWarning)
+        yield
+
+
 def _worth_saying(record: logging.LogRecord) -> bool:
-    return TORCHAO_WARNINGS[record.name] not in record.getMessage()
+    return NOISE[record.name] not in record.getMessage()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises Terminated, unless the caller has made something else of it."""
+    own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if own:
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        if own:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
 
 
 def describe(error: Exception) -> str:

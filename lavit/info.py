@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 
+from lavit import threads
+
 REQUIRED = (
     *("torch", "triton", "transformers", "diffusers", "safetensors", "pillow", "numpy", "pyyaml", "scikit-image"),
     *("lazy-loader", "matplotlib", "jinja2", "markupsafe"),
@@ -29,7 +31,8 @@ SETTINGS = {
     "LAVIT_KERNELS": "implementations asked for",
     "LAVIT_DEBUG": "checks that read device memory",
     "TRITON_INTERPRET": "Triton kernels on the CPU",
-    "OMP_NUM_THREADS": "threads of the CPU kernels",
+    threads.NUMBER: "threads of the CPU kernels",
+    threads.WAITING[0]: "how threads wait for each other",
 }
 
 
@@ -51,7 +54,7 @@ def devices() -> list[dict[str, str]]:
 
     from lavit.kernels.triton_support import SHARED_OF_A100, shared_memory
 
-    detail = f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    detail = f"{platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs"
     found = [{"name": "cpu", "type": "cpu", "detail": detail}]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
@@ -117,13 +120,22 @@ def collect() -> dict:
             "torch": str(torch.__version__),  # names the CUDA that it was built for, as the package's metadata do not
         },
         "devices": here,
+        "threads": {"chosen": str(threads.choose()), "waiting": waiting()},
         "no_cuda": no_cuda_because(),
         "extension": asdict(extension()),
         "operations": operations([d["name"] for d in here]),
         "encoder_attention": encoder_attention([d["name"] for d in here]),
         "optional": {name: {"version": installed(name), "brings": brings} for name, brings in OPTIONAL.items()},
-        "settings": {name: {"value": os.environ.get(name), "means": means} for name, means in SETTINGS.items()},
+        "settings": {name: {"value": threads.given(name), "means": means} for name, means in SETTINGS.items()},
     }
+
+
+def waiting() -> str:
+    """How the threads of this process wait for each other, and who has said so."""
+    given = [f"{name}={value}" for name in threads.WAITING if (value := threads.given(name))]
+    if given:
+        return ", ".join(given)
+    return "asleep (passive), as commands have it" if os.environ.get(threads.WAITING[0]) else "as OpenMP has it"
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -152,6 +164,7 @@ def render(info: dict) -> str:
     lines += ["", "Devices", *columns([(d["name"], d["detail"]) for d in info["devices"]])]
     if info["no_cuda"]:
         lines.append(f"  no GPU: {info['no_cuda']}")
+    lines += ["", "Threads", f"  {info['threads']['chosen']}", f"  waiting: {info['threads']['waiting']}"]
     lines += ["", "Compiled library lavit._C", f"  {describe_extension(info['extension'])}"]
     chosen = [(c["operation"], c["device_type"], c["name"], c["reason"]) for c in info["operations"]]
     lines += ["", "Operations: what runs, and why", *columns(chosen)]

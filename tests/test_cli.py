@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
+import warnings
+from pathlib import Path
 
 import pytest
 
 from lavit import __version__
-from lavit.cli import COMMANDS, Command, main
+from lavit.cli import BARS, COMMANDS, NOISE, Command, main
 
 
 @pytest.fixture
@@ -122,6 +127,57 @@ def test_a_command_begins_without_warnings_of_packages():
     program = "from lavit.cli import main; main(['info']); import lavit.pixels; lavit.pixels.LaVITPixelPipeline"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "torchao" not in done.stderr and "pytree" not in done.stderr
+
+
+def test_what_packages_say_of_each_other_is_not_heard_and_all_else_is(command, caplog):
+    def noisy(argv):
+        for name, words in NOISE.items():
+            logging.getLogger(name).warning("%s and more", words)
+            logging.getLogger(name).warning("other words")
+        warnings.warn("`past_key_values` is deprecated and will be removed for `X`", FutureWarning, stacklevel=1)
+        warnings.warn("`other` is deprecated", FutureWarning, stacklevel=1)
+
+    command(noisy)
+    with pytest.warns(FutureWarning) as heard:
+        assert main(["info"]) == 0
+    assert [str(warning.message) for warning in heard] == ["`other` is deprecated"]
+    assert {record.getMessage() for record in caplog.records} == {"other words"}
+
+
+def test_a_command_draws_no_bars_for_files():
+    program = (
+        "import sys, tempfile; from lavit.cli import main; main([]); import torch; from lavit.tokenizer import *;"
+        f"sys.path.append({str(Path(__file__).parent / 'helpers')!r}); from tiny_tokenizer import TINY;"
+        "model = LaVITTokenizer(LaVITTokenizerConfig.preset('small', **TINY)); folder = tempfile.mkdtemp();"
+        "model.save_pretrained(folder); LaVITTokenizer.from_pretrained(folder)"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != BARS}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environ)
+    assert "it/s]" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
+def test_sigterm_ends_a_command_as_an_interruption_does(command, capsys):
+    cleaned = []
+
+    def work(argv):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    command(work)
+    assert main(["info"]) == 143
+    assert error_line(capsys) == "lavit: terminated" and cleaned
+    assert signal.getsignal(signal.SIGTERM) == before
+    signal.signal(signal.SIGTERM, lambda *_: cleaned.append("theirs"))
+    try:
+        command(lambda argv: os.kill(os.getpid(), signal.SIGTERM))
+        assert main(["info"]) == 0 and cleaned == [True, "theirs"]  # whoever calls may have made something else of it
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes as on POSIX")

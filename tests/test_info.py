@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from lavit import info
+from lavit import info, threads
 from lavit.kernels import dispatch
 
 
@@ -28,6 +28,21 @@ def test_the_page_names_devices_extension_and_what_is_missing(capsys, monkeypatc
     assert "Compiled library lavit._C" in page
     assert "would bring the ZeRO engine" in page
     assert f"{torch.get_num_threads()} threads" in page
+    assert f"Threads\n  {threads.choose()}\n  waiting: " in page
+
+
+def test_the_page_tells_what_the_user_has_set_from_what_the_command_has(monkeypatch):
+    for name in threads.WAITING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "_set_here", set())
+    assert info.waiting() == "as OpenMP has it"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    assert info.waiting() == "GOMP_SPINCOUNT=1000"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert info.waiting() == "OMP_WAIT_POLICY=PASSIVE"
+    monkeypatch.setattr(threads, "_set_here", {"OMP_WAIT_POLICY"})
+    assert info.waiting() == "asleep (passive), as commands have it"
 
 
 def test_the_encoders_attention_is_timed_on_every_device_and_one_is_chosen(capsys):

@@ -97,7 +97,7 @@ def prepare(
     """An RGB image for an `Encoder`. With a seed its selection will be sampled, else it is deterministic. shown: a map
     of it may be drawn."""
     own = None if seed is None else image_seed(seed, image)
-    return Picture(image.size, processor.resize(image), own, shrink(image, LARGEST) if shown else None)
+    return Picture(image.size, processor.resize(image), own, shrink(processor.seen(image), LARGEST) if shown else None)
 
 
 class Encoder:

@@ -73,7 +73,7 @@ def reconstruct_files(
     kept: TaskJournal | None = None,
 ) -> TaskReport:
     """Image files drawn again from their deterministic tokens. Each is compared in the size that is drawn, to which the
-    image is brought by a bicubic filter, without a crop, as the tokenizer reads it.
+    image is brought by a bicubic filter from what the tokenizer sees of it.
 
     pictures: an existing folder, which gets what is drawn as 0.png, 1.png, ... by the number of the file.
     seed_of: the noise of a file's number. Raises ValueError where not a single image could be used.
@@ -89,7 +89,7 @@ def reconstruct_files(
         tokens = tokenizer.encode(pixels, deterministic=True).ragged()
         names = [str(paths[index]) for index, _ in batch]
         drawn = list(draw(tokens, [seed_of(index) for index, _ in batch], names))
-        true = [_as_drawn(image, again) for (_, image), again in zip(batch, drawn, strict=True)]
+        true = [_as_drawn(processor.seen(image), again) for (_, image), again in zip(batch, drawn, strict=True)]
         found: list[dict[str, Any]] = [
             {"psnr": psnr(np.asarray(one), np.asarray(two)), "ssim": ssim(np.asarray(one), np.asarray(two))}
             for one, two in zip(true, drawn, strict=True)
@@ -114,7 +114,7 @@ def reconstruct_files(
     score: dict[str, Any] = {"figures": {}, "skipped": {}}
     for name, why in judges.lacking.items():
         score["skipped"][{"FID": "rFID", "CLIP": "CLIP similarity"}.get(name, name)] = why
-    score["figures"]["rFID"] = _distance(judges, paths, done.results, pictures, batch_size, score["skipped"])
+    score["figures"]["rFID"] = _distance(judges, processor, paths, done.results, pictures, batch_size, score["skipped"])
     for name, label in (("psnr", "PSNR"), ("ssim", "SSIM"), ("lpips", "LPIPS"), ("clip", "CLIP similarity")):
         if name in rows[0]:
             score["figures"][label] = float(np.mean([row[name] for row in rows]))
@@ -150,6 +150,7 @@ def _as_drawn(image: Image.Image, drawn: Image.Image) -> Image.Image:
 
 def _distance(
     judges: Judges,
+    processor: Any,
     paths: Sequence[Path],
     results: dict[int, dict[str, Any]],
     pictures: Path,
@@ -166,7 +167,7 @@ def _distance(
 
     def as_drawn(place: int, image: Image.Image) -> Image.Image:
         with Image.open(drawn[place]) as again:
-            return _as_drawn(image, again)
+            return _as_drawn(processor.seen(image), again)
 
     true, lost = picture_statistics(
         judges.inception, Files([paths[number] for number in numbers], as_drawn), batch_size=batch_size

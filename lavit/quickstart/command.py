@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from lavit import threads
 from lavit.quickstart.config import QuickstartConfig
 
 
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="folder to write [quickstart]")
     parser.add_argument("--seed", type=_seed, default=0, help="of the scenes, the weights and the noise [0]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument("--threads", type=int, metavar="N", help="of torch [chosen from the CPUs]")
     parser.add_argument(
         "--fast", action="store_true", help="a miniature run of seconds that learns next to nothing: does it work here?"
     )
@@ -42,18 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     make = QuickstartConfig.fast if options.fast else QuickstartConfig
     words = [] if argv is None else list(argv)
     disable_progress_bar()  # transformers would draw one for the single file that is saved
-    run_quickstart(
-        make(
-            output=options.output,
-            seed=options.seed,
-            device=options.device,
-            length="fixed" if options.fixed_length else "dynamic",
-            language=not options.no_language,
-            pixels=not options.no_pixels,
-        ),
-        say=lambda line: print(line, flush=True),
-        command=shlex.join(["lavit", "quickstart", *words]),
+    config = make(
+        output=options.output,
+        seed=options.seed,
+        device=options.device,
+        length="fixed" if options.fixed_length else "dynamic",
+        language=not options.no_language,
+        pixels=not options.no_pixels,
     )
+    choice = threads.choose(options.threads, measure=not options.fast)
+    print(choice, flush=True)
+    with threads.on(choice.threads):
+        run_quickstart(
+            config,
+            say=lambda line: print(line, flush=True),
+            command=shlex.join(["lavit", "quickstart", *words]),
+        )
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 
 THIN = "\u202f"
 """Narrow space that does not break: between thousands, and between a number and its unit."""
@@ -15,6 +16,12 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 def plain(words: str) -> str:
     """Words that change nothing but themselves: each character that could is shown as U+FFFD."""
     return _UNSAFE.sub("\ufffd", words)
+
+
+def whole_letters(words: str) -> str:
+    """`plain` words to be drawn: letters that come in parts, as in names of files on a Mac, are put together (NFC).
+    Fonts have the whole ones."""
+    return unicodedata.normalize("NFC", plain(words))
 
 
 def integer(value: float) -> str:

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
-from lavit.report.format import THIN, plain
+from lavit.report.format import THIN, plain, whole_letters
 
 INK, SOFT, HAIR, BAND = "#1c1e22", "#565c66", "#eceae4", "#f3f3f1"
 BLUE, WASH, AMBER = "#2457c5", "#e4eaf8", "#a34c00"
@@ -54,7 +54,7 @@ def drawing(salt: str = "lavit", size: float = 12) -> Iterator[None]:
 
 def drawable(words: str) -> str:
     """Words with U+FFFD for what the font does not have, so that a picture is the same on every machine."""
-    return "".join(c if c.isspace() or ord(c) in _characters() else "\ufffd" for c in plain(words))
+    return "".join(c if c.isspace() or ord(c) in _characters() else "\ufffd" for c in whole_letters(words))
 
 
 @cache

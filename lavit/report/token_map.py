@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lavit.report.format import plain
+from lavit.report.format import whole_letters
 
 OUTLINE = (255, 122, 0)
 SMALLEST, LARGEST = 448, 1024  # long side of a map, pixels
@@ -23,10 +23,10 @@ def draw_token_map(
 ) -> Image.Image:
     """The image with kept patches clear in a thin outline, dropped ones grey and pale.
 
-    image: any size; the map's long side is between 448 and 1024 pixels: smaller images are enlarged with their pixels
-        left visible, larger ones reduced.
+    image: what the tokenizer sees of it (`LaVITImageProcessor.seen`), of any size; the map's long side is between 448
+        and 1024 pixels: smaller images are enlarged with their pixels left visible, larger ones reduced.
     keep: (h * w,) in raster order, true where the patch is kept. grid: (h, w) patches; they divide the image evenly
-        whatever its shape, as the tokenizer squeezes every image into a square.
+        whatever its shape, as the tokenizer may squeeze it into a square.
     tokens: the code of each kept patch in raster order; written into the patches where they are large enough.
 
     Returns RGB. ValueError where keep, grid and tokens do not fit together.
@@ -87,7 +87,7 @@ def draw_sheet(maps: Sequence[Image.Image], labels: Sequence[str], tile: int = 2
         base = gap + sum(heights[: row + 1]) + row * (2 * text + gap)
         centre = gap + column * (tile + gap) + tile / 2
         sheet.paste(picture, (int(centre - picture.width / 2), base - picture.height))
-        draw.text((centre, base + text / 3), _fit(plain(label), font, tile), _INK, font, anchor="ma")
+        draw.text((centre, base + text / 3), _fit(whole_letters(label), font, tile), _INK, font, anchor="ma")
     return sheet
 
 

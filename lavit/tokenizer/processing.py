@@ -25,15 +25,25 @@ FILE_NAME = "preprocessor_config.json"
 LAYOUTS = {"channels_first": ("(3, H, W)", 0), "channels_last": ("(H, W, 3)", 2)}
 """How arrays may lie, by their names in transformers: the shape and the axis of the channels."""
 
+FITS = ("stretch", "crop", "pad")
+"""How a picture that is no square becomes one."""
+
 
 class LaVITImageProcessor(ImageProcessingMixin):
-    """Resize to a square with PIL's bicubic filter and no crop, scale to [0, 1], normalise (the release).
+    """Resize to a square with PIL's bicubic filter, scale to [0, 1], normalise.
 
     size: side in pixels. mean, std: per channel, of pixels in [0, 1].
+    fit: how a picture that is no square becomes one: "stretch", both sides to the size (the release); "crop", the short
+        side to the size and the middle of the long one; "pad", the long side to the size between white margins.
     """
 
     def __init__(
-        self, size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD, **ignored: Any
+        self,
+        size: int = 224,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        fit: str = "stretch",
+        **ignored: Any,
     ) -> None:
         unknown = set(ignored) - {"image_processor_type"}
         if unknown:
@@ -45,7 +55,9 @@ class LaVITImageProcessor(ImageProcessingMixin):
                 raise ValueError(f"{name}: expected 3 numbers, one per channel, got {len(value)}")
         if min(std) <= 0:
             raise ValueError(f"std: expected positive numbers, got {tuple(std)}")
-        self.size = size
+        if fit not in FITS:
+            raise ValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+        self.size, self.fit = size, fit
         self.mean = tuple(float(m) for m in mean)
         self.std = tuple(float(s) for s in std)
 
@@ -75,9 +87,37 @@ class LaVITImageProcessor(ImageProcessingMixin):
     def resize(self, picture: Image.Image) -> Image.Image:
         """A picture as RGB of the size that the model reads: the slow part of ``__call__``, done before it."""
         picture = picture.convert("RGB")
-        if picture.size != (self.size, self.size):
-            picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return picture
+        if picture.size == (self.size, self.size):
+            return picture
+        return self._squared(picture, "white")
+
+    def seen(self, picture: Image.Image) -> Image.Image:
+        """What the model sees of a picture, in the picture's own pixels: all of it, its middle, or it between white
+        margins (`fit`). Patches divide this evenly."""
+        width, height = picture.size
+        if self.fit == "stretch" or width == height:
+            return picture
+        side = (min if self.fit == "crop" else max)(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        if self.fit == "crop":
+            return picture.crop((left, top, left + side, top + side))
+        square = Image.new("RGB", (side, side), "white")
+        square.paste(picture, (-left, -top))
+        return square
+
+    def _squared(self, picture: Image.Image, margin: Any) -> Image.Image:
+        """The picture, of any mode, resized to the square. margin: the colour of white."""
+        size, (width, height) = self.size, picture.size
+        bicubic = Image.Resampling.BICUBIC
+        if self.fit == "stretch" or width == height:
+            return picture.resize((size, size), bicubic)
+        if self.fit == "crop":
+            left, top = max(0, width - height) / 2, max(0, height - width) / 2
+            return picture.resize((size, size), bicubic, box=(left, top, width - left, height - top))
+        inner = tuple(max(1, round(size * side / max(width, height))) for side in (width, height))
+        square = Image.new(picture.mode, (size, size), margin)
+        square.paste(picture.resize((inner[0], inner[1]), bicubic), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+        return square
 
     def unnormalize(self, pixels: Tensor) -> Tensor:
         """The way back: (B, 3, H, W) normalised -> (B, H, W, 3) uint8."""
@@ -104,11 +144,17 @@ class LaVITImageProcessor(ImageProcessingMixin):
         """(3, H, W) float32 of any height and width -> (3, size, size)."""
         if picture.shape[1:] == (self.size, self.size):
             return picture
-        size, bicubic = (self.size, self.size), Image.Resampling.BICUBIC
-        return torch.from_numpy(np.stack([np.array(Image.fromarray(c.numpy()).resize(size, bicubic)) for c in picture]))
+        return torch.from_numpy(np.stack([np.array(self._squared(Image.fromarray(c.numpy()), 1.0)) for c in picture]))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"image_processor_type": type(self).__name__, "size": self.size, "mean": self.mean, "std": self.std}
+        found = {"image_processor_type": type(self).__name__, "size": self.size, "mean": self.mean, "std": self.std}
+        # Files and fingerprints of before have no word for what was the only way.
+        return found if self.fit == "stretch" else {**found, "fit": self.fit}
+
+    def as_tensor(self) -> Tensor:
+        """The settings as numbers, for the fingerprint of what is computed with them."""
+        how = [] if self.fit == "stretch" else [float(FITS.index(self.fit))]
+        return torch.tensor([self.size, *self.mean, *self.std, *how])
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:  # type: ignore[override]
         """Write ``preprocessor_config.json`` into a folder."""
@@ -128,11 +174,14 @@ def one_by_one(images: Any) -> list[Any]:
     return list(images) if several else [images]
 
 
-def processor_for(image_size: int, folder: str | PathLike[str] | None = None) -> LaVITImageProcessor:
-    """The image processor beside the model in a folder, where there is one, else CLIP's with the model's size."""
-    if folder is not None and (Path(folder) / FILE_NAME).is_file():
-        return LaVITImageProcessor.from_pretrained(folder)
-    return LaVITImageProcessor(size=image_size)
+def processor_for(
+    image_size: int, folder: str | PathLike[str] | None = None, fit: str | None = None
+) -> LaVITImageProcessor:
+    """The image processor beside the model in a folder, where there is one, else CLIP's with the model's size.
+    fit: instead of the processor's own."""
+    own = folder is not None and (Path(folder) / FILE_NAME).is_file()
+    found = LaVITImageProcessor.from_pretrained(str(folder)) if own else LaVITImageProcessor(size=image_size)
+    return found if fit is None else LaVITImageProcessor(found.size, found.mean, found.std, fit)
 
 
 AT_ONCE = 256  # images that are encoded together
@@ -152,7 +201,7 @@ def encoder_tensors(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor) -
     found = dict(tokenizer.encoder.state_dict())
     if tokenizer.config.standardize_features:
         found |= {"mean": tokenizer.feature_mean, "std": tokenizer.feature_std}
-    found["pixels"] = torch.tensor([processor.size, *processor.mean, *processor.std])
+    found["pixels"] = processor.as_tensor()
     return sorted(found.items())
 
 

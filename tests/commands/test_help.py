@@ -6,10 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from lavit.cli import COMMANDS, Command, Commands
+import lavit.training
+from lavit.cli import COMMANDS, Command, Commands, main
+from lavit.tokenizer.preset_sizes import SIZES
 
 SLOW = ("torch", "transformers", "diffusers", "matplotlib", "skimage", "scipy", "torchvision", "accelerate")
 
@@ -46,6 +50,52 @@ def test_help_of_every_command_imports_nothing_slow(command):
     code, slow, said = run(*command, "--help")
     assert (code, slow) == (0, [])
     assert f"usage: lavit {' '.join(command)}" in said
+
+
+PRESETS = [(stage, path.stem) for stage in ("tokenizer", "language", "pixels") for path in sorted(
+    (Path(lavit.training.__path__[0]) / stage / "recipes").glob("*.yaml"))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "preset"), PRESETS)
+def test_help_shows_the_values_of_the_preset_on_the_line(stage, preset, capsys):
+    recipe = import_module(f"lavit.training.{stage}.recipe")
+    (cls,) = (value for name, value in vars(recipe).items() if name.endswith("TrainingConfig"))
+    wanted = cls.recipe(preset)
+    for words in (["--preset", preset, "--help"], ["-h", f"--preset={preset}"]):
+        assert main(["train", stage, *words]) == 0
+        said = capsys.readouterr().out
+        assert f"settings of the preset {preset}" in said
+        for name in ("schedule.lr", "loop.steps", "loop.batch_size", "loop.checkpoint_every", "loop.precision"):
+            section, _, leaf = name.partition(".")
+            value = getattr(getattr(wanted, section), leaf)
+            (line,) = (line for line in said.splitlines() if line.startswith(f"  --{name} "))
+            assert line.endswith(f" [{value}]")
+
+
+def test_help_shows_what_the_other_words_change(tmp_path, capsys):
+    assert main(["train", "tokenizer", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "[0.004]" in said and "--cache.enabled" in said and "images: 32 x 32 pixels (stretch), 64 patches" in said
+    (tmp_path / "my.yaml").write_text("extends: small\nschedule: {lr: 0.125}\ntokenizer: {image_size: 64}\n")
+    words = ["--config", str(tmp_path / "my.yaml"), "--steps", "77", "--fit", "crop", "--resume"]
+    assert main(["train", "tokenizer", *words, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "[0.125]" in said and "[77]" in said and "images: 64 x 64 pixels (crop), 256 patches of 4 x 4" in said
+    # A word that is wrong does not keep the help away.
+    assert main(["train", "pixels", "--help", "--stepz", "5", "--preset", "highres"]) == 0
+    assert "settings of the preset highres" in capsys.readouterr().out
+    assert main(["train", "pixels", "--help", "--preset", "high"]) == 2
+    assert "preset: expected one of" in capsys.readouterr().err
+
+
+def test_the_sizes_that_help_tells_are_the_presets():
+    from lavit.tokenizer.configuration import PRESETS as CONFIGURATIONS
+    from lavit.tokenizer.configuration import LaVITTokenizerConfig
+
+    assert set(CONFIGURATIONS) <= set(SIZES)
+    for name in CONFIGURATIONS:
+        config = LaVITTokenizerConfig.preset(name)
+        assert SIZES[name] == (config.image_size, config.patch_size)
 
 
 @pytest.mark.parametrize(

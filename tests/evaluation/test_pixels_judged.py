@@ -74,6 +74,9 @@ def processor(image):
     return torch.from_numpy(np.array(image.resize((SIDE, SIDE)))).permute(2, 0, 1).unsqueeze(0).float()
 
 
+processor.seen = lambda image: image  # both sides are scaled
+
+
 class Draw:
     """Draws codes as gray, with a little noise of the seed; keeps the seeds."""
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lavit.report.format import decimal, duration, integer, percent, plain
+from lavit.report.format import decimal, duration, integer, percent, plain, whole_letters
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,7 @@ def test_what_turns_others_around_or_cannot_be_written_is_replaced(character: st
 @pytest.mark.parametrize("words", ["<b>\"x\" & 'y'</b>", "a\tb\nc", "日本語 עברית café \U0001f600", "1\u202f000"])
 def test_other_words_stay_as_they_are(words: str) -> None:
     assert plain(words) == words
+
+
+def test_letters_in_parts_are_put_together():
+    assert whole_letters("cafe\u0301 n\u0303 \uac00") == "caf\u00e9 \u00f1 \uac00"

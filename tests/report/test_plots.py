@@ -202,3 +202,7 @@ assert loaded() == ["matplotlib", "jinja2"], loaded()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_letters_in_parts_are_drawn_whole():
+    assert plots.drawable("e\u0301te\u0301") == "\u00e9t\u00e9"

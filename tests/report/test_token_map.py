@@ -99,3 +99,9 @@ def test_sheet_shows_every_map_with_its_label():
     for colour in colours:
         assert (pixels == colour).all(-1).sum() > 120 * 30
     assert max(sheet.size) < 1000
+
+
+def test_a_label_of_letters_in_parts_looks_as_one_of_whole_letters():
+    maps = [Image.new("RGB", (64, 64), "white")]
+    whole, parts = (draw_sheet(maps, [word]) for word in ("\u00e9l\u00e8ve", "e\u0301le\u0300ve"))
+    assert whole.tobytes() == parts.tobytes()

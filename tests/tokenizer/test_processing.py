@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from lavit.tokenizer import LaVITImageProcessor
-from lavit.tokenizer.processing import CLIP_MEAN, CLIP_STD
+from lavit.tokenizer.processing import CLIP_MEAN, CLIP_STD, FITS, processor_for
 
 
 def picture(width: int = 40, height: int = 30) -> Image.Image:
@@ -194,3 +195,85 @@ def test_settings_are_saved_and_read_back(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         LaVITImageProcessor(**bad)
+
+
+# ------------------------------------------------------------------------------------------------------------------ fit
+
+
+def quartered(width: int, height: int) -> Image.Image:
+    """Red, green, blue and black quarters of the longer side."""
+    long, across = max(width, height), width > height
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]], np.uint8)
+    line = colours[np.arange(long) * 4 // long]
+    pixels = np.broadcast_to(line[None] if across else line[:, None], (height, width, 3))
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+@pytest.mark.parametrize("size", [(80, 40), (40, 80)])
+def test_crop_keeps_the_middle_square_of_the_resized_picture(size) -> None:
+    processor = LaVITImageProcessor(20, fit="crop")
+    whole = picture(*size).resize((size[0] // 2, size[1] // 2), Image.Resampling.BICUBIC)
+    left, top = (whole.width - 20) // 2, (whole.height - 20) // 2
+    expected = np.asarray(whole.crop((left, top, left + 20, top + 20)), int)
+    found = np.asarray(processor.resize(picture(*size)), int)
+    assert np.abs(found - expected).max() <= 1  # PIL rounds after each of the two directions, in another order
+    colours = {tuple(c) for row in np.asarray(processor.resize(quartered(*size)))[5:15:9, 5:15:9] for c in row}
+    assert colours == {(0, 255, 0), (0, 0, 255)}
+
+
+@pytest.mark.parametrize("size", [(80, 40), (40, 80), (41, 80), (400, 1)])
+def test_pad_keeps_everything_between_white_margins(size) -> None:
+    processor = LaVITImageProcessor(20, fit="pad")
+    found = np.asarray(processor.resize(picture(*size)))
+    across = size[0] > size[1]
+    inner = max(1, round(20 * min(size) / max(size)))
+    before = (20 - inner) // 2
+    rows = found if across else found.swapaxes(0, 1)
+    assert (rows[:before] == 255).all() and (rows[before + inner :] == 255).all()
+    small = picture(*size).resize((20, inner) if across else (inner, 20), Image.Resampling.BICUBIC)
+    small = np.asarray(small) if across else np.asarray(small).swapaxes(0, 1)
+    assert np.array_equal(rows[before : before + inner], small)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_squares_are_resized_alike_whatever_fits_others(fit) -> None:
+    for size in (16, 30):
+        assert torch.equal(
+            LaVITImageProcessor(16, fit=fit)(picture(size, size)), LaVITImageProcessor(16)(picture(size, size))
+        )
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_floats_fit_as_bytes_do(fit) -> None:
+    floats = torch.from_numpy(np.array(picture())).permute(2, 0, 1).float() / 255
+    processor = LaVITImageProcessor(16, (0, 0, 0), (1, 1, 1), fit)
+    assert (processor(floats) - processor(picture())).abs().max() < 1.5 / 255
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("size", [(80, 40), (37, 80), (8, 8)])
+def test_what_is_seen_resizes_to_what_the_model_reads(fit, size) -> None:
+    processor = LaVITImageProcessor(20, fit=fit)
+    seen = processor.seen(quartered(*size))
+    assert fit == "stretch" or seen.width == seen.height
+    found, again = (np.asarray(p, float) for p in (processor.resize(quartered(*size)), processor.resize(seen)))
+    # Within half a pixel of the square: margins and crops of odd sizes have no middle pixel.
+    assert np.abs(found - again).mean() < 255 / 20
+
+
+def test_fit_is_saved_and_files_without_it_stretch(tmp_path: Path) -> None:
+    LaVITImageProcessor(16, fit="pad").save_pretrained(tmp_path)
+    assert LaVITImageProcessor.from_pretrained(tmp_path).fit == "pad"
+    LaVITImageProcessor(16).save_pretrained(tmp_path)
+    assert "fit" not in json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert LaVITImageProcessor.from_pretrained(tmp_path).fit == "stretch"
+    assert processor_for(16, tmp_path, "crop").fit == "crop" and processor_for(16, tmp_path).fit == "stretch"
+    with pytest.raises(ValueError, match="fit: expected one of stretch, crop, pad, got 'fill'"):
+        LaVITImageProcessor(16, fit="fill")
+
+
+def test_fingerprints_tell_fits_apart_and_are_the_old_ones_for_stretch() -> None:
+    found = {fit: LaVITImageProcessor(16, fit=fit) for fit in FITS}
+    assert torch.equal(found["stretch"].as_tensor(), torch.tensor([16, *CLIP_MEAN, *CLIP_STD]))
+    assert found["stretch"].to_dict().keys() == {"image_processor_type", "size", "mean", "std"}
+    assert len({tuple(processor.as_tensor().tolist()) for processor in found.values()}) == 3

@@ -13,7 +13,7 @@ from tiny_tokenizer import TINY
 
 from lavit.cli import main as lavit
 from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
-from lavit.training.engine import identity, stage
+from lavit.training.engine import identity
 from lavit.training.engine.checkpoint import CheckpointError
 from lavit.training.engine.config import names
 from lavit.training.engine.lock import LockedError, locked
@@ -148,21 +148,6 @@ def test_a_folder_in_which_a_run_is_writing_is_refused(tmp_path, name):
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     STAGES[name](str(tmp_path / "run"))
     assert not (tmp_path / "run" / ".lock").exists()
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_a_run_that_is_replaced_serves_no_old_model(tmp_path, name, monkeypatch):
-    folder = tmp_path / "run"
-    STAGES[name](str(folder))
-    assert any((folder / index).is_file() for index in stage.INDEX)
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(stage, "train", killed)
-    with pytest.raises(KeyboardInterrupt):
-        STAGES[name](str(folder), overwrite=True)
-    assert not any((folder / index).exists() for index in stage.INDEX)
 
 
 @pytest.mark.parametrize("name", STAGES)

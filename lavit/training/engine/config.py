@@ -307,13 +307,19 @@ def resolve(cls: type, key: str) -> str:
     return fitting[0]
 
 
-def describe(cls: type) -> str:
-    """The settings as ``--help`` shows them: name, help, default."""
+def describe(config: Any) -> str:
+    """The settings as ``--help`` shows them: name, help, value. config: a configuration, or its class: the defaults."""
     return "\n".join(
-        f"  --{name:<32} {help} [{to_dict(default)}]"
-        for name, _, default, help in _entries(cls())
-        if not dataclasses.is_dataclass(default)
+        f"  --{name:<32} {help} [{_shown(value)}]"
+        for name, _, value, help in _entries(config() if isinstance(config, type) else config)
+        if not dataclasses.is_dataclass(value)
     )
+
+
+def _shown(value: Any) -> Any:
+    """A value as it is written on the command line."""
+    value = to_dict(value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ from lavit.training.engine.config import to_dict
 
 SECTIONS = frozenset(("cache", "schedule", "sampling"))
 FREE = SECTIONS.union(
-    # Places and conveniences; what lies in these places is known by its contents.
-    "output device tensorboard workers data text model tokenizer language_model encoder base split".split(),
+    # Places and conveniences; what lies in these places is known by its contents, and fit by the image processor.
+    "output device threads tensorboard workers data text model tokenizer language_model encoder base split fit".split(),
     "draw_steps draw_guidance gradient_checkpointing validation validation_images".split(),
     # How long and how closely; a run may be made longer.
     "loop.steps loop.log_every loop.checkpoint_every loop.keep_checkpoints loop.max_bad_steps loop.clip".split(),

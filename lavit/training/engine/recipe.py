@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CONFIG_FILE = "training.yaml"
 """Where a run's settings stand in its folder."""
 
+THREADS = "of torch, where the command trains; none: chosen from the CPUs, or the run's own"
+
 
 class Recipe:
     """Settings of a run of one stage. The recipes of its presets lie beside the module of the class, in recipes/."""
@@ -26,6 +28,15 @@ class Recipe:
         """ValueError where the settings do not say what a run begins with.
 
         tokenizer: whether the caller has one, so that none need be named."""
+
+    @property
+    def on_shapes(self) -> bool:
+        """Whether the run learns from the built-in world."""
+        return getattr(self, "data", None) == "shapes"
+
+    def about(self) -> str:
+        """A line for ``--help`` about what these settings mean; none: ""."""
+        return ""
 
     @classmethod
     def recipe(cls, preset: str = "small", overrides: dict[str, Any] | None = None) -> Self:

@@ -17,20 +17,18 @@ import numpy as np
 import torch
 
 from lavit.training.engine import config as configuration
-from lavit.training.engine import distributed
+from lavit.training.engine import distributed, replaced
 from lavit.training.engine.checkpoint import Checkpoints, generator_state, set_generator_state
 from lavit.training.engine.identity import settings_of
 from lavit.training.engine.lock import LockedError, locked
 from lavit.training.engine.loop import LookAhead, Run, StepFunction, StopRequest, train
 from lavit.training.engine.metrics import MetricsWriter
 from lavit.training.engine.recipe import CONFIG_FILE, CacheConfig
+from lavit.training.engine.replaced import INDEX
 from lavit.training.engine.schedule import learning_rate
 from lavit.training.engine.validation import Validation, forget_best, save_best
 
 logger = logging.getLogger(__name__)
-
-INDEX = ("config.json", "model_index.json")
-"""Without the one a model does not load, without the other a pipeline."""
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -65,8 +63,9 @@ class Session(ExitStack):
     def open_output(
         self, config: Any, resume: bool, overwrite: bool, constant: Sequence[str] = ()
     ) -> tuple[Checkpoints | None, dict[str, Any] | None]:
-        """The checkpoints of the run, and the one to go on from. None for what there is not. Nothing that an earlier
-        run left is touched: `run_stage` does that when everything is accepted.
+        """The checkpoints of the run, and the one to go on from. None for what there is not. Of what an earlier run
+        left nothing is deleted: one that is to be replaced is moved aside (`engine.replaced`), and put back if this
+        session ends with nothing to go on from.
 
         constant: prefixes of the model's tensors that never change.
         Raises FileExistsError for a folder that holds a run already, unless that goes on or is replaced, LockedError
@@ -79,11 +78,25 @@ class Session(ExitStack):
         if resume and not output.is_dir():
             checkpoints.to_resume()  # says so
         self._lock(output)
+        first = distributed.rank() == 0
+        if first and replaced.recover(output):
+            logger.info("%s: what was to replace the run here left nothing: the run is in its place again", output)
+        distributed.barrier()
         occupied = checkpoints.all() or any((output / name).exists() for name in INDEX)
         if occupied and not resume and not overwrite:
-            raise FileExistsError(f"output: {output} holds a run; --resume goes on with it, --overwrite replaces it")
+            aside = output / replaced.ASIDE
+            before = f" (the run that it was to replace is in {aside} until it has ended)" if aside.is_dir() else ""
+            raise FileExistsError(
+                f"output: {output} holds a run{before}; --resume goes on with it, --overwrite replaces it"
+            )
+        saved = checkpoints.load(checkpoints.to_resume()) if resume else None
         distributed.barrier()  # all have looked before the first one writes
-        return checkpoints, checkpoints.load(checkpoints.to_resume()) if resume else None
+        if occupied and overwrite and first:
+            self.callback(_put_back_unless_begun, output)
+            if not _begins_from(config, output):
+                replaced.set_aside(output)
+        distributed.barrier()
+        return checkpoints, saved
 
     def _lock(self, output: Path) -> None:
         problem: Exception | None = None
@@ -106,6 +119,18 @@ def session(device: str) -> Iterator[Session]:
             yield opened
     finally:
         set_generator_state(generators)
+
+
+def _begins_from(config: Any, output: Path) -> bool:
+    """Whether a run reads something from the folder that it is to replace."""
+    given = (getattr(config, name, None) for name in ("model", "tokenizer", "encoder", "language_model", "base"))
+    sources = [Path(place).resolve() for place in given if isinstance(place, str)]
+    return any(source.is_relative_to(output.resolve()) for source in sources)
+
+
+def _put_back_unless_begun(output: Path) -> None:
+    if replaced.recover(output):
+        logger.info("%s: nothing new is there to go on from: the earlier run is in its place again", output)
 
 
 def cache_folder(cache: CacheConfig, output: str | None) -> Path | None:
@@ -149,6 +174,8 @@ def run_stage(
     writer = None
     if checkpoints is not None:
         if saved is None:
+            if distributed.rank() == 0 and replaced.has_begun(Path(config.output)):  # the run has begun from it
+                replaced.set_aside(Path(config.output))
             checkpoints.clear()
         if distributed.rank() == 0:
             _begin(Path(config.output), checkpoints.folder, config, at_start if saved is None else None)
@@ -186,8 +213,8 @@ def run_stage(
 
 
 def _begin(output: Path, folder: Path, config: Any, at_start: Callable[[Path], None] | None) -> None:
-    """From here on the folder is this run's. A model that an earlier run has saved there is none any more: whoever
-    opens the folder before this run has ended shall not get it."""
+    """From here on the folder is this run's. A model that it has saved before it was made longer is none any more:
+    whoever opens the folder before this run has ended shall not get it."""
     for name in INDEX:
         (output / name).unlink(missing_ok=True)
     forget_best(output)
@@ -204,6 +231,7 @@ def finish(run: Run, config: Any, *parts: Saved) -> Path | None:
     if path is not None and distributed.rank() == 0:
         save_model(path, *parts)
         save_best(run, path, parts, save_model)
+        replaced.discard(path)
     distributed.barrier()
     return path
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from lavit.data.captioned_folder import CaptionedFolder, ImageFiles, captioned_sources, read_folder
+from lavit.data.image_sizes import sizes_line
 from lavit.data.mixture import Source
 from lavit.data.sequences import Sequencing, encoder_of
 from lavit.data.split import divided_folder, only_of, sample
@@ -21,6 +22,7 @@ from lavit.shapes.world import Scenes, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, VisualTokens
 from lavit.tokenizer.processing import encode_images, encoder_tensors
 from lavit.tokenizer.token_store import TokenStore
+from lavit.training.engine import distributed
 from lavit.training.engine.feature_files import NOWHERE, CachePlaces, FeatureFiles, FeatureRows
 from lavit.training.engine.validation_settings import check_apart
 from lavit.training.language.recipe import LanguageTrainingConfig
@@ -150,6 +152,9 @@ def folder_data(
 ) -> tuple[dict[str, Source], ImageStore, list[tuple[str, str]]]:
     """The folder's samples and images, and (name, reason) of what cannot be used of it."""
     files = ImageFiles(folder.root, folder.paths)
+    shown = processor.image_processor
+    if distributed.rank() == 0:
+        logger.info("%s", sizes_line(files.paths, (shown.size, shown.size), shown.fit))
     logger.info("encoding and tokenizing %d images", len(files))
     store, unread = ImageStore.of_files(
         tokenizer, processor.image_processor, files, cache=CachePlaces.of(config), workers=config.workers

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
-from lavit.training.engine.recipe import LoopConfig, Recipe, check_tokenizer
+from lavit.training.engine.recipe import THREADS, LoopConfig, Recipe, check_tokenizer
 from lavit.training.engine.schedule import ScheduleConfig
 from lavit.training.engine.validation_settings import check_validation
 
@@ -77,6 +77,7 @@ class LanguageTrainingConfig(Recipe):
     output: str | None = setting(None, "folder of the run; none: nothing is written")
     seed: int = setting(0, "of weights, data order and mixture")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    threads: int | None = setting(None, THREADS)
     tensorboard: bool = setting(True, "write TensorBoard files too, if it is installed")
     rates: RatesConfig = field(default_factory=RatesConfig)
     optimizer: AdamConfig = field(default_factory=AdamConfig)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lavit.data import DataStream
 from lavit.data.image_folder import ImageFiles
+from lavit.data.image_sizes import sizes_line
 from lavit.pixels.image_sizes import nearest_size
 from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
@@ -201,7 +202,7 @@ def _seen_whole(measured: Measured, number: int, side: int) -> bool:
 
 def _all_of(tokenizer: LaVITTokenizer, processor: LaVITImageProcessor) -> list[tuple[str, Tensor]]:
     """What x_rec of pixels depends on."""
-    pixels = ("pixels", torch.tensor([processor.size, *processor.mean, *processor.std]))
+    pixels = ("pixels", processor.as_tensor())
     return [*sorted(tokenizer.state_dict().items()), pixels]
 
 
@@ -217,4 +218,7 @@ def open_images(
     if not Path(config.data).is_dir():
         raise ValueError(f"data: expected shapes or a folder of images, got {config.data!r}")
     train, held = divided_images(config)
+    if distributed.rank() == 0:
+        how = "crop" if len(sizes) == 1 else f"crop, or one of {len(sizes) - 1} more of its area"
+        logger.info("%s", sizes_line(train.paths, sizes[0], how))
     return Measured(train, sizes), None if held is None else Measured(held, sizes)

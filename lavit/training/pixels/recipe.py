@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
-from lavit.training.engine.recipe import CacheConfig, LoopConfig, OptimizerConfig, Recipe, check_tokenizer
+from lavit.training.engine.recipe import THREADS, CacheConfig, LoopConfig, OptimizerConfig, Recipe, check_tokenizer
 from lavit.training.engine.schedule import ScheduleConfig
 from lavit.training.engine.validation_settings import check_validation
 
@@ -43,6 +43,7 @@ class PixelsTrainingConfig(Recipe):
     draw_steps: int | None = setting(None, "denoising steps of the saved pipeline; none: as the release's")
     draw_guidance: float | None = setting(None, "guidance of the saved pipeline; none: as the release's")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    threads: int | None = setting(None, THREADS)
     tensorboard: bool = setting(True, "write TensorBoard files too, if it is installed")
     cache: CacheConfig = field(default_factory=CacheConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lavit.data import DataStream
 from lavit.data.image_folder import ImageFiles
+from lavit.data.image_sizes import sizes_line
 from lavit.shapes.world import SHAPES_WORLD, ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.tokenizer.processing import encoder_tensors, processor_for
@@ -20,6 +22,8 @@ from lavit.training.engine.recipe import check_folders
 from lavit.training.engine.stage import cache_folder
 from lavit.training.engine.validation import count_of_scenes, divided_images
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 def open_dataset(config: TokenizerTrainingConfig) -> tuple[Any, Any]:
@@ -41,6 +45,9 @@ class TrainingImages:
         self.processor = processor_of(config, tokenizer)
         self._skipped: dict[str, str] = {}
         self._streams: list[DataStream] = []
+        if isinstance(dataset, ImageFiles) and distributed.rank() == 0:
+            size = self.processor.size, self.processor.size
+            logger.info("%s", sizes_line(dataset.paths, size, self.processor.fit))
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -115,8 +122,8 @@ def open_stream(dataset: Any, key: str, config: TokenizerTrainingConfig, transfo
 
 def processor_of(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> LaVITImageProcessor:
     """The image processor of the model that the run started from, else its encoder's, else CLIP's with the tokenizer's
-    size."""
+    size; with the configuration's way to make squares, where it names one."""
     external, size = tokenizer.config.external_encoder, tokenizer.config.image_size
     if config.model is None and external is not None and external["mean"] is not None:
-        return LaVITImageProcessor(size, mean=external["mean"], std=external["std"])
-    return processor_for(size, config.model or config.encoder)
+        return LaVITImageProcessor(size, external["mean"], external["std"], config.fit or "stretch")
+    return processor_for(size, config.model or config.encoder, config.fit)

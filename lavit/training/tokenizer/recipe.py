@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lavit.shapes.world import SHAPES_WORLD
+from lavit.tokenizer.preset_sizes import sizes_told
 from lavit.training.engine.config import setting
-from lavit.training.engine.recipe import CacheConfig, LoopConfig, OptimizerConfig, Recipe
+from lavit.training.engine.recipe import THREADS, CacheConfig, LoopConfig, OptimizerConfig, Recipe
 from lavit.training.engine.schedule import Anneal, PhaseOrder, ScheduleConfig
 from lavit.training.engine.validation_settings import check_validation
 
@@ -35,6 +36,9 @@ class TokenizerTrainingConfig(Recipe):
         None, "steps that train one on the data where none is given; none: 400 on shapes, on a folder as train encoder"
     )
     data: str = setting(SHAPES_WORLD, "folder of images, or shapes: the built-in world")
+    fit: Literal["stretch", "crop", "pad"] | None = setting(
+        None, "how images become squares: stretch, crop the middle, pad with white; none: as --model does, or stretch"
+    )
     scenes: int = setting(20000, "number of different scenes of the shapes world")
     validation: str | None = setting(None, "folder of held-out images, of the form of data; none: see validation_share")
     validation_share: float = setting(0.0, "share of the images of data that is held out, by a hash of their names")
@@ -43,6 +47,7 @@ class TokenizerTrainingConfig(Recipe):
     output: str | None = setting(None, "folder of the run; none: nothing is written")
     seed: int = setting(0, "of weights, data order and noise")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    threads: int | None = setting(None, THREADS)
     tensorboard: bool = setting(True, "write TensorBoard files too, if it is installed")
     order: PhaseOrder = setting("continuous_then_joint", "selector_then_codebook or continuous_then_joint")
     first_phase: float = setting(0.15, "fraction of the steps without quantisation")
@@ -58,3 +63,9 @@ class TokenizerTrainingConfig(Recipe):
 
     def __post_init__(self) -> None:
         check_validation(self, SHAPES_WORLD)
+
+    def about(self) -> str:
+        if (self.encoder or "").startswith(("timm:", "transformers:")):
+            return ""  # its sizes are read from the model
+        fit = self.fit or ("stretch" if self.model is None else None)
+        return sizes_told(self.preset, self.tokenizer, self.model, fit)

@@ -62,7 +62,7 @@ def test_command_line_overrides_file_overrides_defaults(tmp_path):
 
 
 def test_a_recipe_extends_another_of_its_folder_and_mappings_merge(tmp_path):
-    (tmp_path / "a.yaml").write_text("name: a\nlimit: 3\nfree: {k: 1, deep: {x: 1, y: 2}}\ninner: {lr: 0.5, steps: 7}\n")
+    (tmp_path / "a.yaml").write_text("name: a\nlimit: 3\nfree: {k: 1, deep: {x: 1, y: 2}}\ninner: {lr: 0.5, steps: 7}")
     (tmp_path / "b.yaml").write_text("extends: a\nname: b\nfree: {deep: {y: 3}}\ninner: {steps: 8}\n")
     (tmp_path / "c.yaml").write_text("inner: {shape: square}\nextends: b.yaml\nlimit: null\n")
     free = {"k": 1, "deep": {"x": 1, "y": 3}}
