@@ -30,8 +30,8 @@ WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 KEYS = {"library", "model", "source", "mean", "std", "prefix", "class_token", "size"}
 """What the configuration says of an external encoder. library: "timm" or "transformers". model: {"name", "arguments"}
 of timm, or the configuration of transformers. source: where it came from, in words. mean, std: of the pixels, None
-where nothing says them (CLIP's are taken then). prefix: rows in front of the patches, of which the first is the class token where class_token says so. size: {"image_size",
-"patch_size", "hidden_size"}."""
+where nothing says them (CLIP's are taken then). prefix: rows in front of the patches, of which the first is the class
+token where class_token says so. size: {"image_size", "patch_size", "hidden_size"}."""
 
 
 def is_external(encoder: str | None) -> bool:

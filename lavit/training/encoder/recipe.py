@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lavit.shapes.world import SHAPES_WORLD
+from lavit.tokenizer.preset_sizes import sizes_told
 from lavit.training.engine.config import setting
-from lavit.training.engine.recipe import LoopConfig, OptimizerConfig, Recipe
+from lavit.training.engine.recipe import THREADS, LoopConfig, OptimizerConfig, Recipe
 from lavit.training.engine.schedule import ScheduleConfig
 from lavit.training.engine.validation_settings import check_validation
 
@@ -38,6 +39,9 @@ class EncoderTrainingConfig(Recipe):
     tokenizer: dict[str, Any] = setting(dict, "changes to the preset: tokenizer.encoder_depth=6")
     model: str | None = setting(None, "encoder to go on from: a folder of this command or of stage 1")
     data: str = setting(SHAPES_WORLD, "folder of images, maybe with captions.json, or shapes: the built-in world")
+    fit: Literal["stretch", "crop", "pad"] | None = setting(
+        None, "how images become squares: stretch, crop the middle, pad with white; none: as --model does, or stretch"
+    )
     scenes: int = setting(20000, "number of different scenes of the shapes world")
     validation: str | None = setting(None, "folder of held-out images, of the form of data; none: see validation_share")
     validation_share: float = setting(0.0, "share of the images of data that is held out, by a hash of their names")
@@ -56,6 +60,7 @@ class EncoderTrainingConfig(Recipe):
     output: str | None = setting(None, "folder of the run; none: nothing is written")
     seed: int = setting(0, "of weights, data order and masks")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    threads: int | None = setting(None, THREADS)
     tensorboard: bool = setting(True, "write TensorBoard files too, if it is installed")
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -74,3 +79,7 @@ class EncoderTrainingConfig(Recipe):
                 raise ValueError(f"{name}: expected at least 1, got {least}")
         if self.text.width < 4 or self.text.width % 4:
             raise ValueError(f"text.width: expected a multiple of 4 (heads), got {self.text.width}")
+
+    def about(self) -> str:
+        fit = self.fit or ("stretch" if self.model is None else None)
+        return sizes_told(self.preset, self.tokenizer, self.model, fit)

@@ -6,6 +6,7 @@ images and captions are in `data`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lavit.data.image_folder import ImageFiles
+from lavit.data.image_sizes import sizes_line
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenizer.processing import processor_for
 from lavit.training.encoder.data import EncoderData, open_data
@@ -27,6 +30,8 @@ from lavit.training.engine.recipe import check_folders
 from lavit.training.engine.validation import fingerprint_of
 
 __all__ = ["EncoderTrainingConfig", "EncoderTrainingResult", "measure_features", "train_encoder"]
+
+logger = logging.getLogger(__name__)
 
 MEASURED = 2048  # images that the statistics of the features are taken from
 
@@ -66,7 +71,9 @@ def train_encoder(
         if tokenizer.config.external_encoder is not None:
             raise ValueError(f"model: expected an encoder of this library, got {tokenizer.encoder.source}")
         nn.Module.to(tokenizer, session.device)
-        processor = processor_for(tokenizer.config.image_size, config.model)
+        processor = processor_for(tokenizer.config.image_size, config.model, config.fit)
+        if isinstance(data.dataset, ImageFiles) and distributed.rank() == 0:
+            logger.info("%s", sizes_line(data.dataset.paths, (processor.size,) * 2, processor.fit))
         text_ids = None if data.captions is None else data.captions.size
         learner = EncoderObjective(tokenizer.encoder, tokenizer.config, config, text_ids).to(session.device)
         tokenizer.encoder.requires_grad_(True)

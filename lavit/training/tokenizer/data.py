@@ -125,5 +125,5 @@ def processor_of(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer) -> 
     size; with the configuration's way to make squares, where it names one."""
     external, size = tokenizer.config.external_encoder, tokenizer.config.image_size
     if config.model is None and external is not None and external["mean"] is not None:
-        return LaVITImageProcessor(size, mean=external["mean"], std=external["std"], fit=config.fit or "stretch")
+        return LaVITImageProcessor(size, external["mean"], external["std"], config.fit or "stretch")
     return processor_for(size, config.model or config.encoder, config.fit)

@@ -151,7 +151,7 @@ def train_own_encoder(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer
 def encoder_recipe(config: TokenizerTrainingConfig) -> EncoderTrainingConfig:
     """Of the training of an encoder for a run of stage 1 that is given none."""
     shared: dict[str, Any] = {
-        name: getattr(config, name) for name in "tokenizer data scenes workers seed device tensorboard".split()
+        name: getattr(config, name) for name in "tokenizer data fit scenes workers seed device tensorboard".split()
     }
     # What is held out from the one is held out from the other.
     shared |= {name: getattr(config, name) for name in "validation validation_share validation_images".split()}

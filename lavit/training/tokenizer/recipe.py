@@ -68,6 +68,9 @@ class TokenizerTrainingConfig(Recipe):
 
     def __post_init__(self) -> None:
         check_validation(self, SHAPES_WORLD)
+
     def about(self) -> str:
+        if (self.encoder or "").startswith(("timm:", "transformers:")):
+            return ""  # its sizes are read from the model
         fit = self.fit or ("stretch" if self.model is None else None)
         return sizes_told(self.preset, self.tokenizer, self.model, fit)
