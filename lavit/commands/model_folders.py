@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavit.training.engine.replaced import ASIDE
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -170,8 +172,15 @@ def check_folder(folder: str, option: str) -> Path:
 def _kind(place: Path, folder: str, wanted: str) -> str | None:
     if not (place / CONFIG_FILE).is_file():
         _refuse_released(place, folder)
-        raise ValueError(f"--model: {folder} holds no {wanted} (it has no {(place / CONFIG_FILE).relative_to(folder)})")
+        lacking = (place / CONFIG_FILE).relative_to(folder)
+        raise ValueError(f"--model: {folder} holds no {wanted} (it has no {lacking}){_aside(folder)}")
     return _read_json(place / CONFIG_FILE, "--model").get("model_type")
+
+
+def _aside(folder: str) -> str:
+    """Where the model is that a run in this folder has not replaced yet, as the end of an error."""
+    aside = Path(folder) / ASIDE
+    return f"; a run that has not ended is to replace the model in {aside}" if aside.is_dir() else ""
 
 
 def _refuse_released(place: Path, folder: str) -> None:

@@ -238,3 +238,10 @@ def test_a_new_model_that_is_whole_has_no_old_one_beside_it(tmp_path):
     run_of(tmp_path, "new")  # killed while the old one was deleted
     assert not replaced.recover(tmp_path)
     assert (tmp_path / "config.json").read_text() == "new" and not (tmp_path / replaced.ASIDE).exists()
+
+
+def test_commands_tell_where_the_model_is_that_is_not_yet_replaced(tmp_path, capsys):
+    (tmp_path / replaced.ASIDE).mkdir()
+    assert lavit(["tokenize", "a.png", "--model", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "holds no tokenizer" in said and f"a run that has not ended is to replace the model in {tmp_path}" in said

@@ -110,7 +110,7 @@ def settings_shown(cls: type[Config], words: Sequence[str]) -> str:
     left = [word for word in words if word not in HELP]
     try:
         given, _ = configuration.words(cls, left, flags=FLAGS)
-        config = cls.read(given.pop("config", None) or cls.recipe_file(given.get("preset", "small")), given)
+        config = cls.read(given.pop("config", "") or cls.recipe_file(given.get("preset", "small")), given)
     except ValueError:
         only = {name: value for name, value in zip(left, left[1:], strict=False) if name in ("--preset", "--config")}
         only |= {name: value for name, _, value in (word.partition("=") for word in left) if value and name in only}
@@ -130,13 +130,13 @@ def read_words(cls: type[Config], given: Mapping[str, str], flags: set[str], out
     if "allow_changes" in flags and "resume" not in flags:
         raise configuration.ConfigError("--allow-changes: expected --resume beside it")
     given = {"output": output, **given}
-    base: str | Path | None = given.pop("config", None)
+    base: str | Path = given.pop("config", "")
     if "resume" in flags:
         folder = Path(given["output"])
         _recover(folder)
         own = folder / CONFIG_FILE
         # The recipe's settings would be those of another run, which happens to be in a folder of this name.
-        if not (own.is_file() or (base is not None and (folder / "checkpoints").is_dir())):
+        if not (own.is_file() or (base and (folder / "checkpoints").is_dir())):
             from lavit.training.engine.checkpoint import CheckpointError
 
             said = f"--resume: {own} is not there, with the settings of the run to go on with"

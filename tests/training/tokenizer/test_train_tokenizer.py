@@ -350,6 +350,31 @@ def test_folder_with_a_broken_image_trains_and_names_it(tmp_path, capsys):
     assert "1 images could not be read" in out and str(folder / "4.png") in out
 
 
+def test_images_fit_as_the_settings_say_and_the_model_remembers_it(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    folder, run = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 255, (48, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    assert lavit(words(run, "--data", str(folder), "--fit", "crop")) == 0
+    assert "images: 4 files, 64 x 48 to 32 x 32 (crop)" in caplog.text
+    assert LaVITImageProcessor.from_pretrained(run).fit == "crop"
+    resume = ["train", "tokenizer", "--output", str(run), "--resume"]
+    assert lavit([*resume, "--steps", "4"]) == 0
+    assert LaVITImageProcessor.from_pretrained(run).fit == "crop"
+    capsys.readouterr()
+    assert lavit([*resume, "--steps", "5", "--fit", "pad"]) == 2
+    assert "learned beside other parts than this run has (processor: " in capsys.readouterr().err
+    # Who goes on from the model has its way, unless told otherwise; features of one way are not taken for another's.
+    more = ["train", "tokenizer", "--model", str(run), "--data", str(folder), "--steps", "1", "--batch_size", "4"]
+    more += ["--codebook", "keep", "--tensorboard", "no", "--cache.folder", str(tmp_path / "features")]
+    for name, fit, wanted in (("second", [], "crop"), ("third", ["--fit", "pad"], "pad")):
+        assert lavit([*more, "--output", str(tmp_path / name), *fit]) == 0
+        assert LaVITImageProcessor.from_pretrained(tmp_path / name).fit == wanted
+    assert len(list((tmp_path / "features").iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
