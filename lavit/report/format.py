@@ -18,6 +18,11 @@ def plain(words: str) -> str:
     return _UNSAFE.sub("\ufffd", words)
 
 
+def brief(words: str, most: int = 160) -> str:
+    """Words of a model, of which there may be any number: at most so many characters, with … for the rest."""
+    return words if len(words) <= most else f"{words[: most - 1].rstrip()}…"
+
+
 def whole_letters(words: str) -> str:
     """`plain` words to be drawn: letters that come in parts, as in names of files on a Mac, are put together (NFC).
     Fonts have the whole ones."""

@@ -52,7 +52,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup | int | float) else format.plain(str(value)),
     )
-    filters = (format.integer, format.decimal, format.percent, format.duration, mean_of, perplexity)
+    filters = (format.integer, format.decimal, format.percent, format.duration, format.brief, mean_of, perplexity)
     made.filters.update({function.__name__: function for function in filters})
     made.tests["finite"] = math.isfinite
     made.globals.update(differing=differing, embed=embed, plots=plots, token_map=_token_map)

@@ -19,9 +19,14 @@ from lavit.training.engine.metrics import read_rows
 METRICS, SETTINGS = "metrics.jsonl", "training.yaml"
 HELD_OUT = "val_"
 """So the names begin of what is measured on held-out pictures."""
-OTHER = "Training"
+OTHER, LOSS = "Training", "loss"
 # A setting that the recipe of one stage alone has.
-_OF_STAGE = (("encoder_steps", "Tokenizer"), ("text_vocabulary", "Language model"), ("unet", "U-Net"))
+_OF_STAGE = (
+    ("seen", "Encoder"),
+    ("encoder_steps", "Tokenizer"),
+    ("text_vocabulary", "Language model"),
+    ("unet", "U-Net"),
+)
 _NO_CURVES = frozenset(("step", "steps", "phase", "skipped", "eta_seconds", "seconds", "lr", "grad_norm"))
 
 
@@ -38,13 +43,15 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class Curve:
-    """title and note: in words. chart: SVG. last, held_out: the last value, of training and of held-out pictures."""
+    """title and note: in words. chart: SVG. last, held_out: the last value, of training and of held-out pictures. best:
+    the lowest held-out loss and its step; None of other numbers."""
 
     title: str
     note: str
     chart: str
     last: float | None
     held_out: float | None
+    best: tuple[float, float] | None = None
 
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
@@ -94,7 +101,8 @@ def curves_of(run: TrainingRun) -> list[Curve]:
             chart = plots.line(words, held_steps, held, "step", unit, spans, floor) if held else None
             note = " ".join([note, "On held-out pictures."]).strip()
         if chart:
-            found.append(Curve(title, note, chart, last, own))
+            best = min(zip(held, held_steps, strict=True), default=None) if key == LOSS else None
+            found.append(Curve(title, note, chart, last, own, best))
     return found
 
 

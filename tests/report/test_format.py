@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lavit.report.format import decimal, duration, integer, percent, plain, whole_letters
+from lavit.report.format import brief, decimal, duration, integer, percent, plain, whole_letters
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,7 @@ def test_other_words_stay_as_they_are(words: str) -> None:
 
 def test_letters_in_parts_are_put_together():
     assert whole_letters("cafe\u0301 n\u0303 \uac00") == "caf\u00e9 \u00f1 \uac00"
+
+
+def test_what_is_too_long_ends_in_dots_and_the_rest_stays_as_it_is():
+    assert brief("a b", 3) == "a b" and brief("a b c", 3) == "a…" and len(brief("x" * 500)) == 160

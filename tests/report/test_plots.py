@@ -204,10 +204,6 @@ assert loaded() == ["matplotlib", "jinja2"], loaded()
     assert done.returncode == 0, done.stderr
 
 
-def test_letters_in_parts_are_drawn_whole():
-    assert plots.drawable("e\u0301te\u0301") == "\u00e9t\u00e9"
-
-
 def test_held_out_values_are_points_on_the_axes_of_training() -> None:
     others = [10, 30, 40], [4.0, 2.0, math.nan]
     svg = plots.line("Loss", [0, 10, 20], [3.0, 2.0, 1.0], "step", "loss", held_out=others)
@@ -225,3 +221,7 @@ def test_scatter_has_a_dot_for_each_finite_pair() -> None:
     assert "3 pairs: edges from 1 to 3, tokens from 10 to 30." in parse(svg).attrib["aria-label"]
     assert len(marks(plots.scatter("", range(5000), range(5000), "x", "y", most=100), "dot")) == 100
     assert plots.scatter("", [math.nan], [1.0], "x", "y") is None
+
+
+def test_letters_in_parts_are_drawn_whole():
+    assert plots.drawable("e\u0301te\u0301") == "\u00e9t\u00e9"

@@ -31,7 +31,7 @@ def test_held_out_numbers_stand_with_their_curve_and_alone_where_there_is_none(t
     curves = {curve.title: curve for curve in curves_of(run)}
     assert list(curves) == ["Loss", "Reconstruction", "Cosine"]
     loss = curves["Loss"]
-    assert (loss.last, loss.held_out) == (0.5, 0.75)
+    assert (loss.last, loss.held_out, loss.best) == (0.5, 0.75, (0.75, 30)) and curves["Cosine"].best is None
     assert 'class="held"' in loss.chart and "Held out: from 2.5 at step 10 to 0.75 at step 30." in loss.chart
     assert 'class="held"' not in curves["Reconstruction"].chart and curves["Reconstruction"].held_out is None
     cosine = curves["Cosine"]
@@ -46,6 +46,7 @@ def test_phases_are_those_of_training_whatever_stands_between(tmp_path):
 @pytest.mark.parametrize(
     "settings, network",
     [
+        ("seen: [0.25, 0.9]", "Encoder"),
         ("encoder_steps: 3", "Tokenizer"),
         ("text_vocabulary: 400", "Language model"),
         ("unet: {}", "U-Net"),
@@ -66,7 +67,10 @@ def test_the_stage_of_every_recipe_is_known():
 
     recipes = {"Tokenizer": TokenizerTrainingConfig, "Language model": LanguageTrainingConfig}
     recipes["U-Net"] = PixelsTrainingConfig
+    assert set(recipes) <= {network for _, network in _OF_STAGE}
     for key, network in _OF_STAGE:
+        if network not in recipes:
+            continue
         having = [name for name, recipe in recipes.items() if key in recipe.__dataclass_fields__]
         assert having == [network]
 
