@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from examples.emoji.pictures import SIZES
 from examples.emoji.run import MINUTES, check_world, run, steps
 from examples.emoji.splits import SPLITS
+from lavit.cli import TORCHAO_WARNINGS
 
 FIGURES = "figures.json"
 
@@ -76,6 +78,9 @@ def _judge(options: argparse.Namespace) -> int:
     if options.items < 2:
         raise ValueError(f"items: expected at least 2, got {options.items}")
 
+    for name in TORCHAO_WARNINGS:
+        logging.getLogger(name).addFilter(_worth_saying)
+
     import torch
 
     from examples.emoji.measure import Examiner, read_part, sheet, told
@@ -98,6 +103,10 @@ def _judge(options: argparse.Namespace) -> int:
                 sheet(rows).save(output / f"{split}-{name}.png")
     (output / FIGURES).write_text(json.dumps(figures, indent=1))
     return 0
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return TORCHAO_WARNINGS[record.name] not in record.getMessage()
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -15,7 +15,6 @@ from examples.emoji.splits import (
     split,
 )
 
-
 WORLDS = [(0, 2, None), (3, 1, None), (0, 2, 300), (1, 3, 60), (2, 2, 12), (5, 1, 9), (0, 1, 20)]
 """(seed, backgrounds of each emoji, limit); in the last two some combinations return to training."""
 
