@@ -89,8 +89,8 @@ def look_ahead(
     relative: float = 0.0,
 ) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
     """What the losses of stage 1 must know of all micro-batches of a step before the first is computed: how many
-    patches are kept in each, and which patches stand out in all (contrasted; relative: of `contrast`). Costs a second run
-    of the selector.
+    patches are kept in each, and which patches stand out in all (contrasted; relative: of `contrast`). Costs a second
+    run of the selector.
 
     Returns for each its features and the seeds of its noise, so that the same patches are kept again, and what `Step`
     wants beside them.
