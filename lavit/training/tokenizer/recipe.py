@@ -19,7 +19,7 @@ class WarmStartConfig:
 
     fraction: float = setting(0.0, "fraction of the steps; 0: no warm start")
     weight: float = setting(1.0, "weight of its loss at the first step, from where it falls to 0 in a straight line")
-    relative: float = setting(0.0, "patches compete by contrast over the image's own to this power; 1: pale images count")
+    relative: float = setting(0.0, "contrast counts over the image's own to this power; 1: pale images count alike")
 
     def __post_init__(self) -> None:
         if not 0 <= self.relative <= 1:
