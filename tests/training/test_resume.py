@@ -166,6 +166,21 @@ def test_settings_that_must_stay_are_all_but_the_named_ones(recipe):
     assert {"seed", "loop.batch_size", "loop.accumulate", "optimizer.betas"} <= kept.keys()
     assert not {"output", "device", "loop.steps", "schedule.lr"} & kept.keys()
     leaves = {name for name in known if not any(other.startswith(f"{name}.") for other in known)} - set(identity.BEFORE)
+    shares = vars(recipe().mixture) if "mixture" in known else {}
+    leaves -= {f"mixture.{kind}" for kind, share in shares.items() if share == 0}
     free = {name for name in leaves if name in identity.FREE or name.partition(".")[0] in identity.FREE}
     mappings = {name for name in leaves if not any(key == name or key.startswith(f"{name}.") for key in kept)} - free
     assert all(getattr(recipe(), name) == {} for name in mappings)
+
+
+def test_settings_that_came_later_do_not_stop_a_run_that_does_as_before():
+    here = {"seed": 0, "mixture.caption": 1.0}
+    older = {**here, "mixture.text": 0.0}
+    newer = {**here, "mixture.another_kind": 0.0, "warm_start.relative": 0.0, "validation_share": 0.0}
+    assert identity.differences(older, newer) == []
+    assert identity.differences(older, {**newer, "mixture.another_kind": 1.0}) == [
+        "mixture.another_kind: 'nothing', now 1.0"
+    ]
+    assert identity.differences({**older, "warm_start.relative": 0.5}, newer) == [
+        "warm_start.relative: 0.5, now 'nothing'"
+    ]

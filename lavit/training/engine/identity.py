@@ -21,8 +21,9 @@ FREE = SECTIONS.union(
     "loop.steps loop.log_every loop.checkpoint_every loop.keep_checkpoints loop.max_bad_steps loop.clip".split(),
 )
 """Settings, and whole SECTIONS of them, that may differ when a run is resumed."""
-BEFORE: dict[str, Any] = {"validation_share": 0.0, "mixture.follow": False}
-"""Settings that came later, with the value that does what was done before: checkpoints that do not know them go on."""
+BEFORE: dict[str, Any] = {"validation_share": 0.0, "mixture.follow": False, "warm_start.relative": 0.0}
+"""Settings that came later, with the value that does what was done before: checkpoints that do not know them go on. So
+do those that do not know a kind of sample of which the mixture has none."""
 
 
 def settings_of(config: Any) -> dict[str, Any]:
@@ -34,11 +35,15 @@ def settings_of(config: Any) -> dict[str, Any]:
         if isinstance(value, Mapping) and name not in SECTIONS:
             for key, inner in value.items():
                 walk(inner, f"{name}.{key}".lstrip("."))
-        elif name not in FREE and not (name in BEFORE and value == BEFORE[name]):
+        elif name not in FREE and not _as_before(name, value):
             found[name] = value
 
     walk(to_dict(config), "")
     return found
+
+
+def _as_before(name: str, value: Any) -> bool:
+    return (name in BEFORE and value == BEFORE[name]) or (name.startswith("mixture.") and value == 0)
 
 
 def digest(part: Mapping[str, Any] | Iterable[tuple[str, Tensor]]) -> str:
@@ -61,6 +66,7 @@ def add_tensors(found: hashlib.blake2b, tensors: Iterable[tuple[str, Tensor]]) -
 def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """ "name: X, now Y" for all that differ."""
     missing = "nothing"
+    saved, here = ({k: v for k, v in one.items() if not _as_before(k, v)} for one in (saved, here))
     return [
         f"{name}: {saved.get(name, missing)!r}, now {here.get(name, missing)!r}"
         for name in sorted(saved.keys() | here.keys())
