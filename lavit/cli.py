@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     threads.prepare()
     try:
-        with _without_noise(), _terminable():
+        with without_noise(), _terminable():
             code = _run(arguments, COMMANDS, "lavit", GROUPS)
         sys.stdout.flush()
         return code
@@ -107,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _without_noise() -> Iterator[None]:
+def without_noise() -> Iterator[None]:
+    """Inside, packages do not say what helps nobody who uses a command (`NOISE`, `RENAMED`), and draw no bars."""
     for name in NOISE:
         logging.getLogger(name).addFilter(_worth_saying)
     os.environ.setdefault(BARS, "1")

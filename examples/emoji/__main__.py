@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from examples.emoji.pictures import SIZES
 from examples.emoji.run import MINUTES, check_world, run, steps
 from examples.emoji.splits import SPLITS
-from lavit.cli import TORCHAO_WARNINGS
+from lavit.cli import without_noise
 
 FIGURES = "figures.json"
 
@@ -40,7 +39,8 @@ def main(words: Sequence[str] | None = None) -> int:
     _add_drawing(whole)
     options = parser.parse_args(words)
     try:
-        return {"draw": _draw, "judge": _judge, "run": _run}[options.command](options)
+        with without_noise():
+            return {"draw": _draw, "judge": _judge, "run": _run}[options.command](options)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -78,9 +78,6 @@ def _judge(options: argparse.Namespace) -> int:
     if options.items < 2:
         raise ValueError(f"items: expected at least 2, got {options.items}")
 
-    for name in TORCHAO_WARNINGS:
-        logging.getLogger(name).addFilter(_worth_saying)
-
     import torch
 
     from examples.emoji.measure import Examiner, read_part, sheet, told
@@ -103,10 +100,6 @@ def _judge(options: argparse.Namespace) -> int:
                 sheet(rows).save(output / f"{split}-{name}.png")
     (output / FIGURES).write_text(json.dumps(figures, indent=1))
     return 0
-
-
-def _worth_saying(record: logging.LogRecord) -> bool:
-    return TORCHAO_WARNINGS[record.name] not in record.getMessage()
 
 
 def _run(options: argparse.Namespace) -> int:

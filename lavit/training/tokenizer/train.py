@@ -149,7 +149,10 @@ class _Phases:
         return model(batch, quantize=quantize, **warm, **self.noise(step), **told)
 
     def look_ahead(self, batches: list[dict[str, Tensor]], step: int) -> list[tuple[Any, dict[str, Any]]]:
-        warm = {"contrasted": bool(self.warm_start(step)), "relative": self.config.warm_start.relative}
+        warm: dict[str, Any] = {
+            "contrasted": bool(self.warm_start(step)),
+            "relative": self.config.warm_start.relative,
+        }
         return objective.look_ahead(self.tokenizer, batches, **warm, **self.noise(step))
 
     def noise(self, step: int) -> dict[str, float]:
