@@ -149,9 +149,10 @@ class _Phases:
         return model(batch, quantize=quantize, **warm, **self.noise(step), **told)
 
     def look_ahead(self, batches: list[dict[str, Tensor]], step: int) -> list[tuple[Any, dict[str, Any]]]:
-        warm = self.config.warm_start
-        settings: dict[str, Any] = {"contrasted": bool(self.warm_start(step)), "relative": warm.relative}
-        return objective.look_ahead(self.tokenizer, batches, **settings, **self.noise(step))
+        contrasted, relative = bool(self.warm_start(step)), self.config.warm_start.relative
+        return objective.look_ahead(
+            self.tokenizer, batches, contrasted=contrasted, relative=relative, **self.noise(step)
+        )
 
     def noise(self, step: int) -> dict[str, float]:
         return {"tau": self.config.tau.at(step, self.steps), "noise_scale": self.config.noise.at(step, self.steps)}
