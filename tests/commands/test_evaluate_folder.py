@@ -4,46 +4,19 @@ with, with a sheet, and with pixels drawn."""
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from bright_images import BrightnessModel, captioned, gray_images, runner, write
 from PIL import Image
 from tiny_models import save_whole
 
 from lavit.cli import main
 from lavit.commands import evaluate_run as evaluate
-from lavit.commands import evaluation_pixels, evaluation_summary
+from lavit.commands import evaluation_pixels
 from lavit.evaluation import captioning
 from lavit.evaluation.tasks import ANSWERABLE
-
-
-class Model:
-    """Says of an image how bright it is; stops at one."""
-
-    config = SimpleNamespace(image_objective="classify")
-    visual_tokenizer = None
-
-    def __init__(self):
-        self.seen, self.asked, self.stop, self.unsure = [], [], None, ()
-
-    def bright(self, image):
-        value = int(np.asarray(image).mean())
-        if value == self.stop:
-            raise KeyboardInterrupt
-        self.seen.append(value)
-        return value
-
-    def caption(self, images, processor, **settings):
-        return [f"a picture of thing {self.bright(image)}" for image in images]
-
-    def answer(self, images, questions, processor, **settings):
-        self.asked += questions
-        values = [self.bright(image) for image in images]
-        if questions[0].startswith("Is the question"):
-            return ["No." if value in self.unsure else "yes" for value in values]
-        return [str(value) for value in values]
 
 
 @pytest.fixture(autouse=True)
@@ -54,50 +27,22 @@ def no_java(monkeypatch):
 
 @pytest.fixture
 def model():
-    return Model()
+    return BrightnessModel()
 
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path, model):
-    """Runs the command; its exit code, what it wrote to out.json, and the two outputs."""
-
-    def run(*words, output=True):
-        monkeypatch.setattr(evaluate, "load_lavit", lambda folder, device: (model, None))
-        target = tmp_path / "out.json"
-        target.unlink(missing_ok=True)
-        (tmp_path / "model").mkdir(exist_ok=True)
-        more = ["--output", target] if output else []
-        code = main(["evaluate", *map(str, ["--model", tmp_path / "model", "--device", "cpu", *more, *words])])
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, json.loads(target.read_text()) if target.exists() else None, said.out, said.err
-
-    return run
+    return runner(monkeypatch, capsys, tmp_path, model)
 
 
 @pytest.fixture
 def images(tmp_path):
-    """Eight gray images of brightness 0, 10, ..., 70."""
-    folder = tmp_path / "data" / "images"
-    folder.mkdir(parents=True)
-    for number in range(8):
-        Image.new("RGB", (40, 36), (10 * number,) * 3).save(folder / f"{number}.png")
-    return folder
-
-
-def write(path, content):
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
+    return gray_images(tmp_path / "data" / "images")
 
 
 @pytest.fixture
 def captions(images):
-    """As NoCaps has them; of the images 4 to 7 people say something else."""
-    kinds = ("in-domain", "out-domain")
-    listed = [{"id": n, "file_name": f"{n}.png", "domain": kinds[n % 2]} for n in range(8)]
-    said = [f"a picture of thing {10 * n}" if n < 4 else f"nothing like it {n}" for n in range(8)]
-    rows = [{"id": n, "image_id": n, "caption": text} for n, text in enumerate(said)]
-    return write(images.parent / "captions.json", {"images": listed, "annotations": rows})
+    return captioned(images)
 
 
 def ten(text):
@@ -128,22 +73,6 @@ def test_domains_of_nocaps_are_judged_by_themselves_too(run, images, captions):
     assert len(scores) == 8 and min(scores[:4]) > max(scores[4:]) and np.mean(scores) == pytest.approx(
         score["scores"]["CIDEr"]
     )
-
-
-def test_captions_have_figures_without_any_package(run, images, captions, monkeypatch, tmp_path):
-    monkeypatch.setattr(captioning, "find_spec", lambda name: None)
-    code, found, out, _ = run("--data", images.parent, "--sheet", tmp_path / "s.png")
-    caption = found["tasks"]["caption"]
-    words = caption["score"]["words"]
-    assert code == 0 and words["exact"] == 1 / 2 and words["guessed_exact"]["value"] == 1 / 8
-    # Of the half that is said otherwise no word is right; always the same caption has three words of four of a half.
-    assert words["f1"] == 1 / 2 and words["guessed_f1"]["value"] == (1 + 3 * 3 / 4) / 8 and "each" not in words
-    assert caption["score"]["by_domain"]["in-domain"].keys() == {"exact", "F1"}
-    assert "  exact      0.500  (guessing: 0.125)\n  F1         0.500  (guessing: 0.406)\n" in out
-    assert "in-domain: exact 0.5000, F1 0.5000" in out
-    assert "pip install -e '.[evaluation]'" in out
-    assert caption["item_scores"] == [1] * 4 + [0] * 4  # F1, for want of CIDEr
-    assert (tmp_path / "s.png").exists()
 
 
 def test_files_of_other_names_and_places_are_given_by_options(run, images, captions, tmp_path):
@@ -201,40 +130,6 @@ def test_answers_and_peoples_are_lemmatised_before_they_are_compared(run, images
     monkeypatch.setattr(evaluate, "lemmatizer", missing)
     code, found, _, err = run(*words, "--lemmatize")
     assert code == 2 and found is None and "spaCy is not installed" in err
-
-
-def questions(images, count, **fields):
-    """About image n, "how n?", with one answer, 10 n."""
-    asked = [{"question_id": n, "image_id": n, "question": f"how {n}?"} for n in range(count)]
-    told = [{"question_id": n, "answers": [{"answer": str(10 * n)}], **fields} for n in range(count)]
-    write(images.parent / "questions.json", {"questions": asked})
-    write(images.parent / "answers.json", {"annotations": told})
-    for n in range(count):
-        Image.open(images / f"{n}.png").save(images / f"{n:012d}.jpg")
-
-
-def test_one_answer_without_types_is_enough_to_judge(run, images):
-    questions(images, 4)
-    code, found, out, _ = run("--data", images.parent)
-    score = found["tasks"]["vqa"]["score"]
-    assert code == 0 and score["overall"] == {"accuracy": 1, "questions": 4, "constant": 1 / 4, "guess": "0"}
-    assert score["by_answer_type"] == score["by_question_type"] == {}
-    assert "  all        1.000  (guessing: 0.250)\n" in out and "by type" not in out
-
-
-def test_answers_are_told_by_type_of_question_the_commonest_first(run, images, monkeypatch):
-    questions(images, 6)
-    told = json.loads((images.parent / "answers.json").read_text())["annotations"]
-    kinds = ["how", "what", "how", "what", "how", "why"]
-    told = [{**entry, "question_type": kind} for entry, kind in zip(told, kinds, strict=True)]
-    write(images.parent / "answers.json", {"annotations": told})
-    monkeypatch.setattr(evaluation_summary, "QUESTION_TYPES", 2)
-    code, found, out, _ = run("--data", images.parent)
-    assert code == 0 and set(found["tasks"]["vqa"]["score"]["by_question_type"]) == {"how", "what", "why"}
-    assert (
-        "  by type of question:\n    how        1.000  (guessing: 0.333)\n    what       1.000  (guessing: 0.500)\n"
-        "    and 1 types of fewer questions"
-    ) in out
 
 
 # --------------------------------------------------------------------------------------------------------- interruption
@@ -338,28 +233,6 @@ def test_folders_that_cannot_be_used_are_told_in_a_line(run, images, tmp_path):
     for words, message in cases:
         code, found, out, err = run(*words)
         assert code == 2 and found is None and message in err and err.count("\n") == 1, (words, err)
-
-
-def test_a_file_of_which_nothing_can_be_used_says_why(run, images):
-    questions(images, 5, question_type=3)
-    code, _, _, err = run("--data", images.parent)
-    assert code == 2 and err.count("\n") == 1
-    assert "has no questions that can be used (questions.json); 5 entries left out, questions.json: question 0: " in err
-    assert 'expected a text "question_type", got 3; of all 5: 5 × expected a text "question_type", got …' in err
-    questions(images, 1, question_type=3)
-    write(images.parent / "captions.json", {"images": [{"id": 0, "file_name": "gone.png"}], "annotations": []})
-    code, _, _, err = run("--data", images.parent, "--task", "vqa")
-    assert code == 2 and "1 entries left out, questions.json: question 0: expected a text" in err
-
-
-def test_reasons_of_what_is_left_out_are_counted(run, images, captions):
-    for number in (1, 3, 5):
-        (images / f"{number}.png").unlink()
-    content = json.loads(captions.read_text())
-    write(captions, {**content, "annotations": [*content["annotations"], {"image_id": 99, "caption": "x"}]})
-    code, _, _, err = run("--data", images.parent)
-    assert code == 1 and "lavit: 4 left out\n" in err
-    assert "lavit: 3 × there is no image file …, 1 × image_id … is not among the images\n" in err
 
 
 def test_outputs_take_the_place_of_nothing_that_is_read(run, images, captions, vizwiz, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from release_models import golden, new_lavit, new_pipeline, new_processor, new_tokenizer, pictures, rows
 from release_recipe import MULTIMODAL, TEXT_SIZE, TOKENIZER, draws, noise, questions
+from transformers import GenerationConfig
 
 from lavit.language import LaVIT, sampling
 from lavit.pixels import pipeline
@@ -42,6 +43,16 @@ def test_it_is_set_as_the_release_is(model: LaVIT) -> None:
     assert model.understanding.form == config.tokenizer_config.merge == "dense"
     # Where the release's own arithmetic is at fault it is not followed unasked.
     assert config.tokenizer_config.distances == "exact"
+
+
+def test_its_settings_of_texts_are_written_with_it(model: LaVIT, tmp_path: Path) -> None:
+    """As `lavit convert` writes it."""
+    model.save_pretrained(tmp_path)
+    captions = GenerationConfig.from_pretrained(tmp_path)
+    answers = GenerationConfig.from_pretrained(tmp_path, "answer_generation_config.json")
+    names = ("num_beams", "min_new_tokens", "max_new_tokens", "length_penalty", "early_stopping")
+    assert [getattr(captions, name) for name in names] == [2, 8, 36, 1.0, False]
+    assert [getattr(answers, name) for name in names] == [5, 2, 10, 0.0, True]
 
 
 def test_it_answers_as_the_release(model: LaVIT) -> None:

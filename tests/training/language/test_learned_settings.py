@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,17 @@ def test_a_model_trained_further_keeps_what_it_says(trained, tmp_path):
     again = train_language(settings(**further)).model
     assert again.generation_config.to_dict() == model.generation_config.to_dict()
     assert again.answer_generation_config.to_dict() == model.answer_generation_config.to_dict()
+
+
+def test_answers_of_which_none_can_be_used_are_told_with_their_reasons(trained, tmp_path, capsys):
+    data, folder = trained
+    broken = shutil.copytree(data, tmp_path / "data")
+    told = json.loads((data / "answers.json").read_text())["annotations"]
+    told = [{**entry, "answers": []} if number else {"question_id": 0} for number, entry in enumerate(told)]
+    (broken / "answers.json").write_text(json.dumps({"annotations": told}))
+    words = ["--model", str(folder), "--data", str(broken), "--output", str(tmp_path / "run"), "--device", "cpu"]
+    assert lavit(["train", "language", *words, "--mixture.edit", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "nothing in questions.json with answers.json" in said and "json: question 0: expected a list" in said
+    assert 'of all 5: 4 × "answers" is empty, 1 × expected a list "answers", got none' in said
+    assert not (tmp_path / "run").exists()
