@@ -138,6 +138,7 @@ def test_modes_and_generators_are_put_back_where_a_measurement_fails():
         fingerprint = ""
 
         def __call__(self, run):
+            assert not run.model.training and not run.model[0].training and not torch.is_grad_enabled()
             torch.rand(3), np.random.rand(3)
             raise KeyboardInterrupt
 

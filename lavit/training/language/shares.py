@@ -14,29 +14,29 @@ from lavit.training.language.recipe import LanguageTrainingConfig, MixtureConfig
 
 logger = logging.getLogger(__name__)
 
+CAPTIONS, QUESTIONS, EDITS = "captions", "questions.json with answers.json", "edits.jsonl"
+TEXTS = "text.jsonl, and there is no --text FILE"
 FILES = {
-    "caption": "captions",
-    "image": "captions",
-    "unprompted": "captions",
-    "question": "questions.json with answers.json",
-    "edit": "edits.jsonl",
-    "text": "text.jsonl, and there is no --text FILE",
+    "caption": CAPTIONS,
+    "image": CAPTIONS,
+    "unprompted": CAPTIONS,
+    "question": QUESTIONS,
+    "edit": EDITS,
+    "text": TEXTS,
 }
 """What holds the samples of a kind."""
 
 
 def images_of(folder: CaptionedFolder) -> dict[str, int]:
     """How many images have samples of each kind; of texts alone how many there are, at most the images of a kind."""
-    captioned = len({item.image for item in folder.captions if item.captions})
     asked = [item.image for item in folder.questions if usual_answer(item.answers)] if folder.answered else []
     found = {
-        "caption": captioned,
-        "image": captioned,
-        "unprompted": captioned,
-        "question": len(set(asked)),
-        "edit": len({item.result for item in folder.edits}),
+        CAPTIONS: len({item.image for item in folder.captions if item.captions}),
+        QUESTIONS: len(set(asked)),
+        EDITS: len({item.result for item in folder.edits}),
     }
-    return found | {"text": min(len(folder.texts), max(1, *found.values()))}
+    found[TEXTS] = min(len(folder.texts), max(1, *found.values()))
+    return {kind: found[file] for kind, file in FILES.items()}
 
 
 def shares_of(mixture: MixtureConfig, folder: CaptionedFolder) -> dict[str, float]:

@@ -181,6 +181,23 @@ def test_another_folder_is_looked_through_and_left_as_it_is(tmp_path):
     assert torch.equal(found.values[torch.arange(7)], encoder.wanted(files.paths))
 
 
+def test_two_runs_that_build_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_files, "PIECE_BYTES", 1)
+    files = ImageFolder(pictures(tmp_path / "a", 50))
+    one, other = Encoder(), Encoder()
+
+    def in_turns(images):
+        if one.images == 24:  # the other begins and ends in the midst of this one
+            found = other.rows(files, tmp_path / "c")
+            assert torch.equal(found.values[torch.arange(50)], other.wanted(files.paths))
+        return one(images)
+
+    store = FeatureFiles([], [("w", one.weight)], write_to=tmp_path / "c")
+    found = store.of(files, in_turns, transform=PROCESSOR, batch_size=8)
+    assert other.images and torch.equal(found.values[torch.arange(50)], one.wanted(files.paths))
+    assert Encoder().rows(files, tmp_path / "c").computed == 0
+
+
 def test_find_tells_whether_all_are_there(tmp_path):
     files = ImageFolder(pictures(tmp_path / "a"))
     encoder = Encoder()

@@ -377,11 +377,11 @@ def test_images_fit_as_the_settings_say_and_the_model_remembers_it(tmp_path, cap
     assert "learned beside other parts than this run has (processor: " in capsys.readouterr().err
     # Who goes on from the model has its way, unless told otherwise; features of one way are not taken for another's.
     more = ["train", "tokenizer", "--model", str(run), "--data", str(folder), "--steps", "1", "--batch_size", "4"]
-    more += ["--codebook", "keep", "--tensorboard", "no", "--cache.folder", str(tmp_path / "features")]
+    more += ["--codebook", "keep", "--tensorboard", "no"]
     for name, fit, wanted in (("second", [], "crop"), ("third", ["--fit", "pad"], "pad")):
         assert lavit([*more, "--output", str(tmp_path / name), *fit]) == 0
         assert LaVITImageProcessor.from_pretrained(tmp_path / name).fit == wanted
-    assert len(list((tmp_path / "features").iterdir())) == 2
+    assert len(list((run / "features").iterdir())) == 2  # where those who go on from the model find them
 
 
 @pytest.mark.parametrize(
