@@ -65,7 +65,8 @@ NOISE = {
 }
 """Logger and words of what packages say of each other, or of a name that they have changed: of classes of torchao that
 nothing here uses, whenever diffusers is imported where torchao is; of what transformers calls its caches."""
-CACHE_RENAMED = "`past_key_values` is deprecated"
+RENAMED = ("`past_key_values` is deprecated", "`broadcast_buffers` is deprecated")
+"""Of FutureWarnings: how transformers and torch call what they still take."""
 BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 """Of transformers too, which draws one for each file that it reads or writes: "Loading weights", for one.
 """
@@ -109,7 +110,8 @@ def _without_noise() -> Iterator[None]:
         logging.getLogger(name).addFilter(_worth_saying)
     os.environ.setdefault(BARS, "1")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", f".*{CACHE_RENAMED}", FutureWarning)
+        for words in RENAMED:
+            warnings.filterwarnings("ignore", f".*{words}", FutureWarning)
         yield
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lavit import __version__
-from lavit.cli import BARS, COMMANDS, NOISE, Command, main
+from lavit.cli import BARS, COMMANDS, NOISE, RENAMED, Command, main
 
 
 @pytest.fixture
@@ -134,7 +134,8 @@ def test_what_packages_say_of_each_other_is_not_heard_and_all_else_is(command, c
         for name, words in NOISE.items():
             logging.getLogger(name).warning("%s and more", words)
             logging.getLogger(name).warning("other words")
-        warnings.warn("`past_key_values` is deprecated and will be removed for `X`", FutureWarning, stacklevel=1)
+        for words in RENAMED:
+            warnings.warn(f"{words} and will be removed", FutureWarning, stacklevel=1)
         warnings.warn("`other` is deprecated", FutureWarning, stacklevel=1)
 
     command(noisy)
