@@ -25,7 +25,6 @@ from examples.emoji.splits import SPLITS, choose, split
 from examples.emoji.texts import YES_NO, edits, questions
 
 WORLD = "world.json"
-ANSWERS = 10
 """So many answers, all the same, has each question: VQAv2's files have ten."""
 
 
@@ -132,7 +131,7 @@ def _write_texts(folder: Path, pictures: list[Picture], settings: Settings) -> d
             "image_id": number[question.picture],
             "question_type": question.kind,
             "answer_type": "yes/no" if question.kind == YES_NO else "other",
-            "answers": [{"answer": question.answer}] * ANSWERS,
+            "answers": [{"answer": question.answer}],
         }
         for key, question in asked
     ]
