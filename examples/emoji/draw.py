@@ -25,7 +25,6 @@ from examples.emoji.splits import SPLITS, choose, split
 from examples.emoji.texts import YES_NO, edits, questions
 
 WORLD = "world.json"
-"""So many answers, all the same, has each question: VQAv2's files have ten."""
 
 
 @dataclass(frozen=True)
