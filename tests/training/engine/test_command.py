@@ -114,8 +114,10 @@ def test_a_signal_outside_of_the_loop_is_told_with_what_can_be_done(monkeypatch,
     assert f"stopped by {name}; go on with --resume --output {tmp_path / 'run'}" in capsys.readouterr().err
 
 
+# A shell has what it starts in the background ignore SIGINT, and so whatever that starts.
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from lavit.cli import main
 from lavit.training.tokenizer import initialization
 row = initialization._log_encoder
