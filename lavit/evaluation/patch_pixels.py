@@ -92,8 +92,9 @@ def pixels_of(images: Tensor, patches: int) -> Tensor:
 def measure_patch_pixels(tokenizer: Any, batches: Iterable[Tensor], ridge: float = RIDGE) -> PatchPixels:
     """Both measures of a tokenizer. batches: images (B, 3, S, S) as its processor gives them, of two halves together.
 
-    Every other image, counted over all batches, is held out. The features are as selector and merger see them,
-    standardised where the configuration says so. ValueError for fewer than two images.
+    Every other image, counted over all batches, is held out. Where the configuration standardises the features, which
+    has a scale for each place, that is undone in both: one linear layer is fitted for all places. ValueError for fewer
+    than two images.
     """
     device = tokenizer.quantize.embedding.weight.device
     parts = {name: (Regression(), Regression()) for name in ("encoder", "tokens")}
@@ -104,6 +105,8 @@ def measure_patch_pixels(tokenizer: Any, batches: Iterable[Tensor], ridge: float
         wanted = pixels_of(images, features.shape[1])
         decoded = tokenizer.decode(tokenizer.encode(features=features, deterministic=True))
         for name, values in (("encoder", features), ("tokens", decoded)):
+            if tokenizer.config.standardize_features and values.shape[1:] == tokenizer.feature_std.shape:
+                values = values * tokenizer.feature_std + tokenizer.feature_mean
             for half, regression in enumerate(parts[name]):
                 begin = (half - count) % 2
                 if len(images) > begin:

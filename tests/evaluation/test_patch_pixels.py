@@ -53,6 +53,17 @@ def test_a_tokenizer_is_measured_alike_in_any_batches():
     assert parts.tokens == pytest.approx(whole.tokens, abs=1e-5)
 
 
+def test_the_encoder_is_measured_by_its_raw_features():
+    torch.manual_seed(0)
+    model = LaVITTokenizer(LaVITTokenizerConfig.preset("small", **TINY)).eval()
+    images = torch.randn(40, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    before = measure_patch_pixels(model, [images])
+    with torch.no_grad():
+        assert before.encoder == pytest.approx(linear_r2(model.encoder(images), pixels_of(images, 16)), abs=1e-6)
+    model.set_feature_statistics(torch.randn(16, 16), torch.rand(16, 16) + 0.5)
+    assert measure_patch_pixels(model, [images]).encoder == pytest.approx(before.encoder, abs=1e-5)
+
+
 def test_too_few_images_are_refused():
     torch.manual_seed(0)
     model = LaVITTokenizer(LaVITTokenizerConfig.preset("small", **TINY)).eval()
