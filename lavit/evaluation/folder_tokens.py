@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from lavit.data.images import load_image
+from lavit.evaluation.patch_pixels import PatchPixels, PatchPixelsMeter
 from lavit.evaluation.picture_content import edge_density, jpeg_size
 from lavit.evaluation.runner import Skipped, evaluate_items
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
@@ -42,12 +43,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class FolderTokens:
-    """grid: rows and columns of patches. code_counts: (K,) uses of each code."""
+    """grid: rows and columns of patches. code_counts: (K,) uses of each code. pixels: how much of the pixels features
+    and tokens hold, None of too few pictures."""
 
     seen: list[Seen]
     grid: tuple[int, int]
     code_counts: np.ndarray
     skipped: list[Skipped]
+    pixels: PatchPixels | None = None
 
 
 class Resized:
@@ -76,11 +79,16 @@ def see_files(
 ) -> FolderTokens:
     """The deterministic tokens of image files. Raises ValueError where not a single picture could be used."""
 
+    meter = PatchPixelsMeter(tokenizer)
+
     def run(batch: list[tuple[int, Image.Image]]) -> list[dict[str, Any]]:
         pictures = [picture for _, picture in batch]
-        features = tokenizer.encode_features(processor(pictures).to(tokenizer.device, tokenizer.dtype))
+        images = processor(pictures).to(tokenizer.device, tokenizer.dtype)
+        features = tokenizer.encode_features(images)
         tokens = tokenizer.encode(features=features, deterministic=True)
-        own, other = _cosines(tokenizer, tokens, features)
+        decoded = tokenizer.decode(tokens)
+        own, other = _cosines(decoded.float(), features.float())
+        meter.add(images, features, decoded)
         keep, ids = tokens.keep.cpu().numpy(), tokens.ragged().to("cpu").unbind()
         rows = zip(pictures, keep, ids, own, other, strict=True)
         return [
@@ -106,14 +114,13 @@ def see_files(
     for index, row in done.results.items():
         np.add.at(counts, [number for number in row.pop("ids") if number >= 0], 1)
         seen.append(Seen(paths[index], **row))
-    return FolderTokens(seen, (side, side), counts, done.skipped)
+    return FolderTokens(seen, (side, side), counts, done.skipped, meter.result() if meter.enough else None)
 
 
-def _cosines(tokenizer: LaVITTokenizer, tokens: Any, features: torch.Tensor) -> tuple[list[float], list[float]]:
-    back = tokenizer.decode(tokens).float()
+def _cosines(back: torch.Tensor, features: torch.Tensor) -> tuple[list[float], list[float]]:
     if back.shape != features.shape:  # made for a U-Net
         return [float("nan")] * len(features), [float("nan")] * len(features)
-    own = F.cosine_similarity(back, features.float(), dim=-1).mean(1).tolist()
+    own = F.cosine_similarity(back, features, dim=-1).mean(1).tolist()
     if len(features) == 1:
         return own, [float("nan")]
-    return own, F.cosine_similarity(back.roll(1, 0), features.float(), dim=-1).mean(1).tolist()
+    return own, F.cosine_similarity(back.roll(1, 0), features, dim=-1).mean(1).tolist()

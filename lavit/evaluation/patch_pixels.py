@@ -88,31 +88,51 @@ def pixels_of(images: Tensor, patches: int) -> Tensor:
     return F.unfold(images, side, stride=side).transpose(1, 2)
 
 
-@torch.no_grad()
-def measure_patch_pixels(tokenizer: Any, batches: Iterable[Tensor], ridge: float = RIDGE) -> PatchPixels:
-    """Both measures of a tokenizer. batches: images (B, 3, S, S) as its processor gives them, of two halves together.
+class PatchPixelsMeter:
+    """Both measures of a tokenizer, of images that come in any number of parts. Every other image is held out. Where
+    the configuration standardises the features, which has a scale for each place, that is undone in both: one linear
+    layer is fitted for all places."""
 
-    Every other image, counted over all batches, is held out. Where the configuration standardises the features, which
-    has a scale for each place, that is undone in both: one linear layer is fitted for all places. ValueError for fewer
-    than two images.
-    """
-    device = tokenizer.quantize.embedding.weight.device
-    parts = {name: (Regression(), Regression()) for name in ("encoder", "tokens")}
-    count = 0
-    for images in batches:
-        images = images.to(device)
-        features = tokenizer.encode_features(images)
-        wanted = pixels_of(images, features.shape[1])
-        decoded = tokenizer.decode(tokenizer.encode(features=features, deterministic=True))
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.images = tokenizer, 0
+        self._parts = {name: (Regression(), Regression()) for name in ("encoder", "tokens")}
+
+    @torch.no_grad()
+    def add(self, images: Tensor, features: Tensor, decoded: Tensor) -> None:
+        """images (B, 3, S, S) as the processor gives them, their features (B, N, C) of ``encode_features`` and those
+        that are decoded from their tokens."""
+        tokenizer, wanted = self.tokenizer, pixels_of(images, features.shape[1])
         for name, values in (("encoder", features), ("tokens", decoded)):
             if tokenizer.config.standardize_features and values.shape[1:] == tokenizer.feature_std.shape:
                 values = values * tokenizer.feature_std + tokenizer.feature_mean
-            for half, regression in enumerate(parts[name]):
-                begin = (half - count) % 2
+            for half, regression in enumerate(self._parts[name]):
+                begin = (half - self.images) % 2
                 if len(images) > begin:
                     regression.add(values[begin::2], wanted[begin::2])
-        count += len(images)
-    if count < 2:
-        raise ValueError(f"batches: expected at least 2 images, got {count}")
-    found = {name: held.r2(fitted.fit(ridge)) for name, (fitted, held) in parts.items()}
-    return PatchPixels(found["encoder"], found["tokens"], count)
+        self.images += len(images)
+
+    @property
+    def enough(self) -> bool:
+        """Whether a fit says more of the features than of the images that it was made with: at least eight patches for
+        each number of a feature."""
+        fitted = self._parts["encoder"][0]
+        return self.images > 1 and fitted.xx is not None and fitted.rows >= 8 * len(fitted.xx)
+
+    def result(self, ridge: float = RIDGE) -> PatchPixels:
+        """ValueError for fewer than two images."""
+        if self.images < 2:
+            raise ValueError(f"batches: expected at least 2 images, got {self.images}")
+        found = {name: held.r2(fitted.fit(ridge)) for name, (fitted, held) in self._parts.items()}
+        return PatchPixels(images=self.images, **found)
+
+
+@torch.no_grad()
+def measure_patch_pixels(tokenizer: Any, batches: Iterable[Tensor], ridge: float = RIDGE) -> PatchPixels:
+    """Both measures of a tokenizer. batches: images (B, 3, S, S) as its processor gives them, of two halves together:
+    every other image, counted over all batches, is held out. ValueError for fewer than two images."""
+    device, meter = tokenizer.quantize.embedding.weight.device, PatchPixelsMeter(tokenizer)
+    for images in batches:
+        images = images.to(device)
+        features = tokenizer.encode_features(images)
+        meter.add(images, features, tokenizer.decode(tokenizer.encode(features=features, deterministic=True)))
+    return meter.result(ridge)

@@ -54,6 +54,28 @@ def test_tokens_and_cosines_are_those_of_encode_and_decode(parts, described, tmp
     assert np.array_equal(found.code_counts, own.code_counts)
     np.testing.assert_allclose([one.cosine for one in found.seen], own.cosines, rtol=1e-5, atol=1e-6)
     assert np.isnan(found.seen[-1].other) and np.isfinite(found.seen[0].other)  # the last batch is of one
+    assert found.pixels is None  # too few pictures for a fit
+
+
+def test_what_tokens_lose_is_that_of_a_measure_by_itself(parts, tmp_path):
+    from PIL import Image
+
+    from lavit.evaluation.patch_pixels import measure_patch_pixels
+
+    config = parts.tokenizer.config
+    count = 2 * -(-8 * (config.hidden_size + 1) // config.num_patches) + 2
+    (tmp_path / "images").mkdir()
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 256, (config.image_size, config.image_size, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / f"{number:03d}.png")
+    (tmp_path / "drawn").mkdir()
+    bare = Parts(parts.tokenizer, parts.image_processor)
+    found = examine(bare, read_pictures(tmp_path / "images"), tmp_path / "drawn").tokens
+    pixels = parts.image_processor([Image.open(one.path) for one in found.seen])
+    own = measure_patch_pixels(parts.tokenizer, pixels.split(16))
+    assert found.pixels is not None and found.pixels.images == count
+    assert found.pixels.encoder == pytest.approx(own.encoder, rel=1e-4, abs=1e-6)
+    assert found.pixels.tokens == pytest.approx(own.tokens, rel=1e-4, abs=1e-6)
 
 
 def test_a_limit_draws_a_sample_of_pictures_and_only_these_are_asked_about(parts, described, tmp_path, monkeypatch):

@@ -259,10 +259,13 @@ def test_an_old_best_model_is_gone_when_a_run_is_replaced(tmp_path, monkeypatch)
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "train", killed)
-    with pytest.raises(KeyboardInterrupt):
+    best = [tmp_path / "run/best/config.json", tmp_path / "run/checkpoints/best.json"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "train", killed)
         train_tokenizer(tokenizer_config(output=str(tmp_path / "run")), model=visual(), overwrite=True)
-    assert not (tmp_path / "run" / "best").exists() and not (tmp_path / "run/checkpoints/best.json").exists()
+    assert all(file.is_file() for file in best)  # the old run is in its place again, whole
+    train_tokenizer(tokenizer_config(output=str(tmp_path / "run")), model=visual(), overwrite=True)
+    assert not any(file.exists() for file in best)
 
 
 def test_a_damaged_best_checkpoint_is_named_and_the_run_ends_well(tmp_path, monkeypatch, caplog):

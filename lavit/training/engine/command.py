@@ -210,7 +210,7 @@ def without_bars() -> None:
 def _interrupted(number: int, config: Any, resumed: bool, began: float) -> str:
     """began: when this command did; a run of before may be in the folder, in its place again."""
     said = f"stopped by {signal.Signals(number).name}"
-    kept = Path(config.output).glob("checkpoints/step-*/checkpoint.json") if config.output is not None else ()
+    kept = replaced.checkpoints_in(Path(config.output)) if config.output is not None else ()
     if resumed or any(file.stat().st_mtime >= began for file in kept):
         return f"{said}; go on with --resume --output {config.output}"
     return f"{said} before the first checkpoint: there is nothing to go on from"

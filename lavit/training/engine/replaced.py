@@ -25,10 +25,11 @@ from lavit.training.engine.recipe import CONFIG_FILE
 
 INDEX = ("config.json", "model_index.json")
 """Without the one a model does not load, without the other a pipeline: each is written last."""
+STEPS = "checkpoints/step-*/checkpoint.json"
 ASIDE, MOVING = ".replaced", ".replacing"
 PARTS = (
     *INDEX,
-    *(CONFIG_FILE, "metrics.jsonl", "tensorboard", "checkpoints", "best"),
+    *(CONFIG_FILE, "metrics.jsonl", "tensorboard", "checkpoints", "best", "encoder"),
     *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
     *("generation_config.json", "answer_generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "chat_template.jinja"),
@@ -36,9 +37,19 @@ PARTS = (
 """Names of what a run and the saving of its model write; a pipeline's folders are named in its index."""
 
 
+def checkpoints_in(output: Path) -> list[Path]:
+    """What there is to go on from: the run's checkpoints, and those of the encoder that stage 1 trains first."""
+    return [file for place in (output, output / "encoder") for file in place.glob(STEPS)]
+
+
+def holds_run(output: Path) -> bool:
+    """Whether there is a checkpoint of the run itself, or its model."""
+    return any(output.glob(STEPS)) or any((output / name).exists() for name in INDEX)
+
+
 def has_begun(output: Path) -> bool:
-    """Whether there is a checkpoint to go on from, or a model."""
-    return any(output.glob("checkpoints/step-*/checkpoint.json")) or any((output / name).exists() for name in INDEX)
+    """Whether there is anything to go on from."""
+    return holds_run(output) or bool(checkpoints_in(output))
 
 
 def set_aside(output: Path) -> None:

@@ -174,7 +174,7 @@ def run_stage(
     writer = None
     if checkpoints is not None:
         if saved is None:
-            if distributed.rank() == 0 and replaced.has_begun(Path(config.output)):  # the run has begun from it
+            if distributed.rank() == 0 and replaced.holds_run(Path(config.output)):  # the run has begun from it
                 replaced.set_aside(Path(config.output))
             checkpoints.clear()
         if distributed.rank() == 0:

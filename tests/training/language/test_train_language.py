@@ -332,8 +332,8 @@ def test_shares_follow_what_a_folder_holds_and_what_it_lacks_is_said(tmp_path, c
     caplog.clear()
     opened = open_folder(following(folder))
     assert opened.shares == small | {"edit": 0, "question": 0}
-    assert "no questions.json with answers.json there: question 0" in caplog.text
-    assert "no edits.jsonl there: edit 0" in caplog.text
+    assert f"question 0: {folder} has no questions.json with answers.json" in caplog.text
+    assert f"edit 0: {folder} has no edits.jsonl" in caplog.text
 
 
 def test_a_share_given_by_hand_counts_as_it_stands(tmp_path):

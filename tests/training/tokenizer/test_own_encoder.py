@@ -97,3 +97,19 @@ def test_a_mistyped_folder_is_still_refused(tmp_path: Path) -> None:
     data = captioned_folder(tmp_path / "data", 10)
     with pytest.raises(CheckpointError, match="there is no such folder to resume from"):
         train_tokenizer(settings(data, tmp_path / "typo"), resume=True)
+
+
+def test_replacing_a_run_and_stopping_in_the_new_encoder_keeps_the_old_one_aside(tmp_path: Path, monkeypatch) -> None:
+    data, output = captioned_folder(tmp_path / "data", 10), tmp_path / "run"
+    train_tokenizer(settings(data, output))
+    old = encoder_of(output)
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        stopped = train_tokenizer(settings(data, output, seed=5), overwrite=True)
+    assert stopped.stopped_by == signal.SIGTERM and not (output / "config.json").exists()
+    assert_same(encoder_of(output / ".replaced"), old)
+    assert_same(encoder_of(output / ".replaced" / "encoder"), old)
+    config = TokenizerTrainingConfig.read(output / "training.yaml")
+    assert config.seed == 5 and train_tokenizer(config, resume=True).path == output
+    assert not (output / ".replaced").exists()
+    assert not all(torch.equal(old[name], value) for name, value in encoder_of(output).items())
