@@ -33,6 +33,7 @@ from lavit.report.folder_page import About, write_folder_report
 from lavit.report.format import decimal, integer, percent
 from lavit.report.result import mean_of
 from lavit.report.training_runs import TrainingRun, is_run, read_run
+from lavit.training.engine.validation import BEST
 
 if TYPE_CHECKING:
     from lavit.pixels import LaVITPixelPipeline
@@ -81,9 +82,10 @@ def run(options: argparse.Namespace, command: str) -> int:
 
 
 def _runs(options: argparse.Namespace) -> list[TrainingRun]:
-    """MODEL's own first, where it is a run's."""
-    folders = [options.model] if is_run(options.model) else []
-    given = [*folders, *options.runs]
+    """MODEL's own first, where it is a run's, or the best model of one."""
+    model = Path(options.model)
+    own = model.parent if model.resolve().name == BEST and not is_run(model) else model
+    given = [*([own] if is_run(own) else []), *options.runs]
     # Once each, however they are spelled.
     return [read_run(folder) for folder in {Path(folder).resolve(): folder for folder in given}.values()]
 

@@ -128,6 +128,14 @@ class ExternalEncoder(nn.Module):
             if name in self._tables and buffer.device.type != "meta":
                 buffer.copy_(self._tables[name])
 
+    def refuse_preparation(self, *asked: Any) -> None:
+        """ValueError where any of what `LaVITTokenizer.for_inference` was asked for is not None."""
+        if any(given is not None for given in asked):
+            raise ValueError(
+                f"for_inference: the encoder is {self.source}, which runs as it is; dtype, merger_dtype, quantization "
+                "and compile are for this library's own encoder"
+            )
+
     def forward(self, images: Tensor, class_token: bool = False) -> Tensor:
         """images (B, 3, S, S), normalised pixels -> (B, N, C), or (B, 1 + N, C) with the class token in front.
 

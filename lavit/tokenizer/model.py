@@ -142,11 +142,7 @@ class LaVITTokenizer(StrictModel):
         """
         encoder = self.eval().encoder
         if isinstance(encoder, ExternalEncoder):
-            if compile or any(given is not None for given in (dtype, quantization, merger_dtype)):
-                raise ValueError(
-                    f"for_inference: the encoder is {encoder.source}, which runs as it is; dtype, merger_dtype, "
-                    "quantization and compile are for this library's own encoder"
-                )
+            encoder.refuse_preparation(compile or None, dtype, quantization, merger_dtype)
             return self
         prepare(
             encoder,

@@ -13,7 +13,8 @@ USAGE = """usage: lavit train encoder [--preset small|small-64|small-96|small-12
                            [--resume [--allow-changes] | --overwrite]
 
 Trains an image encoder on a folder: by patches that it does not see and, where the folder has captions.json, by its
-captions. Give the output folder to stage 1: lavit train tokenizer --encoder FOLDER.
+captions. Give the output folder to stage 1: lavit train tokenizer --encoder FOLDER. --validation FOLDER, or
+--validation-share 0.05 of the data: held-out numbers before each checkpoint, and best/ in the output folder.
 """
 
 FOLDERS = ("model",)

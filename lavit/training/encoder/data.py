@@ -111,8 +111,9 @@ def open_data(config: EncoderTrainingConfig) -> tuple[EncoderData, EncoderData |
     data = EncoderData(files, encode_captions(texts, tokenizer, config.text), bad)
     if held_files is None:
         return data, None
-    told, _ = _texts(Path(config.validation or config.data), held_files)
-    return data, EncoderData(held_files, encode_captions(told, tokenizer, config.text) if any(told) else None)
+    told, unused = _texts(Path(config.validation or config.data), held_files)
+    captions = encode_captions(told, tokenizer, config.text) if any(told) else None
+    return data, EncoderData(held_files, captions, unused if config.validation else [])
 
 
 def _texts(folder: Path, files: ImageFiles) -> tuple[list[tuple[str, ...]], list[tuple[str, str]]]:

@@ -99,6 +99,7 @@ def train_encoder(
             finally:
                 tokenizer.encoder.eval().requires_grad_(False)
             skipped = [(item.name, item.reason) for item in stream.skipped]
+            unused = [] if held_out is None else held_out.bad
         statistics = partial(_measure, tokenizer, data, config, processor)
         if stop.signal is None:
             statistics()
@@ -106,7 +107,7 @@ def train_encoder(
             tokenizer.eval()
         path = stage.finish(run, config, _Measured(tokenizer, statistics), processor)
         return EncoderTrainingResult(
-            tokenizer, [*skipped, *data.bad], history=history, path=path, stopped_by=stop.signal
+            tokenizer, [*skipped, *data.bad, *unused], history=history, path=path, stopped_by=stop.signal
         )
 
 

@@ -40,7 +40,7 @@ class MixtureConfig:
     unprompted: float = setting(0.0, "the codes alone, which is what guidance leads away from (derived)")
     edit: float = setting(0.0, "[image, text, image]: the text, then the last one's codes are learned (derived)")
     text: float = setting(0.0, "text alone; the paper: twice as much as vision-language")
-    follow: bool = setting(False, "of a folder: shares by what it holds; off once a share is given by hand")
+    follow: bool = setting(False, "of a folder: shares by what it holds; off once a share is given as --mixture.NAME")
 
     @property
     def shares(self) -> dict[str, float]:

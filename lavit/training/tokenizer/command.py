@@ -12,7 +12,8 @@ from lavit.training.engine import config as configuration
 from lavit.training.engine.command import Skipped, run_command
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 
-USAGE = """usage: lavit train tokenizer [--preset small|lavit-g] [--data FOLDER|shapes] [--output FOLDER]
+USAGE = """usage: lavit train tokenizer [--preset small|small-64|small-96|small-128|lavit-g] [--data FOLDER|shapes]
+                             [--encoder FOLDER|timm:NAME|transformers:NAME] [--fit stretch|crop|pad] [--output FOLDER]
                              [--config FILE] [--key value ...] [--resume [--allow-changes] | --overwrite]
        lavit train tokenizer --data FOLDER --suggest
 
@@ -47,6 +48,10 @@ def _suggest(argv: Sequence[str]) -> int:
     data = given.pop("data", SHAPES_WORLD)
     if data == SHAPES_WORLD:
         raise configuration.ConfigError("--suggest: expected --data FOLDER beside it, of images to look at")
+    if "config" in given:
+        raise configuration.ConfigError("--suggest: expected no --config beside it, whose settings are decided already")
+    if (given.get("encoder") or "").startswith(("timm:", "transformers:")):
+        raise configuration.ConfigError("--suggest: expected no encoder of another library, whose patches are its own")
 
     from lavit.training.tokenizer.suggest import suggest
 

@@ -80,9 +80,17 @@ def test_the_command_prints_words_that_a_run_accepts(shapes: Path, capsys: pytes
     assert any("codes" in reason for reason in reasons)
 
 
-def test_without_a_folder_there_is_nothing_to_look_at():
-    with pytest.raises(ConfigError, match="--suggest: expected --data FOLDER"):
-        main(["--suggest"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "expected --data FOLDER"),
+        (["--data", "x", "--config", "my.yaml"], "expected no --config"),
+        (["--data", "x", "--encoder", "timm:resnet18"], "expected no encoder of another library"),
+    ],
+)
+def test_what_a_guess_cannot_take_account_of_is_refused(words, told):
+    with pytest.raises(ConfigError, match=f"--suggest: {told}"):
+        main(["--suggest", *words])
 
 
 def test_files_that_are_no_pictures_are_named(tmp_path: Path):
