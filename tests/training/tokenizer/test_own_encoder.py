@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from pictures import captioned_folder
+from threads import on_threads
 from tiny_tokenizer import TINY
 
 from lavit.shapes.world import SHAPES_WORLD
@@ -19,6 +21,13 @@ from lavit.training.engine.checkpoint import CheckpointError
 from lavit.training.tokenizer import initialization
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 from lavit.training.tokenizer.train import TrainingResult, train_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """With several, sums of the same numbers may differ from run to run; the same bits are promised on one."""
+    with on_threads(1):
+        yield
 
 
 def settings(data: Path | str, output: Path | None, **changes) -> TokenizerTrainingConfig:
