@@ -100,7 +100,7 @@ def train_encoder(
                 tokenizer.encoder.eval().requires_grad_(False)
             skipped = [(item.name, item.reason) for item in stream.skipped]
         statistics = partial(_measure, tokenizer, data, config, processor)
-        if stop.signal is None:
+        if run.step >= config.loop.steps:  # a signal in the last step comes too late to stop the run
             statistics()
         if model is None:
             tokenizer.eval()
