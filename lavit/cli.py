@@ -108,14 +108,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def without_noise() -> Iterator[None]:
-    """Inside, packages do not say what helps nobody who uses a command (`NOISE`, `RENAMED`), and draw no bars."""
-    for name in NOISE:
-        logging.getLogger(name).addFilter(_worth_saying)
+    """Inside, packages do not say what helps nobody who uses a command (`NOISE`, `RENAMED`), and draw no bars.
+    Afterwards all is as it was before."""
+    quiet = [logger for logger in map(logging.getLogger, NOISE) if _worth_saying not in logger.filters]
+    own = BARS not in os.environ
+    for logger in quiet:
+        logger.addFilter(_worth_saying)
     os.environ.setdefault(BARS, "1")
-    with warnings.catch_warnings():
-        for words in RENAMED:
-            warnings.filterwarnings("ignore", f".*{words}", FutureWarning)
-        yield
+    try:
+        with warnings.catch_warnings():
+            for words in RENAMED:
+                warnings.filterwarnings("ignore", f".*{words}", FutureWarning)
+            yield
+    finally:
+        for logger in quiet:
+            logger.removeFilter(_worth_saying)
+        if own:
+            os.environ.pop(BARS, None)
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:

@@ -125,7 +125,8 @@ def choose(
 
     asked: by the command's own words. before: of the run that goes on; sums of another number round otherwise. of: who
     says that number, "the settings say" where a file of settings does. measure: try whether fewer are faster, as on a
-    machine that has more to do than it can, for a fraction of a second.
+    machine that has more to do than it can, for a fraction of a second; not in a process that torchrun has started
+    beside others, since each would measure what the others do, and choose another number.
     Precedence: asked, OMP_NUM_THREADS, before, the CPUs. Raises ValueError for a number below 1.
     """
     here = cpus()
@@ -147,7 +148,7 @@ def choose(
         most, why = own, "torch's own number"
     if before is not None:
         return Choice(most, here, f"{why} (not {before}, as {of}: sums may round otherwise)")
-    if measure and most > 1:
+    if measure and most > 1 and environ.get("WORLD_SIZE", "1") == "1":
         rates = rows_a_second(sorted({most, -(-most // 2), -(-most // 4), 1}))
         best = max(rates, key=lambda number: rates[number])
         if best < most and rates[best] > GAIN * rates[most]:

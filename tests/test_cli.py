@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lavit import __version__
-from lavit.cli import BARS, COMMANDS, NOISE, RENAMED, Command, main
+from lavit.cli import BARS, COMMANDS, NOISE, RENAMED, Command, main, without_noise
 
 
 @pytest.fixture
@@ -124,7 +124,10 @@ def test_help_loads_no_model_code():
 
 def test_a_command_begins_without_warnings_of_packages():
     """diffusers, torchao and torch have some for each other."""
-    program = "from lavit.cli import main; main(['info']); import lavit.pixels; lavit.pixels.LaVITPixelPipeline"
+    program = (
+        "from lavit.cli import main, without_noise; main(['info'])\n"
+        "with without_noise(): import lavit.pixels; lavit.pixels.LaVITPixelPipeline"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "torchao" not in done.stderr and "pytree" not in done.stderr
 
@@ -145,12 +148,34 @@ def test_what_packages_say_of_each_other_is_not_heard_and_all_else_is(command, c
     assert {record.getMessage() for record in caplog.records} == {"other words"}
 
 
+def test_what_a_command_sets_is_as_before_when_it_has_ended(command, monkeypatch):
+    seen, filters = [], [list(logging.getLogger(name).filters) for name in NOISE]
+
+    def inner(argv):
+        with without_noise():
+            pass
+        seen.append((os.environ[BARS], [len(logging.getLogger(name).filters) for name in NOISE]))
+
+    command(inner)
+    for before in (None, "0"):
+        monkeypatch.delenv(BARS, raising=False)
+        if before is not None:
+            monkeypatch.setenv(BARS, before)
+        assert main(["info"]) == 0
+        assert os.environ.get(BARS) == before
+        assert [logging.getLogger(name).filters for name in NOISE] == filters
+    more = [len(own) + 1 for own in filters]
+    assert seen == [("1", more), ("0", more)]
+
+
 def test_a_command_draws_no_bars_for_files():
     program = (
-        "import sys, tempfile; from lavit.cli import main; main([]); import torch; from lavit.tokenizer import *;"
-        f"sys.path.append({str(Path(__file__).parent / 'helpers')!r}); from tiny_tokenizer import TINY;"
-        "model = LaVITTokenizer(LaVITTokenizerConfig.preset('small', **TINY)); folder = tempfile.mkdtemp();"
-        "model.save_pretrained(folder); LaVITTokenizer.from_pretrained(folder)"
+        f"import sys, tempfile; sys.path.append({str(Path(__file__).parent / 'helpers')!r})\n"
+        "from lavit.cli import without_noise\n"
+        "with without_noise():\n"
+        " from lavit.tokenizer import *; from tiny_tokenizer import TINY; folder = tempfile.mkdtemp()\n"
+        " LaVITTokenizer(LaVITTokenizerConfig.preset('small', **TINY)).save_pretrained(folder)\n"
+        " LaVITTokenizer.from_pretrained(folder)"
     )
     environ = {name: value for name, value in os.environ.items() if name != BARS}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environ)

@@ -114,6 +114,8 @@ def test_fewer_threads_are_taken_where_they_are_measured_faster(eight, monkeypat
     assert choice.threads == number
     assert ("measured" in choice.why) == (number != 8)
     assert threads.choose(measure=True, environ={"OMP_NUM_THREADS": "8"}).threads == 8
+    # Beside others, who would measure other numbers.
+    assert threads.choose(measure=True, environ={"WORLD_SIZE": "2"}).threads == 8
 
 
 def test_rates_are_of_rows_and_time_and_torchs_threads_are_as_before():

@@ -190,6 +190,80 @@ def test_the_folders_of_a_pipeline_are_part_of_its_run(tmp_path):
     assert replaced.recover(tmp_path) and (tmp_path / "unet").is_dir()
 
 
+def test_an_index_names_no_folder_outside_of_its_own(tmp_path):
+    folder = tmp_path / "run"
+    names = ("unet", "../other", str(tmp_path / "third"), "unet/..", "..", ".hidden")
+    for name in names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "other/mine.txt").write_text("mine")
+    (folder / "model_index.json").write_text(json.dumps({name: ["lavit", "Part"] for name in names}))
+    replaced.set_aside(folder)
+    assert {path.name for path in folder.iterdir()} == {".hidden", replaced.ASIDE}
+    assert {path.name for path in (folder / replaced.ASIDE).iterdir()} == {"unet", "model_index.json"}
+    assert (tmp_path / "other/mine.txt").is_file() and (tmp_path / "third").is_dir()
+
+
+# Settings of a run of stage 1 that is given no encoder, and of the encoder that it trains first.
+RUN = {"preset": "small", "tokenizer": {}, "data": "pictures", "seed": 1, "model": None, "encoder": None}
+RUN |= {"encoder_steps": None}
+FIRST = {"preset": "small", "tokenizer": {}, "data": "pictures", "seed": 1, "model": None, "loop": {"steps": 9}}
+
+
+def with_encoder(folder, run, encoder):
+    for place, settings in ((folder, run), (folder / "encoder", encoder)):
+        run_of(place, "old")
+        (place / "training.yaml").write_text(json.dumps(settings))
+    return folder / "encoder"
+
+
+@pytest.mark.parametrize(
+    ("run", "encoder", "own"),
+    [
+        ({}, {}, True),
+        ({"encoder_steps": 9}, {}, True),
+        ({"encoder_steps": 5}, {}, False),
+        ({"encoder": "runs/me/encoder"}, {}, False),
+        ({"model": "runs/other"}, {}, False),
+        ({}, {"seed": 2}, False),
+        ({}, {"data": "others"}, False),
+        ({"data": "shapes"}, {"data": "shapes"}, False),  # has a first encoder without a folder
+        ({"data": "shapes", "preset": "small-64"}, {"data": "shapes", "preset": "small-64"}, True),
+    ],
+)
+def test_an_encoder_goes_with_the_run_that_has_trained_it_and_with_no_other(tmp_path, run, encoder, own):
+    place = with_encoder(tmp_path, RUN | run, FIRST | encoder)
+    before = contents(tmp_path)
+    assert len(replaced.checkpoints_in(tmp_path)) == 1 + own
+    replaced.set_aside(tmp_path)
+    assert place.exists() != own and not replaced.has_begun(tmp_path)
+    assert replaced.recover(tmp_path) and contents(tmp_path) == before
+
+
+def test_the_encoder_beside_a_run_of_another_stage_is_none_of_it(tmp_path):
+    place = with_encoder(tmp_path, {name: value for name, value in RUN.items() if name != "encoder_steps"}, FIRST)
+    replaced.set_aside(tmp_path)
+    assert (place / "config.json").is_file()
+
+
+@pytest.mark.parametrize("words", ["{}", "{}/model.safetensors", "transformers:{}", "timm:name@{}/model.safetensors"])
+def test_an_encoder_that_the_new_run_reads_stays_whosever_it_is(tmp_path, words):
+    place = with_encoder(tmp_path, RUN, FIRST)
+    settings = RUN | {"encoder": words.format(place)}
+    assert not replaced.begins_from(settings, tmp_path)
+    assert replaced.begins_from(RUN | {"model": str(tmp_path)}, tmp_path)
+    replaced.set_aside(tmp_path, settings)
+    assert (place / "config.json").is_file() and not (tmp_path / "config.json").exists()
+
+
+def test_what_is_in_the_place_of_the_new_runs_own_encoder_goes_aside_and_comes_back(tmp_path):
+    place = with_encoder(tmp_path, RUN | {"encoder": "runs/me/encoder"}, FIRST)
+    before = contents(tmp_path)
+    replaced.set_aside(tmp_path, RUN, encoder_first=True)
+    assert not place.exists()
+    (place / "checkpoints").mkdir(parents=True)  # killed before it has written its settings
+    assert replaced.recover(tmp_path) and contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("way", [replaced.set_aside, replaced.put_back])
 def test_a_move_that_is_cut_off_anywhere_is_taken_back(tmp_path, way, monkeypatch):
     rename = os.rename

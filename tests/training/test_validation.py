@@ -206,6 +206,9 @@ def test_a_model_of_another_phase_is_not_compared():
     assert validation.better({"val_loss": 8.5}, 6, "joint", "data", joint)["step"] == 6
     assert validation.better({"val_loss": float("nan")}, 6, "joint", "data", joint) == joint
     assert validation.better({"val_loss": 9.5}, 6, "joint", "other data", joint)["step"] == 6
+    for none in (float("nan"), float("inf")):  # is never the best, nor is what is of another phase
+        assert validation.better({"val_loss": none}, 2, "continuous", "data", None) is None
+        assert validation.better({"val_loss": none}, 4, "joint", "data", first) is None
 
 
 def test_the_held_out_row_is_one_line_for_a_reader():

@@ -101,7 +101,7 @@ def train_encoder(
             skipped = [(item.name, item.reason) for item in stream.skipped]
             unused = [] if held_out is None else held_out.bad
         statistics = partial(_measure, tokenizer, data, config, processor)
-        if stop.signal is None:
+        if run.step >= config.loop.steps:  # a signal in the last step comes too late to stop the run
             statistics()
         if model is None:
             tokenizer.eval()

@@ -166,7 +166,10 @@ class Checkpoints:
         if found is not None:
             return found
         run = self.folder.parent
-        beginning = f"to begin anew, which deletes what is in {run}, say --overwrite instead of --resume"
+        beginning = (
+            f"to begin anew, say --overwrite instead of --resume: what is in {run} is moved aside then, and deleted "
+            "when the new model is saved"
+        )
         if problems:
             told = "; ".join(reversed(problems))
             raise CheckpointError(f"{self.folder}: no checkpoint is whole ({told}); {beginning}")

@@ -42,6 +42,7 @@ was a step to keep).
 
 FLAGS = ("resume", "overwrite", "allow_changes")
 HELP = ("--help", "-h")
+WAIT = 120.0  # seconds, for the first process to put a run back
 
 
 def run_command(
@@ -63,14 +64,14 @@ def run_command(
     began = time.time()
     words = list(sys.argv[1:] if argv is None else argv)
     if set(HELP) & set(words):
-        print(usage + USAGE.format(name=name) + settings_shown(cls, words))
+        print(usage + USAGE.format(name=name) + settings_shown(cls, words, f"runs/{name}"))
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     given, flags = configuration.words(cls, words, flags=FLAGS)
     config = read_words(cls, given, flags, f"runs/{name}")
     config.check_sources()
     check_folders(config, *folders)
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = _first()
     if first and config.on_shapes:
         print(_of_shapes(given, flags), flush=True)
 
@@ -102,20 +103,33 @@ def run_command(
 # ---------------------------------------------------------------------------------------------------------------- words
 
 
-def settings_shown(cls: type[Config], words: Sequence[str]) -> str:
-    """The settings that run with these words, as ``--help`` shows them; words that are wrong do not count.
+def settings_shown(cls: type[Config], words: Sequence[str], output: str) -> str:
+    """The settings that run with these words, as ``--help`` shows them: of a run that goes on its own, where there are
+    some. Words that are wrong do not count. output: the folder where none is given.
 
     ConfigError for a preset or a file that is not there.
     """
     left = [word for word in words if word not in HELP]
+
+    def base(given: Mapping[str, str], resume: bool) -> Path:
+        own = Path(given.get("output", output)) / CONFIG_FILE
+        if given.get("config"):
+            return Path(given["config"])
+        return own if resume and own.is_file() else cls.recipe_file(given.get("preset", "small"))
+
     try:
-        given, _ = configuration.words(cls, left, flags=FLAGS)
-        config = cls.read(given.pop("config", "") or cls.recipe_file(given.get("preset", "small")), given)
+        given, flags = configuration.words(cls, left, flags=FLAGS)
+        found = base(given, "resume" in flags)
+        config = cls.read(found, {name: value for name, value in given.items() if name != "config"})
     except ValueError:
-        only = {name: value for name, value in zip(left, left[1:], strict=False) if name in ("--preset", "--config")}
-        only |= {name: value for name, _, value in (word.partition("=") for word in left) if value and name in only}
-        config = cls.read(only.get("--config") or cls.recipe_file(only.get("--preset", "small")))
-    shown = f"settings of the preset {getattr(config, 'preset', 'small')}, with what else is given [value]:"
+        pairs = [*zip(left, left[1:], strict=False), *(word.partition("=")[::2] for word in left if "=" in word)]
+        only = {name[2:]: value for name, value in pairs if name in ("--preset", "--config", "--output")}
+        found = base(only, "--resume" in left)
+        config = cls.read(found)
+    of = f"the preset {getattr(config, 'preset', 'small')}"
+    if found.name == CONFIG_FILE and "--resume" in left:
+        of = f"the run in {found.parent}"
+    shown = f"settings of {of}, with what else is given [value]:"
     return "\n".join([*filter(None, [config.about()]), shown, configuration.describe(config)])
 
 
@@ -146,11 +160,23 @@ def read_words(cls: type[Config], given: Mapping[str, str], flags: set[str], out
 
 
 def _recover(folder: Path) -> None:
-    """A process that was killed may have left the run that it was to replace aside."""
-    if any((folder / name).is_dir() for name in (replaced.ASIDE, replaced.MOVING)):
+    """A process that was killed may have left the run that it was to replace aside. Of several processes, which all
+    read the settings, the first one puts it back, and the others wait: TimeoutError where that does not happen."""
+    if not _first():
+        until = time.monotonic() + WAIT
+        while replaced.unsettled(folder):
+            if time.monotonic() > until:
+                raise TimeoutError(f"--resume: the first process has not put back the run in {folder / replaced.ASIDE}")
+            time.sleep(0.05)
+    elif any((folder / name).is_dir() for name in (replaced.ASIDE, replaced.MOVING)):
         with locked(folder):
             if replaced.recover(folder):
                 logger.info("%s: what was to replace the run here left nothing: the run is in its place again", folder)
+
+
+def _first() -> bool:
+    """Of those that torchrun has started; they are no group yet."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def near(folder: Path) -> str:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others. The first one works alone now and then, on held-out data and where it
+trains a first encoder, and NCCL's own limit of ten minutes would end the run meanwhile. A process that dies ends all at
+once, by torchrun."""
 
 
 def rank() -> int:
@@ -34,13 +40,13 @@ def launched_rank() -> int:
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins the group that torchrun set up in the environment, and leaves it at the end.
 
-    NCCL for CUDA, gloo for the CPU. Without torchrun's variables, or inside a group that exists already, nothing
-    happens.
+    NCCL for CUDA, gloo for the CPU, with `PATIENCE`. Without torchrun's variables, or inside a group that exists
+    already, nothing happens.
     """
     if is_distributed() or not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:

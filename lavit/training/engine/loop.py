@@ -190,9 +190,9 @@ def train(
                 raise TrainingDiverged(_diverged(run, checkpoints))
             if validation is not None and _is_due(run, config, stopping=False):
                 with report.pause():
-                    numbers = measure(run, validation, config.precision == "bf16")
-                    run.best = better(numbers, run.step, run.phase, validation.fingerprint, run.best)
-                    report.write({"step": run.step, "phase": run.phase, **numbers})
+                    if numbers := measure(run, validation, config.precision == "bf16"):
+                        run.best = better(numbers, run.step, run.phase, validation.fingerprint, run.best)
+                        report.write({"step": run.step, "phase": run.phase, **numbers})
             if checkpoints is not None and _is_due(run, config, stop.agreed):
                 with report.pause():
                     run.save(checkpoints)

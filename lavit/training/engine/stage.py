@@ -61,13 +61,18 @@ class Session(ExitStack):
         self.device = device
 
     def open_output(
-        self, config: Any, resume: bool, overwrite: bool, constant: Sequence[str] = ()
+        self,
+        config: Any,
+        resume: bool,
+        overwrite: bool,
+        constant: Sequence[str] = (),
+        encoder_first: bool = False,
     ) -> tuple[Checkpoints | None, dict[str, Any] | None]:
         """The checkpoints of the run, and the one to go on from. None for what there is not. Of what an earlier run
         left nothing is deleted: one that is to be replaced is moved aside (`engine.replaced`), and put back if this
         session ends with nothing to go on from.
 
-        constant: prefixes of the model's tensors that never change.
+        constant: prefixes of the model's tensors that never change. encoder_first: as `replaced.set_aside` takes it.
         Raises FileExistsError for a folder that holds a run already, unless that goes on or is replaced, LockedError
         where another run is writing there, CheckpointError where there is nothing whole to resume from.
         """
@@ -93,8 +98,9 @@ class Session(ExitStack):
         distributed.barrier()  # all have looked before the first one writes
         if occupied and overwrite and first:
             self.callback(_put_back_unless_begun, output)
-            if not _begins_from(config, output):
-                replaced.set_aside(output)
+            settings = configuration.to_dict(config)
+            if not replaced.begins_from(settings, output):
+                replaced.set_aside(output, settings, encoder_first)
         distributed.barrier()
         return checkpoints, saved
 
@@ -119,13 +125,6 @@ def session(device: str) -> Iterator[Session]:
             yield opened
     finally:
         set_generator_state(generators)
-
-
-def _begins_from(config: Any, output: Path) -> bool:
-    """Whether a run reads something from the folder that it is to replace."""
-    given = (getattr(config, name, None) for name in ("model", "tokenizer", "encoder", "language_model", "base"))
-    sources = [Path(place).resolve() for place in given if isinstance(place, str)]
-    return any(source.is_relative_to(output.resolve()) for source in sources)
 
 
 def _put_back_unless_begun(output: Path) -> None:
@@ -175,7 +174,7 @@ def run_stage(
     if checkpoints is not None:
         if saved is None:
             if distributed.rank() == 0 and replaced.holds_run(Path(config.output)):  # the run has begun from it
-                replaced.set_aside(Path(config.output))
+                replaced.set_aside(Path(config.output), configuration.to_dict(config))
             checkpoints.clear()
         if distributed.rank() == 0:
             _begin(Path(config.output), checkpoints.folder, config, at_start if saved is None else None)

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from lavit.data.image_folder import ImageFiles, ImageFolder
+from lavit.data.images import ImageError
 from lavit.data.split import divided, name_of, sample
 from lavit.training.engine import distributed
 from lavit.training.engine.checkpoint import CheckpointError, generator_state, set_generator_state
@@ -56,7 +57,7 @@ def divided_images(config: Any) -> tuple[ImageFiles, ImageFiles | None]:
     if config.validation is not None:
         check_apart(config.data, config.validation)
         other = ImageFolder(config.validation)
-        return folder, ImageFiles(other.root, sample(other.paths, other.root, config.validation_images))
+        return folder, _readable(ImageFiles(other.root, sample(other.paths, other.root, config.validation_images)))
     if not config.validation_share:
         return folder, None
     train, held = divided(folder.paths, folder.root, config.validation_share)
@@ -64,7 +65,19 @@ def divided_images(config: Any) -> tuple[ImageFiles, ImageFiles | None]:
         what = "none for training" if not train else "none to hold out"
         raise ValueError(f"validation_share: {config.validation_share} of {len(folder)} images leaves {what}")
     chosen = sample(held, folder.root, config.validation_images)
-    return ImageFiles(folder.root, train), ImageFiles(folder.root, chosen)
+    return ImageFiles(folder.root, train), _readable(ImageFiles(folder.root, chosen))
+
+
+def _readable(files: ImageFiles) -> ImageFiles:
+    """The files. ImageError where none of them can be read: before a run begins, not at its first checkpoint."""
+    first = ""
+    for number in range(len(files)):
+        try:
+            files[number]
+            return files
+        except (ImageError, OSError) as error:
+            first = first or str(error)
+    raise ImageError(f"none of the {len(files)} held-out images can be read, the first: {first}", "validation")
 
 
 def count_of_scenes(config: Any) -> int:
@@ -79,14 +92,18 @@ def fingerprint_of(paths: Sequence[Path], root: str | Path) -> str:
 
 
 def measure(run: Run, validation: Validation, bf16: bool = False) -> dict[str, float]:
-    """The numbers of a validation with their prefix; the run is left as it was. The first process measures, whose model
-    is that of all; the others wait and get the numbers. bf16: with autocast, as the run trains."""
+    """The numbers of a validation with their prefix; the run is left as it was. No number, but a line in the log, where
+    the held-out files cannot be read any more: that ends no run. The first process measures, whose model is that of
+    all; the others wait for it (`distributed.PATIENCE`) and get the numbers. bf16: with autocast, as the run trains."""
     numbers: dict[str, float] = {}
     if distributed.rank() == 0:
         kind = next(run.model.parameters()).device.type
         with undisturbed(run.model), torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=bf16):
             run.model.eval()
-            numbers = {PREFIX + name: float(value) for name, value in validation(run).items()}
+            try:
+                numbers = {PREFIX + name: float(value) for name, value in validation(run).items()}
+            except (ImageError, OSError) as problem:
+                logger.warning("step %d: nothing is measured on held-out data: %s", run.step, problem)
     return distributed.from_first(numbers)
 
 
@@ -103,14 +120,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         set_generator_state(generators)
 
 
-def better(numbers: Mapping[str, float], step: int, phase: str, of: str, best: dict[str, Any] | None) -> dict[str, Any]:
-    """The best so far, with these numbers. A NaN is never the best. Numbers of another phase of the run have another
-    meaning, as those of other data have: the newer ones count then."""
+def better(
+    numbers: Mapping[str, float], step: int, phase: str, of: str, best: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """The best so far, with these numbers; None where there is none. A loss that is NaN or infinite is never the best.
+    Numbers of another phase of the run have another meaning, as those of other data have: the newer ones count then."""
     loss = numbers[PREFIX + "loss"]
-    own = {"step": step, PREFIX + "loss": loss, "phase": phase, "of": of}
-    if best is None or (best["phase"], best["of"]) != (phase, of) or not loss >= best[PREFIX + "loss"]:
-        return own if loss == loss or best is None else best
-    return best
+    if best is not None and (best["phase"], best["of"]) != (phase, of):
+        best = None
+    if not math.isfinite(loss) or (best is not None and loss >= best[PREFIX + "loss"]):
+        return best
+    return {"step": step, PREFIX + "loss": loss, "phase": phase, "of": of}
 
 
 class Saved(Protocol):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lavit.data import DataStream
+from lavit.data import DataStream, ImageError
 from lavit.data.stream import seed_of
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.training.engine.loop import Run
@@ -74,6 +75,8 @@ class PixelsValidation:
             for name, value in errors.items():
                 sums[name] = sums.get(name, 0) + value.double().sum()
             count += len(x)
+        if not count:
+            raise ImageError("none of the held-out images can be read")
         return {name: float(value) / count for name, value in sums.items()}
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
@@ -92,11 +95,12 @@ class PixelsValidation:
             part = Part(measured.folder, numbers)
             reading: dict[str, Any] = {"transform": partial(cut_all, size=shape), "workers": self.config.workers}
             with DataStream(part, size, shuffle=False, epochs=1, **reading) as stream:
-                for batch in stream:
-                    own = [numbers[index] for index in batch["index"].tolist()]
-                    told = [time_ids(measured.originals[number], shape) for number in own]
-                    ids = torch.tensor(told, dtype=torch.float32)
-                    yield {"images": batch["images"], "index": torch.tensor(own), "time_ids": ids}
+                with suppress(ImageError):  # none of this size can be read
+                    for batch in stream:
+                        own = [numbers[index] for index in batch["index"].tolist()]
+                        told = [time_ids(measured.originals[number], shape) for number in own]
+                        ids = torch.tensor(told, dtype=torch.float32)
+                        yield {"images": batch["images"], "index": torch.tensor(own), "time_ids": ids}
                 self.bad += [(item.name, item.reason) for item in stream.skipped]
                 gone = {numbers[item.index] for item in stream.skipped}
                 measured.numbers = [number for number in measured.numbers if number not in gone]

@@ -18,10 +18,11 @@ from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenizer.configuration import PRESETS
 from lavit.tokenizer.external_encoder import check_external, is_external, open_external
 from lavit.tokenizer.pretrained import check_fit, compare
+from lavit.tokenizer.processing import FITS
 from lavit.training.encoder.recipe import EncoderTrainingConfig
 from lavit.training.encoder.train import MEASURED, measure_features, train_encoder
 from lavit.training.engine import config as configuration
-from lavit.training.engine import distributed
+from lavit.training.engine import distributed, replaced
 from lavit.training.engine.checkpoint import Checkpoints
 from lavit.training.engine.identity import settings_of
 from lavit.training.engine.metrics import progress_line
@@ -33,8 +34,6 @@ from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 
 logger = logging.getLogger(__name__)
 
-OWN_ENCODER = "encoder"
-"""Folder of the run that trains an encoder on the data, in that of the tokenizer's run."""
 STEPS_ON_SHAPES = 400
 
 
@@ -101,13 +100,14 @@ def prepare(
 ) -> int | None:
     """An encoder that knows something, and the statistics of its features.
 
-    overwrite: train an encoder anew where one was trained for this run. Returns the signal that stopped its training.
+    overwrite: train an encoder anew where one is in the place of the run's own. Returns the signal that stopped its
+    training.
     """
     if config.encoder is not None:
         if not is_external(config.encoder):  # which `build` has loaded
             load_encoder(tokenizer, config.encoder)
     elif pretrain and config.model is None:
-        if config.data == SHAPES_WORLD and tokenizer.config.image_size == SIZE:
+        if not trains_encoder(config):  # the shapes world has labels to learn from
             steps = STEPS_ON_SHAPES if config.encoder_steps is None else config.encoder_steps
             if distributed.rank() == 0:
                 logger.info("no encoder is given: pretraining one on the shapes world, %d steps", steps)
@@ -127,24 +127,42 @@ def _log_encoder(row: dict[str, Any]) -> None:
     logger.info("encoder  %s%s", progress_line(row, row["steps"]), accuracy)
 
 
+def trains_encoder(config: TokenizerTrainingConfig) -> bool:
+    """Whether a run trains an encoder on its data first, in a folder of its own."""
+    if config.encoder is not None or config.model is not None:
+        return False
+    size = LaVITTokenizerConfig.preset(config.preset, **config.tokenizer).image_size
+    return config.data != SHAPES_WORLD or size != SIZE
+
+
 def train_own_encoder(config: TokenizerTrainingConfig, tokenizer: LaVITTokenizer, overwrite: bool) -> int | None:
     """Trains the tokenizer's encoder on the run's own data, in a run of its own below the output folder: what a signal
-    or a crash has stopped goes on, what is finished is taken. Returns the signal that stopped it, None at the end."""
+    or a crash has stopped goes on, what is finished is taken. Returns the signal that stopped it, None at the end.
+
+    FileExistsError where an encoder of other settings is there, which may be anybody's."""
     recipe = encoder_recipe(config)
     steps, resume = recipe.loop.steps, False
-    if recipe.output is not None and not overwrite and _is_run_of(recipe):
-        if (Path(recipe.output) / "config.json").is_file():
+    if recipe.output is not None and not overwrite:
+        if not _is_run_of(recipe):
+            if replaced.holds_run(Path(recipe.output)):
+                raise FileExistsError(
+                    f"encoder: {recipe.output}, where this run would train one, holds a run of other settings; "
+                    f"--encoder {recipe.output} takes its encoder, --overwrite replaces it"
+                )
+        elif (Path(recipe.output) / "config.json").is_file():
             logger.info("no encoder is given: taking that of %s, which was trained for this run", recipe.output)
             load_encoder(tokenizer, recipe.output)
             return None
-        resume = Checkpoints(Path(recipe.output) / "checkpoints").latest() is not None
+        else:
+            resume = Checkpoints(Path(recipe.output) / "checkpoints").latest() is not None
+            overwrite = not resume  # a run of these settings with nothing whole in it
     way = "going on with the training of one" if resume else "training one"
     logger.info("no encoder is given: %s on %s, %d steps (lavit train encoder)", way, config.data, steps)
     if config.output is not None and distributed.rank() == 0:
         Path(config.output).mkdir(parents=True, exist_ok=True)
         configuration.save(config, Path(config.output) / CONFIG_FILE)  # --resume reads it
     return train_encoder(
-        recipe, model=tokenizer, progress=_log_encoder, resume=resume, overwrite=not resume
+        recipe, model=tokenizer, progress=_log_encoder, resume=resume, overwrite=overwrite
     ).stopped_by
 
 
@@ -156,7 +174,7 @@ def encoder_recipe(config: TokenizerTrainingConfig) -> EncoderTrainingConfig:
     # What is held out from the one is held out from the other.
     shared |= {name: getattr(config, name) for name in "validation validation_share validation_images".split()}
     shared |= {"loop.log_every": config.loop.log_every}
-    shared["output"] = None if config.output is None else str(Path(config.output) / OWN_ENCODER)
+    shared["output"] = None if config.output is None else str(Path(config.output) / replaced.ENCODER)
     if config.encoder_steps is not None:
         shared["loop.steps"] = config.encoder_steps
     return EncoderTrainingConfig.recipe(config.preset, shared)
@@ -166,18 +184,19 @@ def in_own_encoder(config: TokenizerTrainingConfig) -> bool:
     """Whether the run in the output folder was stopped while its encoder was trained."""
     if config.output is None or config.encoder is not None or config.model is not None:
         return False
-    begun = (Path(config.output) / OWN_ENCODER / CONFIG_FILE).is_file()
-    return begun and not Checkpoints(Path(config.output) / "checkpoints").all()
+    begun = (Path(config.output) / replaced.ENCODER / CONFIG_FILE).is_file()
+    return begun and not replaced.holds_run(Path(config.output))
 
 
 def _is_run_of(recipe: EncoderTrainingConfig) -> bool:
-    """Whether the recipe's output folder is of a run with the same settings on the same data."""
-    file = Path(str(recipe.output)) / CONFIG_FILE
-    if not file.is_file():
+    """Whether the recipe's output folder is of a run with the same settings on the same data, its pictures made squares
+    in the same way. What was in the folder of the data then is not asked."""
+    try:
+        before = EncoderTrainingConfig.read(Path(str(recipe.output)) / CONFIG_FILE)
+    except ValueError:  # no such file, or that of another stage
         return False
-    before = EncoderTrainingConfig.read(file)
-    alike = (before.data, before.loop.steps) == (recipe.data, recipe.loop.steps)
-    return alike and settings_of(before) == settings_of(recipe)
+    one, other = ((own.data, own.model, own.loop.steps, own.fit or FITS[0]) for own in (before, recipe))
+    return one == other and settings_of(before) == settings_of(recipe)
 
 
 def load_encoder(tokenizer: LaVITTokenizer, path: str | Path) -> None:

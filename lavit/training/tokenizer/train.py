@@ -71,7 +71,8 @@ def train_tokenizer(
             raise ValueError("validation_share: expected 0 with a stream or features that are given")
         dataset, held_out = open_dataset(config) if stream is None and features is None else (None, None)
         resume = resume and not (model is None and initialization.in_own_encoder(config))  # which goes on by itself
-        checkpoints, saved = session.open_output(config, resume, overwrite, constant=("encoder.",))
+        first = model is None and dataset is not None and initialization.trains_encoder(config)
+        checkpoints, saved = session.open_output(config, resume, overwrite, ("encoder.",), encoder_first=first)
 
         stage.seed_everything(config.seed)
         sizes = checkpoints.folder if checkpoints is not None and saved is not None else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -244,6 +246,21 @@ def test_a_resumed_training_is_the_one_that_never_stopped(tmp_path: Path) -> Non
     assert stopped == [1, 2, 3] and [row["step"] for row in again.history] == [1, 2, 3, 4]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_a_signal_in_the_last_step_leaves_a_whole_encoder(tmp_path: Path) -> None:
+    folder = captioned_folder(tmp_path / "data", 12)
+
+    def kill(row: dict) -> None:
+        if row["step"] == row["steps"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    result = train_encoder(settings(folder, output=str(tmp_path / "run")), progress=kill)
+    assert result.stopped_by == signal.SIGTERM and result.path == tmp_path / "run"
+    whole = train_encoder(settings(folder))
+    found = LaVITTokenizer.from_pretrained(tmp_path / "run").state_dict()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, found[name]), name
 
 
 def test_the_command_leaves_a_frozen_encoder_with_statistics_and_processor(tmp_path: Path, capsys) -> None:

@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +17,7 @@ from threads import on_threads
 
 from lavit.cli import Terminated
 from lavit.cli import main as lavit
+from lavit.training.engine import command, distributed, replaced
 from lavit.training.tokenizer import train
 
 
@@ -93,6 +97,66 @@ def test_no_output_is_the_folder_of_the_stage_in_runs(seen, tmp_path, monkeypatc
     assert "--resume: runs/tokenizer/training.yaml is not there" in capsys.readouterr().err
 
 
+def left_aside(folder):
+    """A run that a killed one was to replace."""
+    a_run(folder / replaced.ASIDE, "seed: 3\n")
+    (folder / replaced.ASIDE / "config.json").write_text("{}")
+    (folder / "training.yaml").write_text("seed: 4\n")
+
+
+def test_of_several_processes_the_first_one_puts_a_run_back_and_the_others_wait_for_it(seen, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    left_aside(folder)
+    lock = command.locked
+
+    def first_after_a_while():
+        time.sleep(0.3)
+        with lock(folder):
+            replaced.recover(folder)
+
+    def refused(folder):
+        raise AssertionError("the first process alone takes the lock")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(command, "locked", refused)
+    beside = threading.Thread(target=first_after_a_while)
+    beside.start()
+    try:
+        assert lavit(["train", "tokenizer", "--resume", "--output", str(folder)]) == 0
+    finally:
+        beside.join()
+    assert seen[0].config.seed == 3
+
+
+def test_a_run_that_nobody_puts_back_is_told(seen, tmp_path, monkeypatch, capsys):
+    left_aside(tmp_path / "run")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(command, "WAIT", 0.1)
+    assert lavit(["train", "tokenizer", "--resume", "--output", str(tmp_path / "run")]) == 2
+    assert "--resume: the first process has not put back the run in" in capsys.readouterr().err and not seen
+
+
+def test_help_shows_the_settings_of_the_run_that_would_go_on(tmp_path, capsys):
+    a_run(tmp_path / "run", "seed: 7\nloop: {steps: 11}\n")
+    words = ["train", "tokenizer", "--output", str(tmp_path / "run"), "--steps", "12"]
+    for more, run, shown in (
+        (["--resume"], True, ("7", "12")),
+        ([], False, ("0", "12")),
+        (["--resume", "--no-such-word", "1"], True, ("7", "11")),
+        (["--no-such-word", "1", "--preset=lavit-g"], False, None),
+    ):
+        assert lavit([*words, *more, "--help"]) == 0
+        said = capsys.readouterr().out
+        assert (f"settings of the run in {tmp_path / 'run'}, with" in said) == run
+        if shown is None:
+            assert "settings of the preset lavit-g, with" in said
+            continue
+        lines = {line.split()[0]: line for line in said.splitlines() if line.startswith("  --")}
+        assert tuple(lines[name].rpartition("[")[2] for name in ("--seed", "--loop.steps")) == tuple(
+            f"{value}]" for value in shown
+        )
+
+
 # ------------------------------------------------------------------------------------------------------------- signals
 
 
@@ -147,6 +211,16 @@ def test_a_signal_while_the_encoder_pretrains_leaves_nothing_half_done(tmp_path,
     assert run.returncode == 128 + number
     assert f"stopped by {number.name} before the first checkpoint" in errors and "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_wait_for_the_first_one_longer_than_it_works_alone(monkeypatch):
+    said = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **words: said.update(words))
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    with distributed.process_group(torch.device("cpu")):
+        pass
+    assert said["timeout"] >= timedelta(hours=1)
 
 
 def test_a_shapes_run_is_told_from_others():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 from pictures import captioned_folder
+from test_resume import contents
 from threads import on_threads
 from tiny_tokenizer import TINY
 
 from lavit.shapes.world import SHAPES_WORLD
 from lavit.tokenizer import LaVITTokenizer
 from lavit.training.encoder.recipe import EncoderTrainingConfig
+from lavit.training.encoder.train import train_encoder
+from lavit.training.engine import stage
 from lavit.training.engine.checkpoint import CheckpointError
 from lavit.training.tokenizer import initialization
+from lavit.training.tokenizer.initialization import encoder_recipe
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
 from lavit.training.tokenizer.train import TrainingResult, train_tokenizer
 
@@ -85,12 +91,18 @@ def test_a_stop_in_the_encoders_training_goes_on_exactly(tmp_path: Path, monkeyp
         assert torch.equal(value, result.model.state_dict()[name]), name
 
 
-def test_an_encoder_of_other_settings_is_trained_anew(tmp_path: Path, monkeypatch) -> None:
+def test_an_encoder_of_other_settings_is_replaced_only_where_that_is_asked_for(tmp_path: Path, monkeypatch) -> None:
     data, output = captioned_folder(tmp_path / "data", 10), tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_at(2, patch)
         train_tokenizer(settings(data, output))
-    train_tokenizer(settings(data, output, encoder_steps=4))
+    before = contents(output)
+    told = f"holds a run of other settings; --encoder {output}/encoder takes its encoder, --overwrite replaces it"
+    for changes in ({"encoder_steps": 4}, {"seed": 5}, {"fit": "crop"}):
+        with pytest.raises(FileExistsError, match=re.escape(told)):
+            train_tokenizer(settings(data, output, **changes))
+    assert contents(output) == before
+    train_tokenizer(settings(data, output, encoder_steps=4), overwrite=True)
     assert EncoderTrainingConfig.read(output / "encoder" / "training.yaml").loop.steps == 4
     # The one that is finished is taken by a run of the same settings, and not where all is replaced.
     before = (output / "encoder" / "model.safetensors").stat().st_mtime_ns
@@ -100,6 +112,34 @@ def test_an_encoder_of_other_settings_is_trained_anew(tmp_path: Path, monkeypatc
     assert (output / "encoder" / "model.safetensors").stat().st_mtime_ns == before
     train_tokenizer(settings(data, output, encoder_steps=4), overwrite=True)
     assert (output / "encoder" / "model.safetensors").stat().st_mtime_ns > before
+
+
+def test_an_encoder_of_ones_own_outlives_the_runs_that_take_it(tmp_path: Path, monkeypatch) -> None:
+    data, output = captioned_folder(tmp_path / "data", 10), tmp_path / "run"
+    train_encoder(encoder_recipe(settings(data, output)))
+    before = contents(output / "encoder")
+    given = {"encoder": str(output / "encoder")}
+    train_tokenizer(settings(data, output, **given))
+    train_tokenizer(settings(data, output, seed=1, **given), overwrite=True)
+    assert contents(output / "encoder") == before and not (output / ".replaced").exists()
+    whole = contents(output)
+
+    def ends(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr(stage, "train", ends)
+    with pytest.raises(OSError):
+        train_tokenizer(settings(data, output, seed=2, **given), overwrite=True)
+    assert contents(output) == whole  # an encoder of someone's own is nothing that the new run could go on from
+
+
+def test_a_finished_model_without_checkpoints_is_not_taken_for_a_run_that_trains_its_encoder(tmp_path: Path) -> None:
+    data, output = captioned_folder(tmp_path / "data", 10), tmp_path / "run"
+    train_tokenizer(settings(data, output))
+    shutil.rmtree(output / "checkpoints")
+    with pytest.raises(CheckpointError, match="there is no checkpoint to resume from"):
+        train_tokenizer(settings(data, output), resume=True)
+    assert (output / "config.json").is_file()
 
 
 def test_a_mistyped_folder_is_still_refused(tmp_path: Path) -> None:
