@@ -16,7 +16,8 @@ from lavit.released.files import ENCODER_FILE, read_tensors, tokenizer_folder
 from lavit.shapes.world import SHAPES_WORLD, SIZE
 from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenizer.configuration import PRESETS
-from lavit.tokenizer.external_encoder import check_external, is_external, open_external
+from lavit.tokenizer.encoder_names import is_external
+from lavit.tokenizer.external_encoder import check_external, open_external
 from lavit.tokenizer.pretrained import check_fit, compare
 from lavit.training.encoder.recipe import EncoderTrainingConfig
 from lavit.training.encoder.train import MEASURED, measure_features, train_encoder
