@@ -39,13 +39,15 @@ OWN_ENCODER = "encoder"
 STEPS_ON_SHAPES = 400
 
 
-def check_start(config: TokenizerTrainingConfig) -> None:
-    """ValueError or OSError for what the words of a configuration get wrong."""
+def check_start(config: TokenizerTrainingConfig, resume: bool = False) -> None:
+    """ValueError or OSError for what the words of a configuration get wrong. resume: an encoder of another library is
+    in the checkpoint, wherever it came from."""
     check_folders(config, "model")
     if is_external(config.encoder):
         if config.model is not None:
             raise ValueError(f"encoder: expected none of another library beside a model, got {config.encoder}")
-        check_external(str(config.encoder))
+        if not resume:
+            check_external(str(config.encoder))
         return  # the sizes are its own
     sizes = LaVITTokenizerConfig.preset(config.preset, **config.tokenizer)  # refuses names and sizes that do not fit
     if config.encoder is not None:
