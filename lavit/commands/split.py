@@ -18,8 +18,9 @@ same on every machine and for images that were there before others came, and the
 
 EPILOG = """FOLDER: images at any depth; or images/ with captions.json and, where they are there, questions.json,
 answers.json, edits.jsonl. An edit needs both of its images on one side; how many are lost is told. text.jsonl and
-text.txt go with train. Other files are left where they are. A captions.json of Karpathy's has splits of its own:
---held-out says which of them are held out, instead of --share.
+text.txt go with train. Other files are left where they are, images beside images/ too, though `lavit train tokenizer`
+and `pixels` read every image below their --data FOLDER. A captions.json of Karpathy's has splits of its own: --held-out
+says which of them are held out, instead of --share; an image without a split is in neither folder.
 Exit code 0; 1 if entries could not be used, which are named and in neither folder; 2 on an error.
 """
 

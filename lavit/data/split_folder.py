@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lavit.data.annotation_entries import AnnotationError, Unusable, decoded, image_file, load, load_any, parse, text_of
+from lavit.data.annotation_entries import (
+    AnnotationError,
+    Unusable,
+    decoded,
+    identity,
+    image_file,
+    load,
+    load_any,
+    parse,
+    text_of,
+)
 from lavit.data.annotations import read_vqa
 from lavit.data.atomic_write import atomic_write
 from lavit.data.image_folder import image_names
@@ -54,14 +64,18 @@ def split_folder(
     for side in (TRAIN, HELD_OUT):
         if not work.parts.counts[side]["images"]:
             raise ValueError(f"share: of {len(work.sides)} images none would be in {side}")
-    hidden = output.with_name(f".{output.name}.tmp")
+    target = output.resolve()  # which has a name, where "." has none
+    hidden = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
     try:
         for side in (TRAIN, HELD_OUT):
             work.write(side, hidden / side, link)
-        if output.exists():
-            output.rmdir()
-        os.replace(hidden, output)
+        if target.exists():  # an empty folder, in which somebody may be working
+            for side in (TRAIN, HELD_OUT):
+                os.replace(hidden / side, target / side)
+            hidden.rmdir()
+        else:
+            os.replace(hidden, target)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
@@ -105,9 +119,12 @@ class _Split:
             self._texts()
 
     def side_of(self, *names: Any) -> Side:
-        """The side of an image file, by its possible names below the images. Raises Unusable where there is none."""
+        """The side of an image file, by its possible names below the images. Raises Unusable where there is none, or
+        where Karpathy's file gives it no split."""
         path = image_file(self.images, [name for name in names if isinstance(name, str)] or ["?"])
         own = path.relative_to(self.root).as_posix()
+        if own not in self.sides and self.karpathy:
+            raise Unusable(f'is about {own}, which has no "split" in captions.json')
         if own not in self.sides:  # a file of another ending
             held = is_held_out(name_of(path, self.root), self.share, self.seed)
             self.sides[own] = HELD_OUT if held else TRAIN
@@ -139,6 +156,8 @@ class _Split:
         images: dict[Side, list[Any]] = {TRAIN: [], HELD_OUT: []}
         for place, entry in enumerate(_listed(self.captions, "images")):
             with _Named(self.parts, f"{name}: images[{place}]"):
+                if self.karpathy:
+                    text_of(entry, "split")  # without one it is on neither side
                 names = _karpathy_names(entry) if self.karpathy else [text_of(entry, "file_name")]
                 side = self.side_of(*names)
                 images[side].append(entry)
@@ -177,19 +196,28 @@ class _Split:
             return
         read = read_vqa(path, None, self.images, files=self.ids)
         self.parts.bad += read.bad
-        sides = {}
-        for item in read.items:
-            sides[item.question_id] = self.side_of(item.image.relative_to(self.images).as_posix())
-            self.parts.counts[sides[item.question_id]]["questions"] += 1
-        for file, lists in ((path, "questions"), (answers, "annotations")):
-            if not file.exists():
-                continue
-            content = load(file)
-            kept = {TRAIN: [], HELD_OUT: []}
-            for entry in _listed(content, lists):
+        images = {item.question_id: item.image.relative_to(self.images).as_posix() for item in read.items}
+        sides: dict[Any, Side] = {}
+        kept = {TRAIN: [], HELD_OUT: []}
+        for place, entry in enumerate(_listed(content, "questions")):
+            named = entry.get("question_id") is not None
+            key = _key(entry.get("question_id")) if named else place  # as `read_vqa` has it
+            if key not in images or key in sides:
+                continue  # named above
+            with _Named(self.parts, f"{path.name}: questions[{place}]"):
+                if answers.exists():
+                    identity(entry, "question_id")  # the answers go by it
+                sides[key] = self.side_of(images[key])
+                kept[sides[key]].append(entry)
+                self.parts.counts[sides[key]]["questions"] += 1
+        self.files[path.name] = {side: _json(content, {"questions": kept[side]}) for side in kept}
+        if answers.exists():
+            content = load(answers)
+            told: dict[Side, list[Any]] = {TRAIN: [], HELD_OUT: []}
+            for entry in _listed(content, "annotations"):
                 if (key := _key(entry.get("question_id"))) in sides:
-                    kept[sides[key]].append(entry)
-            self.files[file.name] = {side: _json(content, {lists: kept[side]}) for side in kept}
+                    told[sides[key]].append(entry)
+            self.files[answers.name] = {side: _json(content, {"annotations": told[side]}) for side in told}
 
     def _edits(self) -> None:
         path = self.root / "edits.jsonl"

@@ -6,13 +6,15 @@
 
 The features are the model's last ones, behind its final norm where it has one, without class token and registers. What
 is needed to build the model again stands in the tokenizer's configuration, ``external_encoder``; its weights are saved
-with the tokenizer's, so that a saved tokenizer needs neither network nor hub.
+with the tokenizer's, so that a saved tokenizer needs neither network nor hub. A configuration may come from anybody: it
+names models of the two libraries and their sizes, and whatever would load other files or run other code is refused.
 """
 
 from __future__ import annotations
 
 import inspect
 import pickle
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,20 +25,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lavit.tokenizer.encoder_names import LIBRARIES
 from lavit.tokenizer.pretrained import check_fit, compare
 
-LIBRARIES = ("timm", "transformers")
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 KEYS = {"library", "model", "source", "mean", "std", "prefix", "class_token", "size"}
 """What the configuration says of an external encoder. library: "timm" or "transformers". model: {"name", "arguments"}
-of timm, or the configuration of transformers. source: where it came from, in words. mean, std: of the pixels, None
-where nothing says them (CLIP's are taken then). prefix: rows in front of the patches, of which the first is the class
-token where class_token says so. size: {"image_size", "patch_size", "hidden_size"}."""
-
-
-def is_external(encoder: str | None) -> bool:
-    """Whether the words name an encoder of another library."""
-    return encoder is not None and encoder.partition(":")[0] in LIBRARIES and ":" in encoder
+of timm, where img_size is the only argument that there may be, or the configuration of transformers. source: where it
+came from, in words. mean, std: of the pixels, None where nothing says them (CLIP's are taken then). prefix: rows in
+front of the patches, of which the first is the class token where class_token says so. size: {"image_size",
+"patch_size", "hidden_size"}."""
 
 
 def check_external(encoder: str) -> None:
@@ -46,8 +44,12 @@ def check_external(encoder: str) -> None:
     if not name or (at and not place):
         raise ValueError(f"encoder: expected timm:NAME, timm:NAME@FILE or transformers:FOLDER, got {encoder!r}")
     if library == "timm":
-        known = _timm().is_model(name) or name.startswith(("hf-hub:", "hf_hub:"))
-        if not known:
+        if ":" in name:
+            raise ValueError(
+                f"encoder: expected a name of timm's own, got {name!r}; of a model elsewhere take the architecture and "
+                "the file of its weights, timm:NAME@FILE"
+            )
+        if not _is_timms(name):
             near = _timm().list_models(f"*{name.split('_')[0]}*")[:3]
             hint = f" (there are {', '.join(near)}, ...)" if near else ""
             raise ValueError(f"encoder: timm has no model {name!r}{hint}")
@@ -91,10 +93,45 @@ def open_external(encoder: str, image_size: int | None = None) -> tuple[dict[str
 
 
 def check_described(described: Any) -> None:
-    """ValueError where a configuration's ``external_encoder`` is not of the form above."""
+    """ValueError where a configuration's ``external_encoder`` is not of the form above, or names more than a model of
+    the library. ImportError without timm, for one of timm's."""
     keys = set(described) if isinstance(described, Mapping) else None
-    if keys != KEYS or described["library"] not in LIBRARIES:
+    if keys != KEYS or described["library"] not in LIBRARIES or not isinstance(described["model"], Mapping):
         raise ValueError(f"external_encoder: expected a mapping with {', '.join(sorted(KEYS))}, got {described!r}")
+    model = described["model"]
+    if described["library"] == "transformers":
+        _check_own(model)
+        return
+    name, arguments = model.get("name"), model.get("arguments")
+    if not isinstance(name, str) or not _is_timms(name):
+        raise ValueError(f"external_encoder: expected the name of a model of timm, got {name!r}")
+    # timm's create_model takes files to load among its arguments.
+    given = arguments.items() if isinstance(arguments, Mapping) else [("arguments", arguments)]
+    if not all(key == "img_size" and type(value) is int for key, value in given):
+        raise ValueError(f"external_encoder: expected at most img_size, a whole number, for {name}, got {arguments!r}")
+
+
+def _is_timms(name: str) -> bool:
+    """Whether timm has a model of this name in its own list: no hub's, no folder's."""
+    return re.fullmatch(r"[\w.-]+", name) is not None and _timm().is_model(name)
+
+
+ELSEWHERE = ("auto_map", "trust_remote_code", "backbone", "use_timm_backbone", "use_pretrained_backbone")
+"""Of a configuration of transformers: what has it run the code of a repository, or load another model."""
+
+
+def _check_own(told: Mapping[str, Any]) -> None:
+    """ValueError where a configuration asks for more than a model that transformers has the code of."""
+    for name, value in told.items():
+        # Attention may be named as code of the hub.
+        code = "implementation" in str(name) and isinstance(value, str | Mapping)
+        if value and (code or name in ELSEWHERE):
+            raise ValueError(f"external_encoder: expected a model of transformers' own, got one with {name} {value!r}")
+        if name == "model_type" and str(value).startswith("timm"):
+            raise ValueError(f"external_encoder: expected timm:NAME for a model of timm, got transformers' {value}")
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, Mapping):
+                _check_own(inner)
 
 
 class ExternalEncoder(nn.Module):
@@ -228,10 +265,15 @@ def _build_timm(told: Mapping[str, Any]) -> nn.Module:
 
 
 def _from_transformers(place: str, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     try:
-        whole = AutoModel.from_pretrained(place, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        # A folder may have code of its own beside a model that transformers knows; that is not run.
+        _check_own({name: value for name, value in config.to_dict().items() if name != "auto_map"})
+        # It is there for its weights.
+        unasked: dict[str, Any] = {"trust_remote_code": False, "attn_implementation": "eager"}
+        whole = AutoModel.from_pretrained(place, config=config, dtype=torch.float32, **unasked)
     except OSError as error:
         raise FileNotFoundError(f"encoder: {place}: {' '.join(str(error).split())}") from error
     config = getattr(whole.config, "vision_config", whole.config)
@@ -260,16 +302,24 @@ def _build_transformers(told: Mapping[str, Any]) -> tuple[nn.Module, int]:
     """The model of a configuration, and the side of the images that it is made for."""
     from transformers import AutoConfig, AutoModel
 
-    rest = {name: value for name, value in told.items() if name != "model_type"}
-    config = AutoConfig.for_model(told["model_type"], **rest)
+    kind = str(told.get("model_type"))
+    known = AutoConfig.for_model(kind).to_dict()
+    # Beside what the configuration has, switches and numbers alone, which can name nothing.
+    rest = {
+        name: value
+        for name, value in told.items()
+        if name in known or (isinstance(value, int | float) and not name.startswith("_"))
+    }
+    rest.pop("model_type")
+    config = AutoConfig.for_model(kind, **rest)
     if getattr(config, "image_size", None) is None:
-        raise ValueError(f"encoder: transformers' {told['model_type']} does not say for what image_size it is made")
-    return AutoModel.from_config(config), _side(config.image_size)
+        raise ValueError(f"encoder: transformers' {kind} does not say for what image_size it is made")
+    return AutoModel.from_config(config, trust_remote_code=False), _side(config.image_size)
 
 
 def _plain(config: Any) -> dict[str, Any]:
     """A configuration of transformers as JSON can hold it, without what is of the file alone."""
-    left_out = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+    left_out = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "auto_map")
     return {name: value for name, value in config.to_dict().items() if name not in left_out}
 
 
@@ -279,7 +329,7 @@ def _normalisation(place: str) -> tuple[list[float] | None, list[float] | None]:
 
     if Path(place).is_dir() and not (Path(place) / "preprocessor_config.json").is_file():
         return None, None
-    found = AutoImageProcessor.from_pretrained(place)
+    found = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     return [float(m) for m in found.image_mean], [float(s) for s in found.image_std]
 
 

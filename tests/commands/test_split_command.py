@@ -99,6 +99,51 @@ def test_entries_that_cannot_be_used_are_named_and_on_neither_side(tmp_path, cap
         assert not read_folder(tmp_path / "out" / side).bad
 
 
+def test_questions_go_by_their_place_only_where_no_answers_name_them(tmp_path, capsys):
+    root = captioned(tmp_path / "data")
+    asked = [{"image_id": i, "question": f"which is {i}?"} for i in range(COUNT)]
+    (root / "questions.json").write_text(json.dumps({"questions": asked}))
+    words = ["split", str(root), "--share", "0.3", "--output"]
+    assert main([*words, str(tmp_path / "answered")]) == 1
+    assert 'questions.json: questions[0]: expected a whole number or a text "question_id"' in capsys.readouterr().out
+    (root / "answers.json").unlink()
+    assert main([*words, str(tmp_path / "bare")]) == 0
+    found = {}
+    for side in ("train", "held-out"):
+        content = json.loads((tmp_path / "bare" / side / "questions.json").read_text())["questions"]
+        found |= {entry["image_id"]: side for entry in content}
+        assert {item.image_id for item in read_folder(tmp_path / "bare" / side).captions} == {
+            image for image, own in found.items() if own == side
+        }
+    assert len(found) == COUNT
+
+
+def test_an_image_without_one_of_karpathys_splits_is_on_neither_side(tmp_path, capsys):
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    entries = []
+    for number, split in enumerate(["train", "val", None]):
+        Image.new("RGB", (4, 4)).save(root / "images" / f"{number}.png")
+        entry = {"cocoid": number, "filename": f"{number}.png", "sentences": [{"raw": "text"}]}
+        entries.append(entry if split is None else {**entry, "split": split})
+    (root / "captions.json").write_text(json.dumps({"images": entries}))
+    (root / "questions.json").write_text(json.dumps([{"image": f"{n}.png", "question": "what?"} for n in range(3)]))
+    assert main(["split", str(root), "--held-out", "val", "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert 'captions.json: images[2]: expected a text "split", got none' in said
+    assert 'questions.json: entries[2]: is about images/2.png, which has no "split"' in said
+    assert files(tmp_path / "out") == {"train/images/0.png", "held-out/images/1.png"}
+
+
+def test_the_folder_that_one_is_in_can_be_the_output(tmp_path, monkeypatch):
+    root, here = captioned(tmp_path / "data"), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert main(["split", str(root), "--share", "0.3", "--output", "."]) == 0
+    assert len(files(here)) == COUNT and sorted(os.listdir()) == ["held-out", "train"]  # it is still the same folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "here"]
+
+
 def test_karpathys_splits_are_asked_for_and_kept(tmp_path, capsys):
     root = tmp_path / "data"
     (root / "images" / "val2014").mkdir(parents=True)

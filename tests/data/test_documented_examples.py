@@ -14,6 +14,7 @@ from PIL import Image
 
 from lavit.data.annotations import AnnotationError
 from lavit.data.captioned_folder import CaptionedFolder, read_folder
+from lavit.data.split_folder import HELD_OUT, TRAIN, split_folder
 from lavit.evaluation.data_folder import CAPTIONS, DataFolder, read_data
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
@@ -89,6 +90,33 @@ def test_an_example_is_read_whole(title, tmp_path):
     assert judged.bad == [] and counts(found) == COUNTS[title]
     if trained is not None:
         assert trained.bad == [] and trained.captions == judged.captions and trained.questions == judged.questions
+
+
+def listed(root: Path) -> list[str]:
+    """Every entry of every annotation file."""
+    found = []
+    for path in sorted(root.glob("*.json*")):
+        content = parsed(path.name, path.read_text(encoding="utf-8"))
+        lists = content.values() if isinstance(content, dict) else [content]
+        found += [json.dumps([path.name, entry]) for entries in lists if isinstance(entries, list) for entry in entries]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("title", [title for title in COUNTS if "Karpathy" not in title])
+def test_a_divided_example_keeps_every_entry(title, tmp_path):
+    load(tmp_path / "data", SECTIONS[title])
+    for number in range(6):  # so that neither side is without an image
+        Image.new("RGB", (4, 4)).save(tmp_path / "data" / "images" / f"{number}.png")
+    lost = 0
+    for seed in range(4):
+        output = tmp_path / str(seed)
+        parts = split_folder(tmp_path / "data", output, share=0.4, seed=seed)
+        assert parts.bad == []
+        divided = listed(output / TRAIN) + listed(output / HELD_OUT)
+        whole = listed(tmp_path / "data")
+        assert sorted(divided) == whole or (parts.lost and title == "Edits" and len(divided) == len(whole) - 1)
+        lost += parts.lost
+    assert lost < 4
 
 
 def paths(content: Any, *before: Any) -> Iterator[tuple[Any, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from transformers import (
 )
 
 from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
-from lavit.tokenizer.external_encoder import ExternalEncoder, check_external, is_external, open_external
+from lavit.tokenizer.encoder_names import is_external
+from lavit.tokenizer.external_encoder import ExternalEncoder, check_external, open_external
 
 timm = pytest.importorskip("timm")
 
@@ -186,6 +188,7 @@ def test_sizes_other_than_the_encoders_are_refused(tmp_path: Path) -> None:
         ("timm:", ValueError, "encoder: expected timm:NAME"),
         ("timm:vit_tiny_patch16_224@", ValueError, "encoder: expected timm:NAME"),
         ("timm:vit_tinyy", ValueError, r"timm has no model 'vit_tinyy' \(there are .*vit"),
+        ("timm:hf-hub:timm/resnet10t.c3_in1k", ValueError, "expected a name of timm's own, got 'hf-hub:timm/resnet10t"),
         ("timm:vit_tiny_patch16_224@nowhere", FileNotFoundError, "expected a file of weights .* at nowhere"),
         ("transformers:setup.py", NotADirectoryError, "expected a folder of transformers, got the file setup.py"),
     ],
@@ -194,6 +197,78 @@ def test_words_that_name_nothing_are_refused(words: str, error: type[Exception],
     assert is_external(words)
     with pytest.raises(error, match=message):
         check_external(words)
+
+
+OF_TIMM_TOLD = {"library": "timm", "source": "timm:resnet10t", "mean": None, "std": None, "prefix": 0}
+OF_TIMM_TOLD |= {"class_token": False, "size": {"image_size": 64, "patch_size": 32, "hidden_size": 512}}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("resnet10t", {"checkpoint_path": "weights.pth"}, "expected at most img_size, a whole number, for resnet10t"),
+        ("resnet10t", {"img_size": 64, "pretrained_cfg": {"file": "weights.pth"}}, "expected at most img_size"),
+        ("resnet10t", {"img_size": [64, 64]}, "expected at most img_size"),
+        ("resnet10t", None, "expected at most img_size"),
+        ("hf-hub:timm/resnet10t.c3_in1k", {}, "expected the name of a model of timm, got 'hf-hub:timm/resnet10t"),
+        ("local-dir:models/resnet10t", {}, "expected the name of a model of timm"),
+        ("resnet10t.hf-hub:timm/resnet10t", {}, "expected the name of a model of timm"),
+        (3, {}, "expected the name of a model of timm, got 3"),
+    ],
+)
+def test_a_configuration_has_timm_load_no_file(monkeypatch, name, arguments, message: str) -> None:
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: pytest.fail("timm was asked"))
+    with pytest.raises(ValueError, match=message):
+        ExternalEncoder(OF_TIMM_TOLD | {"model": {"name": name, "arguments": arguments}})
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"auto_map": {"AutoModel": "code.Model"}},
+        {"trust_remote_code": True},
+        {"attn_implementation": "somebody/kernels"},
+        {"_attn_implementation": {"": "somebody/kernels"}},
+        {"rope_parameters": {"inner": [{"_attn_implementation": "somebody/kernels"}]}},
+        {"backbone": "resnet50"},
+        {"model_type": "timm_wrapper", "architecture": "resnet10t", "model_args": {"checkpoint_path": "weights.pth"}},
+        {"backbone_config": {"model_type": "timm_backbone"}},
+    ],
+)
+def test_a_configuration_has_transformers_run_no_code_and_load_no_other_model(tmp_path, monkeypatch, told) -> None:
+    external, _ = open_external(f"transformers:{saved('vit', tmp_path / 'model')}")
+    monkeypatch.setattr(AutoModel, "from_config", lambda *args, **kwargs: pytest.fail("transformers was asked"))
+    with pytest.raises(ValueError, match="external_encoder: expected (a model of transformers' own|timm:NAME)"):
+        ExternalEncoder(external | {"model": external["model"] | told})
+
+
+def test_of_what_a_configuration_does_not_know_numbers_alone_are_told(tmp_path: Path) -> None:
+    external, _ = open_external(f"transformers:{saved('vit', tmp_path / 'model')}")
+    more = {"layer_offset": 3, "use_head": False, "kernel_config": "somebody/kernels", "_plan": 1}
+    config = ExternalEncoder(external | {"model": external["model"] | more}).model.config
+    assert (config.layer_offset, config.use_head) == (3, False)
+    assert not hasattr(config, "kernel_config") and not hasattr(config, "_plan")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_code_beside_the_weights_is_not_run_and_nobody_is_asked(tmp_path: Path, monkeypatch, known: bool) -> None:
+    folder = saved("vit", tmp_path / "model")
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: ...\nclass Config: ...\n")
+    told = json.loads((folder / "config.json").read_text())
+    told["auto_map"] = {"AutoModel": "code.Model", "AutoConfig": "code.Config"}
+    told["model_type"] = "vit" if known else "own"
+    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"auto_map": {"AutoImageProcessor": "code.Model"}, "image_processor_type": "ViTImageProcessor"})
+    )
+    monkeypatch.setattr(builtins, "input", lambda *words: pytest.fail("somebody was asked"))
+    if known:
+        external, _ = open_external(f"transformers:{folder}")
+        assert "auto_map" not in external["model"] and ExternalEncoder(external).num_patches == 16
+    else:
+        with pytest.raises(ValueError, match="custom code"):
+            open_external(f"transformers:{folder}")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_paths_are_no_external_encoders() -> None:

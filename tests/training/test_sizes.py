@@ -72,6 +72,20 @@ def test_an_encoder_of_another_library_goes_through_all_stages(tmp_path: Path, c
         assert torch.equal(model.visual_tokenizer.encoder(images), rows)
 
 
+def test_a_resumed_run_needs_no_file_of_its_encoder(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    data, file = captioned_folder(tmp_path / "data", 6, size=32), tmp_path / "vit.pth"
+    torch.manual_seed(0)
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), file)
+    words = ["--data", str(data), "--output", str(tmp_path / "run"), "--encoder", f"timm:vit_tiny_patch16_224@{file}"]
+    words += ["--tokenizer.image_size", "32", "--tokenizer.num_codes", "4", "--steps", "1", "--batch-size", "4"]
+    words += ["--device", "cpu", "--tensorboard", "false", "--checkpoint-every", "1"]
+    assert lavit(["train", "tokenizer", *words]) == 0
+    file.unlink()
+    assert lavit(["train", "tokenizer", "--output", str(tmp_path / "run"), "--resume", "--steps", "2"]) == 0
+    assert lavit(["train", "tokenizer", *words, "--overwrite"]) == 2  # which does need it
+
+
 def test_an_encoder_of_other_sizes_names_the_preset(tmp_path: Path, capsys) -> None:
     data = captioned_folder(tmp_path / "data", 6, size=64)
     words = ["--device", "cpu", "--tensorboard", "false", "--data", str(data)]

@@ -3,11 +3,12 @@
     features-<fingerprint>/<token>.npy   rows (n, N, C) of one piece, memory-mapped when read
                            <token>.json  which files they are of; written last, it makes the piece count
 
-The fingerprint covers what the features depend on (encoder, standardisation, processor) and the precision. A file is
-known by its path, size and time of change, and where these are new by a digest of its contents: data sets that share
-files, subsets of one and other orders share rows, and a folder that was moved or linked to keeps them. Whoever lacks
-rows computes them and adds pieces of its own, so that an interrupted run goes on where it was and several may work at
-once: no file is ever changed. Two that compute the same row have it twice, which does no harm.
+The fingerprint covers what the features depend on (encoder, standardisation, processor) and the precision; the stages
+that follow take rows of any. A file is known by its path, size and time of change, and where these are new by a digest
+of its contents: data sets that share files, subsets of one and other orders share rows, and a folder that was moved or
+linked to keeps them. Whoever lacks rows computes them and adds pieces of its own, so that an interrupted run goes on
+where it was and several may work at once: no file is ever changed. Two that compute the same row have it twice, which
+does no harm. Rows that a killed process has left without a description are deleted after an hour (`STALE`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from torch import Tensor
 from lavit.data import DataStream, ImageError
 from lavit.data.atomic_write import atomic_write, sync_folder
 from lavit.data.image_folder import ImageFiles
+from lavit.training.engine import config as configuration
 from lavit.training.engine import distributed
 from lavit.training.engine.identity import add_tensors
 from lavit.training.engine.recipe import CONFIG_FILE
@@ -36,12 +40,14 @@ from lavit.training.engine.validation import BEST
 
 logger = logging.getLogger(__name__)
 
-# numpy has no bfloat16: its bits are stored as 16-bit integers.
+# The most exact first. numpy has no bfloat16: its bits are stored as 16-bit integers.
 STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
 FEATURES = "features"
 """Folder of them in a run's."""
 PIECE_BYTES = 1 << 26
 """Of a piece, at least 16 rows: what an interrupted run may lose."""
+STALE = 3600.0
+"""Seconds after which rows without a description, which is written in the same moment, are nobody's any more."""
 
 State = tuple[str, int, int]
 """Absolute path, size, time of change in nanoseconds."""
@@ -58,22 +64,35 @@ class CachePlaces:
 
     @classmethod
     def of(cls, config: Any) -> CachePlaces:
-        """For a stage that follows the tokenizer's: first the folder of stage 1 (``config.tokenizer``), which also gets
-        new rows where it is a run's and can be written to, then the run's own. Nothing is written without an output."""
+        """For a stage that follows the tokenizer's: first the folder of stage 1 (``config.tokenizer``, or where its
+        ``cache.folder`` was), which also gets new rows where it is a run's and can be written to, then the run's own.
+        Nothing is written without an output."""
         own = None if config.output is None else Path(config.output) / FEATURES
         if config.tokenizer is None:
             return cls(() if own is None else (own,), own)
         first = Path(config.tokenizer)
         if first.name == BEST and (first.parent / CONFIG_FILE).is_file():
             first = first.parent  # the best model of a run, which has one encoder for all
-        shared = (first / FEATURES).is_dir() or (first / CONFIG_FILE).is_file()
-        writable = os.access(first / FEATURES if (first / FEATURES).is_dir() else first, os.W_OK)
+        kept = _folder_of_run(first)
+        shared = kept.is_dir() or (first / CONFIG_FILE).is_file()
+        writable = os.access(kept if kept.is_dir() else first, os.W_OK)
         shared = distributed.from_first(shared and writable and own is not None)
-        read = (first / FEATURES,) if own is None else (first / FEATURES, own)
-        return cls(read, first / FEATURES if shared else own, shared)
+        read = tuple(dict.fromkeys(place for place in (kept, first / FEATURES, own) if place is not None))
+        return cls(read, kept if shared else own, shared)
 
 
 NOWHERE = CachePlaces()
+
+
+def _folder_of_run(run: Path) -> Path:
+    """Where the features of a run are: its ``cache.folder``, where that was set and holds some, or else its own."""
+    told = None
+    with suppress(configuration.ConfigError):
+        told = configuration.read_yaml(run / CONFIG_FILE).get("cache")
+    named = told.get("folder") if isinstance(told, Mapping) else None
+    if isinstance(named, str) and named and any(Path(named).glob("features-*")):
+        return Path(named)
+    return run / FEATURES
 
 
 class FeatureRows:
@@ -83,9 +102,11 @@ class FeatureRows:
     rows_at_once = True  # for `DataStream`
     device = torch.device("cpu")
 
-    def __init__(self, pieces: Sequence[Tensor], places: Sequence[tuple[int, int]]) -> None:
-        """places: (piece, row in it) of each row."""
-        self.pieces = list(pieces)
+    def __init__(
+        self, pieces: Sequence[Tensor], places: Sequence[tuple[int, int]], dtype: torch.dtype | None = None
+    ) -> None:
+        """places: (piece, row in it) of each row. dtype: of what is read; None: that of the pieces."""
+        self.pieces, self.dtype = list(pieces), dtype
         self.places = np.array(places, dtype=np.int64).reshape(-1, 2)
 
     def __len__(self) -> int:
@@ -94,12 +115,13 @@ class FeatureRows:
     def __getitem__(self, index: int | Sequence[int] | Tensor | slice) -> Tensor:
         chosen = self.places[index.numpy() if isinstance(index, Tensor) else index]
         if chosen.ndim == 1:
-            return self.pieces[int(chosen[0])][int(chosen[1])]
+            row = self.pieces[int(chosen[0])][int(chosen[1])]
+            return row.to(self.dtype or row.dtype)
         example = self.pieces[0]
-        found = torch.empty((len(chosen), *example.shape[1:]), dtype=example.dtype)
+        found = torch.empty((len(chosen), *example.shape[1:]), dtype=self.dtype or example.dtype)
         for piece in np.unique(chosen[:, 0]).tolist():
             own = np.flatnonzero(chosen[:, 0] == piece)
-            found[torch.from_numpy(own)] = self.pieces[piece][torch.from_numpy(chosen[own, 1])]
+            found[torch.from_numpy(own)] = self.pieces[piece][torch.from_numpy(chosen[own, 1])].to(found.dtype)
         return found
 
     def split(self, count: int) -> Iterator[Tensor]:
@@ -122,7 +144,8 @@ class FeatureFiles:
     """The pieces of one fingerprint in some folders.
 
     roots: folders that are looked through, in this order. write_to: the one of them that gets new pieces; None: new
-    rows are kept in memory. dtype: precision of the rows.
+    rows are kept in memory. dtype: precision of the rows. any_precision: those of every other will do, the most exact
+    first, and are read as float32; new ones are as exact as the most exact there, `dtype` where there are none.
     """
 
     def __init__(
@@ -132,20 +155,24 @@ class FeatureFiles:
         *,
         write_to: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float32,
+        any_precision: bool = False,
     ) -> None:
         if dtype not in STORED:
             raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
+        marks = _marks(depends_on, STORED if any_precision else [dtype])
+        places = list(dict.fromkeys(Path(root) for root in (*roots, write_to) if root is not None))
+        self.folders = [(place / f"features-{mark}", one) for one, mark in marks.items() for place in places]
+        if any_precision:
+            there = next((one for folder, one in self.folders if folder.is_dir()), dtype)
+            dtype = distributed.from_first(there)
         self.dtype = dtype
-        mark = fingerprint_of(depends_on, dtype)
-        self.folders = [Path(root) / f"features-{mark}" for root in roots]
-        self.write_to = None if write_to is None else Path(write_to) / f"features-{mark}"
-        if self.write_to is not None and self.write_to not in self.folders:
-            self.folders.append(self.write_to)
+        self.write_to = None if write_to is None else Path(write_to) / f"features-{marks[dtype]}"
+        self._read_as = torch.float32 if any_precision else dtype
         self._index = _Index()
 
     def find(self, files: ImageFiles) -> FeatureRows | None:
         """The rows of all files, if they are all there."""
-        self._index.look(self.folders, self.dtype)
+        self._index.look(self.folders)
         places: list[tuple[int, int]] = []
         for path in files.paths:
             place = self._index.place(path)
@@ -153,7 +180,7 @@ class FeatureFiles:
                 break
             places.append(place)
         there = len(places) == len(files)
-        return FeatureRows(self._index.pieces, places) if distributed.first_says(there) else None
+        return FeatureRows(self._index.pieces, places, self._read_as) if distributed.first_says(there) else None
 
     def of(
         self,
@@ -170,7 +197,9 @@ class FeatureFiles:
         share the work, and need a common file system where rows are kept on the disk.
         Raises ImageError where not a single file can be read.
         """
-        self._index.look(self.folders, self.dtype)
+        if self.write_to is not None and distributed.rank() == 0:
+            _clear(self.write_to)
+        self._index.look(self.folders)
         missing = [number for number, path in enumerate(files.paths) if self._index.place(path) is None]
         missing = distributed.from_first(missing)
         reasons: dict[int, str] = {}
@@ -178,7 +207,7 @@ class FeatureFiles:
             if len(missing) < len(files):
                 logger.info("features of %d of %d images are there already", len(files) - len(missing), len(files))
             reasons = self._compute(files, missing, encode, transform, batch_size, workers)
-        self._index.look(self.folders, self.dtype)
+        self._index.look(self.folders)
         if self.write_to is not None and distributed.rank() == 0:
             self._index.remember(self.write_to)  # files under new names
         places = [self._index.place(path) for path in files.paths]
@@ -189,7 +218,7 @@ class FeatureFiles:
         if not numbers:
             first = skipped[0]
             raise ImageError(f"no item can be read: {len(skipped)} failed, the first is {first[1]}: {first[2]}")
-        rows = FeatureRows(self._index.pieces, [place for place in places if place is not None])
+        rows = FeatureRows(self._index.pieces, [place for place in places if place is not None], self._read_as)
         return FileFeatures(rows, numbers, skipped, len(missing) - len(skipped))
 
     def _compute(
@@ -247,9 +276,10 @@ class _Index:
     states: dict[Path, State] = field(default_factory=dict)
     digests: dict[State, str] = field(default_factory=dict)
 
-    def look(self, folders: Iterable[Path], dtype: torch.dtype) -> None:
-        """Reads the pieces that are new since the last time. One that cannot be read is named and counts for none."""
-        for folder in folders:
+    def look(self, folders: Iterable[tuple[Path, torch.dtype]]) -> None:
+        """Reads the pieces that are new since the last time, whose rows have the folder's dtype. One that cannot be
+        read is named and counts for none."""
+        for folder, dtype in folders:
             for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
                 if path in self.seen:
                     continue
@@ -313,11 +343,23 @@ class _Index:
             self.fresh = {}
 
 
-def fingerprint_of(depends_on: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> str:
-    """32 hexadecimal digits of what features of files depend on besides the files."""
-    digest = hashlib.blake2b(f"2 {dtype}".encode(), digest_size=16)
-    add_tensors(digest, depends_on)
-    return digest.hexdigest()
+def _marks(depends_on: Iterable[tuple[str, Tensor]], dtypes: Iterable[torch.dtype]) -> dict[torch.dtype, str]:
+    """32 hexadecimal digits of what features of files depend on besides the files, for each precision."""
+    digests = {dtype: hashlib.blake2b(f"2 {dtype}".encode(), digest_size=16) for dtype in dtypes}
+    for named in depends_on:
+        for digest in digests.values():
+            add_tensors(digest, [named])
+    return {dtype: digest.hexdigest() for dtype, digest in digests.items()}
+
+
+def _clear(folder: Path) -> None:
+    """Deletes what a process that was killed while it wrote has left: rows without a description, or a part of them.
+    Another may be about to describe its own, so they must be older than `STALE`."""
+    for path in [*folder.glob("*.npy"), *folder.glob(".*.npy.*.tmp")]:
+        with suppress(OSError):  # somebody else was faster
+            old = time.time() - path.stat().st_mtime > STALE
+            if old and not path.with_suffix(".json").exists():
+                path.unlink()
 
 
 def _describe(path: Path, files: Sequence[tuple[State, str]], rows: Sequence[str]) -> None:

@@ -63,7 +63,8 @@ class ImageStore(TokenStore):
         it. cache: where features are looked for and kept; by default the CPU's memory holds them. workers: threads that
         read files. Raises ImageError where not a single image can be read."""
         device = tokenizer.quantize.embedding.weight.device
-        kept = FeatureFiles(cache.read, encoder_tensors(tokenizer, processor), write_to=cache.write)
+        depends_on = encoder_tensors(tokenizer, processor)
+        kept = FeatureFiles(cache.read, depends_on, write_to=cache.write, any_precision=True)
         found = kept.of(
             files,
             lambda images: tokenizer.encode_features(images.to(device)),

@@ -167,18 +167,19 @@ def tokens_there(
     measured: Measured,
     files: ImageFiles,
 ) -> TokenStore | None:
-    """The tokens of all files by the features that stage 1 or 2 has kept of them, in single precision or that of the
-    cache. What is missing there is added with ``cache.enabled``, where stage 1 has a place for it; otherwise None, as
-    where an image is cut so that the encoder would see another one."""
+    """The tokens of all files by the features that stage 1 or 2 has kept of them, of any precision. What is missing is
+    added with ``cache.enabled``, where stage 1 has a place for it; otherwise None, as where an image is cut so that the
+    encoder would see another one."""
     if not all(_seen_whole(measured, number, processor.size) for number in measured.numbers):
         return None
     depends_on, places, dtype = encoder_tensors(tokenizer, processor), CachePlaces.of(config), config.cache.dtype
-    found = None
-    for one in dict.fromkeys(("float32", dtype)):
-        found = found or FeatureFiles(places.read, depends_on, dtype=getattr(torch, one)).find(files)
+    kept = FeatureFiles(
+        places.read, depends_on, write_to=places.write, dtype=getattr(torch, dtype), any_precision=True
+    )
+    found = kept.find(files)
     if found is None and config.cache.enabled and places.shared:
         device = tokenizer.quantize.embedding.weight.device
-        added = FeatureFiles(places.read, depends_on, write_to=places.write, dtype=getattr(torch, dtype)).of(
+        added = kept.of(
             files,
             lambda images: tokenizer.encode_features(images.to(device)),
             transform=processor,
@@ -190,7 +191,7 @@ def tokens_there(
     if found is None:
         return None
     logger.info("%d images by the features that are kept of them", len(found))
-    return TokenStore(tokenizer, (part.float() for part in found.split(AT_ONCE)))
+    return TokenStore(tokenizer, found.split(AT_ONCE))
 
 
 def _seen_whole(measured: Measured, number: int, side: int) -> bool:

@@ -16,7 +16,8 @@ from lavit.released.files import ENCODER_FILE, read_tensors, tokenizer_folder
 from lavit.shapes.world import SHAPES_WORLD, SIZE
 from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenizer.configuration import PRESETS
-from lavit.tokenizer.external_encoder import check_external, is_external, open_external
+from lavit.tokenizer.encoder_names import is_external
+from lavit.tokenizer.external_encoder import check_external, open_external
 from lavit.tokenizer.pretrained import check_fit, compare
 from lavit.tokenizer.processing import FITS
 from lavit.training.encoder.recipe import EncoderTrainingConfig
@@ -37,13 +38,15 @@ logger = logging.getLogger(__name__)
 STEPS_ON_SHAPES = 400
 
 
-def check_start(config: TokenizerTrainingConfig) -> None:
-    """ValueError or OSError for what the words of a configuration get wrong."""
+def check_start(config: TokenizerTrainingConfig, resume: bool = False) -> None:
+    """ValueError or OSError for what the words of a configuration get wrong. resume: an encoder of another library is
+    in the checkpoint, wherever it came from."""
     check_folders(config, "model")
     if is_external(config.encoder):
         if config.model is not None:
             raise ValueError(f"encoder: expected none of another library beside a model, got {config.encoder}")
-        check_external(str(config.encoder))
+        if not resume:
+            check_external(str(config.encoder))
         return  # the sizes are its own
     sizes = LaVITTokenizerConfig.preset(config.preset, **config.tokenizer)  # refuses names and sizes that do not fit
     if config.encoder is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lavit.shapes.world import SHAPES_WORLD
+from lavit.tokenizer.encoder_names import is_external
 from lavit.tokenizer.preset_sizes import sizes_told
 from lavit.training.engine.config import setting
 from lavit.training.engine.recipe import THREADS, CacheConfig, LoopConfig, OptimizerConfig, Recipe
@@ -70,7 +71,7 @@ class TokenizerTrainingConfig(Recipe):
         check_validation(self, SHAPES_WORLD)
 
     def about(self) -> str:
-        if (self.encoder or "").startswith(("timm:", "transformers:")):
+        if is_external(self.encoder):
             return ""  # its sizes are read from the model
         fit = self.fit or ("stretch" if self.model is None else None)
         return sizes_told(self.preset, self.tokenizer, self.model, fit)

@@ -66,7 +66,7 @@ def train_tokenizer(
         device = session.device
         # What can be wrong with the words is found before anything is written, or an older run overwritten.
         if model is None:
-            initialization.check_start(config)
+            initialization.check_start(config, resume)
         if config.validation_share and (stream is not None or features is not None):
             raise ValueError("validation_share: expected 0 with a stream or features that are given")
         dataset, held_out = open_dataset(config) if stream is None and features is None else (None, None)

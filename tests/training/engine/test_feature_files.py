@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,9 @@ class Encoder:
         self.images += len(images)
         return torch.nn.functional.unfold(images, 2, stride=2).transpose(1, 2) * self.weight
 
-    def rows(self, files, root, *, write=True, roots=(), dtype=torch.float32, **more):
-        store = FeatureFiles([*roots, root], [("w", self.weight)], write_to=root if write else None, dtype=dtype)
+    def rows(self, files, root, *, write=True, roots=(), dtype=torch.float32, any_precision=False, **more):
+        kinds = {"dtype": dtype, "any_precision": any_precision}
+        store = FeatureFiles([*roots, root], [("w", self.weight)], write_to=root if write else None, **kinds)
         return store.of(files, self, transform=PROCESSOR, **{"batch_size": 3, **more})
 
     def wanted(self, paths):
@@ -114,6 +116,48 @@ def test_rows_of_other_weights_or_precision_are_not_taken(tmp_path, change):
     found = encoder.rows(files, tmp_path / "c", dtype=dtype)
     assert encoder.images == 7
     assert torch.equal(found.values[torch.arange(7)], encoder.wanted(files.paths).to(dtype))
+
+
+def test_rows_of_any_precision_are_taken_the_most_exact_first(tmp_path):
+    files, few = ImageFolder(pictures(tmp_path / "a")), [1, 3, 4]
+    Encoder().rows(files, tmp_path / "c", dtype=torch.float16)
+    Encoder().rows(ImageFiles(files.root, [files.paths[n] for n in few]), tmp_path / "d")
+    encoder = Encoder()
+    found = encoder.rows(files, tmp_path / "c", roots=[tmp_path / "d"], any_precision=True)
+    exact = encoder.wanted(files.paths)
+    rounded = exact.half().float()
+    assert encoder.images == 0 and not torch.equal(exact, rounded)
+    expected = torch.stack([(exact if n in few else rounded)[n] for n in range(7)])
+    assert torch.equal(found.values[torch.arange(7)], expected) and torch.equal(found.values[0], expected[0])
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_new_rows_get_the_precision_that_is_there(tmp_path, write):
+    files = ImageFolder(pictures(tmp_path / "a"))
+    Encoder().rows(ImageFiles(files.root, files.paths[:3]), tmp_path / "c", dtype=torch.bfloat16)
+    encoder = Encoder()
+    found = encoder.rows(files, tmp_path / "c", write=write, any_precision=True)
+    assert encoder.images == 4 and len(list((tmp_path / "c").iterdir())) == 1
+    assert torch.equal(found.values[torch.arange(7)], encoder.wanted(files.paths).bfloat16().float())
+    alone = Encoder().rows(files, tmp_path / "d", dtype=torch.float16, any_precision=True)  # where there are none
+    assert torch.equal(alone.values[torch.arange(7)], encoder.wanted(files.paths).half().float())
+
+
+def test_what_a_killed_build_has_left_is_deleted_when_it_is_nobodys(tmp_path):
+    files = ImageFolder(pictures(tmp_path / "a"))
+    Encoder().rows(files, tmp_path / "c")
+    (piece,) = (tmp_path / "c").glob("*/*.npy")
+    left = [piece.with_name("feed.npy"), piece.with_name(".feed.npy.beef.tmp")]
+    fresh = [piece.with_name("cafe.npy"), piece.with_name(".cafe.npy.beef.tmp")]  # of one that is at work
+    hour_ago = time.time() - feature_files.STALE - 60
+    for path in [*left, *fresh]:
+        path.write_bytes(b"rows")
+    for path in [*left, piece, piece.with_suffix(".json")]:
+        os.utime(path, (hour_ago, hour_ago))
+    assert Encoder().rows(files, tmp_path / "d", roots=[tmp_path / "c"]).computed == 0
+    assert all(path.exists() for path in left)  # of others' folders nothing is deleted
+    assert Encoder().rows(files, tmp_path / "c").computed == 0
+    assert not any(path.exists() for path in left) and all(path.exists() for path in fresh)
 
 
 def test_an_interrupted_build_goes_on_where_it_was(tmp_path, monkeypatch):
