@@ -68,6 +68,13 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path):
     assert run(todo, tmp_path, call=call, tell=lambda _: None) == 0 and called == []
 
 
+def test_the_shares_of_the_mixture_are_the_recipes_whatever_the_folder_holds():
+    recipe = pytest.importorskip("lavit.training.language.recipe").LanguageTrainingConfig
+    for minutes in MINUTES:
+        mixture = recipe.read(RECIPES / f"minutes-{minutes}" / "language.yaml").mixture
+        assert not mixture.follow and mixture.caption == 2.0
+
+
 def test_who_ends_the_run_ends_its_command_and_waits_for_it(tmp_path):
     kept = tmp_path / "kept"
     script = """
