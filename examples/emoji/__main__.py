@@ -11,9 +11,8 @@ from pathlib import Path
 from examples.emoji.pictures import SIZES
 from examples.emoji.run import MINUTES, check_world, run, steps
 from examples.emoji.splits import SPLITS
+from examples.emoji.table import FIGURES, read_figures, table
 from lavit.cli import without_noise
-
-FIGURES = "figures.json"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -37,10 +36,12 @@ def main(words: Sequence[str] | None = None) -> int:
     whole.add_argument("out", metavar="OUT", help="a folder for all of it")
     whole.add_argument("--minutes", type=int, default=40, choices=list(MINUTES), help="on two cores (default: 40)")
     _add_drawing(whole)
+    several = commands.add_parser("table", help="print the medians of several runs as a table in Markdown")
+    several.add_argument("runs", metavar="RUN", nargs="+", help="what run, or judge, wrote")
     options = parser.parse_args(words)
     try:
         with without_noise():
-            return {"draw": _draw, "judge": _judge, "run": _run}[options.command](options)
+            return {"draw": _draw, "judge": _judge, "run": _run, "table": _table}[options.command](options)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -106,6 +107,11 @@ def _run(options: argparse.Namespace) -> int:
     out = Path(options.out).resolve()
     font = None if options.font is None else str(Path(options.font).resolve())
     return run(steps(out, options.minutes, seed=options.seed, font=font), out)
+
+
+def _table(options: argparse.Namespace) -> int:
+    print(table([read_figures(Path(place)) for place in options.runs]))
+    return 0
 
 
 if __name__ == "__main__":

@@ -137,6 +137,11 @@ def test_the_command_writes_figures_and_sheets(world, parts, tmp_path, capsys):
     assert list(figures) == list(SPLITS) and all(row["pictures"] == 2 for row in figures.values())
     assert (tmp_path / "judged" / "train-changed.png").is_file()
     assert f"{COMBINATIONS}: 2 of" in capsys.readouterr().out
+    assert main(["table", str(tmp_path / "judged"), str(tmp_path / "judged")]) == 0
+    heading, _, *rows = capsys.readouterr().out.splitlines()
+    assert heading.startswith("| median of 2 dynamic | train, dynamic | chance |") and "fixed" not in heading
+    cosine = (f"{figures[split]['tokens']['cosine']:.3f} | –" for split in SPLITS)
+    assert rows[0] == f"| cosine | {' | '.join(cosine)} |"
     assert main(["judge", str(tmp_path), *words[2:]]) == 2
     assert "there is no world.json" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no pictures of 'test'"):
