@@ -11,9 +11,10 @@ from pathlib import Path
 from examples.emoji.pictures import SIZES
 from examples.emoji.run import MINUTES, check_world, run, steps
 from examples.emoji.splits import SPLITS
+from examples.emoji.table import FIGURES, LENGTHS, read_figures, table
 from lavit.cli import without_noise
 
-FIGURES = "figures.json"
+FONT = "NotoColorEmoji.ttf (default: where the system has it)"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -21,7 +22,8 @@ def main(words: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     draw = commands.add_parser("draw", help="draw the world into a folder, in the format that lavit trains on")
     draw.add_argument("out", metavar="OUT", help="a new or empty folder")
-    _add_drawing(draw)
+    draw.add_argument("--font", metavar="PATH", help=FONT)
+    draw.add_argument("--seed", type=int, default=0, help="of all that is chosen (default: 0)")
     draw.add_argument("--size", type=int, default=64, choices=SIZES, help="pixels of a side (default: 64)")
     draw.add_argument("--backgrounds", type=int, default=2, help="on how many each emoji is shown (default: 2)")
     draw.add_argument("--limit", type=int, help="of the emoji (default: all)")
@@ -36,19 +38,21 @@ def main(words: Sequence[str] | None = None) -> int:
     whole = commands.add_parser("run", help="draw, train all stages and judge; goes on where it was stopped")
     whole.add_argument("out", metavar="OUT", help="a folder for all of it")
     whole.add_argument("--minutes", type=int, default=40, choices=list(MINUTES), help="on two cores (default: 40)")
-    _add_drawing(whole)
+    whole.add_argument("--seed", type=int, default=0, help="of all stages and of the judge (default: 0)")
+    whole.add_argument("--length", default="dynamic", choices=LENGTHS, help="of a picture's tokens (default: dynamic)")
+    whole.add_argument("--world", metavar="DIR", help="a world that is drawn already (default: OUT/world)")
+    whole.add_argument("--encoder", metavar="DIR", help="one that is trained already (default: OUT/encoder)")
+    whole.add_argument("--world-seed", type=int, default=0, help="of the world that is drawn (default: 0)")
+    whole.add_argument("--font", metavar="PATH", help=FONT)
+    several = commands.add_parser("table", help="print the medians of several runs as a table in Markdown")
+    several.add_argument("runs", metavar="RUN", nargs="+", help="what run, or judge, wrote")
     options = parser.parse_args(words)
     try:
         with without_noise():
-            return {"draw": _draw, "judge": _judge, "run": _run}[options.command](options)
+            return {"draw": _draw, "judge": _judge, "run": _run, "table": _table}[options.command](options)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _add_drawing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--font", metavar="PATH", help="NotoColorEmoji.ttf (default: where the system has it)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is chosen (default: 0)")
 
 
 def _draw(options: argparse.Namespace) -> int:
@@ -104,8 +108,27 @@ def _judge(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     out = Path(options.out).resolve()
-    font = None if options.font is None else str(Path(options.font).resolve())
-    return run(steps(out, options.minutes, seed=options.seed, font=font), out)
+    font, world, encoder = (
+        None if place is None else Path(place).resolve() for place in (options.font, options.world, options.encoder)
+    )
+    if world is not None and (font or options.world_seed):
+        raise ValueError(f"world: expected no --font and no --world-seed beside {world}, which is drawn already")
+    todo = steps(
+        out,
+        options.minutes,
+        seed=options.seed,
+        world_seed=options.world_seed,
+        font=font,
+        length=options.length,
+        world=world,
+        encoder=encoder,
+    )
+    return run(todo, out)
+
+
+def _table(options: argparse.Namespace) -> int:
+    print(table([read_figures(Path(place)) for place in options.runs]))
+    return 0
 
 
 if __name__ == "__main__":

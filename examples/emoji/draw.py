@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -24,7 +25,9 @@ from examples.emoji.pictures import SIZES, Picture, find_emoji, render
 from examples.emoji.splits import SPLITS, choose, split
 from examples.emoji.texts import YES_NO, edits, questions
 
-WORLD = "world.json"
+WORLD, FONTS_LICENCE = "world.json", "LICENCE.txt"
+DRAWING = ".drawing"
+"""A file in a folder that is being drawn: what else is there is no world yet, and was put there by `draw`."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,34 @@ class Settings:
 def draw(out: str | os.PathLike[str], glyphs: Glyphs, settings: Settings | None = None) -> dict[str, Any]:
     """Draws the world into a new or empty folder and returns the counts that world.json has.
 
-    world.json is written last: a folder without it is not whole. Raises FileExistsError for a folder with something in
-    it.
+    A folder that is this very world stays as it is, and one that was cut off while it was drawn is drawn anew. Raises
+    FileExistsError for a folder with something else in it.
     """
     settings = settings or Settings()
     root = Path(out)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    kind = {
+        "glyphs": glyphs.about,
+        "unicode": unicode_version(),
+        "size": settings.size,
+        "seed": settings.seed,
+        "backgrounds_of_each": settings.backgrounds,
+        "limit": settings.limit,
+    }
+    if (root / DRAWING).is_file():
+        _clear(root)
+    elif (root / WORLD).is_file():
+        told = json.loads((root / WORLD).read_text(encoding="utf-8"))
+        if {name: told.get(name) for name in kind} == kind:
+            return told["counts"]
+    if root.exists() and (not root.is_dir() or any(path.name != DRAWING for path in root.iterdir())):
         raise FileExistsError(f"OUT: expected a new or empty folder, got {root}")
     begun = time.perf_counter()
     found = find_emoji(glyphs)
     parts = split(choose(found.drawings, settings.limit, settings.seed), settings.backgrounds, settings.seed)
     counts: dict[str, Any] = {}
     listed: list[dict[str, Any]] = []
+    root.mkdir(parents=True, exist_ok=True)
+    (root / DRAWING).touch()
     for name in SPLITS:
         folder = root / name
         (folder / "images").mkdir(parents=True)
@@ -71,21 +90,27 @@ def draw(out: str | os.PathLike[str], glyphs: Glyphs, settings: Settings | None 
             image.save(folder / "images" / picture.file)
         counts[name] = _write_texts(folder, pictures, settings)
         listed += [{"split": name, **truth(picture)} for picture in pictures]
-    (root / "LICENCE.txt").write_text(f"{LICENCE}\n", encoding="utf-8")
+    (root / FONTS_LICENCE).write_text(f"{LICENCE}\n", encoding="utf-8")
     counts["emoji"] = len({entry["full_name"] for entry in listed})
     counts["seconds"] = round(time.perf_counter() - begun, 1)
     world = {
-        "glyphs": glyphs.about,
-        "unicode": unicode_version(),
-        "size": settings.size,
-        "seed": settings.seed,
+        **kind,
         "backgrounds": {name: list(rgb) for name, rgb in BACKGROUNDS.items()},
         "counts": counts,
         "left_out": [{"name": name, "same_as": other} for name, other in found.same],
         "pictures": listed,
     }
     _write(root / WORLD, world)
+    (root / DRAWING).unlink()
     return counts
+
+
+def _clear(root: Path) -> None:
+    """Removes what a drawing that was cut off has left."""
+    for name in SPLITS:
+        shutil.rmtree(root / name, ignore_errors=True)
+    for name in (FONTS_LICENCE, WORLD):
+        (root / name).unlink(missing_ok=True)
 
 
 def truth(picture: Picture) -> dict[str, Any]:

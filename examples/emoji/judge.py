@@ -18,6 +18,7 @@ import numpy as np
 from examples.emoji.colours import BACKGROUNDS, VISIBLE, MainColour, distance, main_colour, nearest_background
 from examples.emoji.people import NO_TONE, TONES
 from lavit.data.record import Record
+from lavit.evaluation.perceptual import psnr
 
 CORNER = 1 / 16
 """Of a picture's side, the squares in its corners that tell the background."""
@@ -39,19 +40,6 @@ def main_colours(images: Any) -> list[MainColour | None]:
         flat = image.reshape(-1, 3)
         found.append(main_colour(flat[distance(flat, colour) > VISIBLE]))
     return found
-
-
-def psnr(images: Any, truth: Any) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture in dB: (n,), infinite where it is the right one.
-
-    images, truth: (n, side, side, 3) uint8. Raises ValueError for others and for different shapes.
-    """
-    images, truth = pixels(images), pixels(truth)
-    if images.shape != truth.shape:
-        raise ValueError(f"images: expected the shape {truth.shape} of the right ones, got {images.shape}")
-    error = ((images.astype(np.float64) - truth) ** 2).mean((1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(255**2 / error)
 
 
 def pixels(images: Any) -> np.ndarray:
@@ -238,8 +226,14 @@ def score_pictures(images: Any, true: Sequence[Mapping[str, Any]], right: Any = 
         colour=_share(pairs, len(pairs)) if pairs else None,
         chance_background=_commonest(wanted),
         chance_colour=_commonest([name for _, name in pairs]) if pairs else None,
-        psnr=None if right is None else float(np.median(psnr(images, right))),
+        psnr=None if right is None else _median_psnr(images, pixels(right)),
     )
+
+
+def _median_psnr(images: np.ndarray, right: np.ndarray) -> float:
+    if images.shape != right.shape:
+        raise ValueError(f"images: expected the shape {right.shape} of the right ones, got {images.shape}")
+    return float(np.median([psnr(image, true) for image, true in zip(images, right, strict=True)]))
 
 
 def _coloured(truth: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ model's own frozen encoder, as it gives them for the true ones.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from examples.emoji.content import edge_density, jpeg_sizes, rank_correlation
 from examples.emoji.draw import WORLD
 from examples.emoji.judge import ranks, retrieval, score_captions, score_pictures
 from examples.emoji.pictures import chance
 from lavit.data.annotations import EditItem, VQAItem
 from lavit.data.captioned_folder import CaptionedFolder, read_folder, usual_answer
+from lavit.evaluation.picture_content import edge_density, jpeg_size, rank_correlation
 from lavit.evaluation.token_statistics import tokenize_and_decode
 
 SHEET_COLUMNS = 12
@@ -121,16 +122,17 @@ class Examiner:
     def _kept(self, features: torch.Tensor, images: list[Image.Image]) -> tuple[dict[str, Any], list[Image.Image]]:
         """How many tokens, how well they give the features back, and the pictures drawn from them."""
         found = tokenize_and_decode(self.tokenizer, features.to(self.tokenizer.device), batch_size=self.batch_size)
-        shown = [np.asarray(image) for image in images]
+        tokens = found.tokens.tolist()
         figures = {
+            "length": self.tokenizer.config.length,
             "mean": float(found.tokens.mean()),
             "least": int(found.tokens.min()),
             "most": int(found.tokens.max()),
             "of": self.tokenizer.num_patches,
             "codes_used": found.codes_used,
             "cosine": float(found.cosines.mean()),
-            "with_edges": rank_correlation(found.tokens, edge_density(shown)),
-            "with_jpeg_size": rank_correlation(found.tokens, jpeg_sizes(shown)),
+            "with_edges": _finite(rank_correlation(tokens, list(map(edge_density, images)))),
+            "with_jpeg_size": _finite(rank_correlation(tokens, list(map(jpeg_size, images)))),
         }
         drawn: list[Image.Image] = []
         for begin in range(0, len(images), self.batch_size):
@@ -283,6 +285,11 @@ def told(figures: dict[str, Any]) -> Iterator[str]:
             f"{_beside(row['ten'], row['chance_ten'])} of {row['pictures']}; left as it is "
             f"{row['unchanged_nearest']:.3f}, {row['unchanged_ten']:.3f}"
         )
+
+
+def _finite(value: float) -> float | None:
+    """None for NaN, which JSON has not."""
+    return None if math.isnan(value) else value
 
 
 def _number(value: float | None) -> str:

@@ -3,7 +3,7 @@
     OUT/world/      what `draw` writes
     OUT/encoder/, OUT/tokenizer/, OUT/language/, OUT/pixels/   what `lavit train` leaves of each stage
     OUT/judged/     the figures of each split, and sheets of pictures
-    OUT/seconds.json   of each step; a step that is there is not done again
+    OUT/steps.json  of each step, what it was run with, and its seconds once it is done
 
 The recipes lie in recipes/: a folder for each length.
 """
@@ -15,54 +15,84 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from examples.emoji.draw import WORLD
-from examples.emoji.splits import TRAIN
+from examples.emoji.splits import COMBINATIONS, TRAIN
+from examples.emoji.table import LENGTHS
+from lavit.data.atomic_write import atomic_write
+from lavit.training.engine.replaced import checkpoints_in
 
 RECIPES = Path(__file__).parent / "recipes"
 MINUTES = {8: 64, 40: 256}
-"""Lengths that there are recipes for, on two cores; and how many pictures of each split are judged then."""
+"""Minutes on two cores that there are recipes for; and how many pictures of each split are judged then."""
 REPOSITORY = Path(__file__).resolve().parents[2]
-DONE = "seconds.json"
+STEPS = "steps.json"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command. output: its folder; resumes: whether it goes on with what is there by ``--resume``."""
+    """One command. output: its folder; recipe: of a stage of training, which goes on with what is there by
+    ``--resume``."""
 
     name: str
-    command: tuple[str, ...]
+    words: tuple[str, ...]
     output: Path
-    resumes: bool = False
+    recipe: Path | None = None
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return (sys.executable, "-m", *self.words)
 
 
-def steps(out: Path, minutes: int, *, seed: int = 0, font: str | None = None) -> list[Step]:
-    """The commands, in their order. Raises ValueError for a length without recipes."""
+def steps(
+    out: Path,
+    minutes: int,
+    *,
+    seed: int = 0,
+    world_seed: int = 0,
+    font: Path | None = None,
+    length: str = "dynamic",
+    world: Path | None = None,
+    encoder: Path | None = None,
+) -> list[Step]:
+    """The commands, in their order. length: of a picture's tokens, one of ``LENGTHS``. world, encoder: folders of
+    another run, which are not made then.
+
+    Raises ValueError for minutes without recipes and another length, FileNotFoundError for a folder that is not there.
+    """
     if minutes not in MINUTES:
         raise ValueError(f"minutes: expected one of {', '.join(map(str, MINUTES))}, got {minutes}")
-    recipes = RECIPES / f"minutes-{minutes}"
-    world = out / "world"
-    emoji, lavit = (sys.executable, "-m", "examples.emoji"), (sys.executable, "-m", "lavit", "train")
+    if length not in LENGTHS:
+        raise ValueError(f"length: expected one of {', '.join(LENGTHS)}, got {length}")
+    if world is not None:
+        check_world(world)
+    if encoder is not None and not encoder.is_dir():
+        raise FileNotFoundError(f"encoder: there is no folder {encoder}")
+    drawn, own_encoder = world or out / "world", out / "encoder"
 
     def stage(name: str, *more: str) -> Step:
-        words = ("--config", str(recipes / f"{name}.yaml"), "--data", str(world / TRAIN), "--seed", str(seed))
-        output = out / name
-        return Step(name, (*lavit, name, *words, *more, "--output", str(output)), output, resumes=True)
+        recipe = RECIPES / f"minutes-{minutes}" / f"{name}.yaml"
+        folders = ("--data", str(drawn / TRAIN), "--validation", str(drawn / COMBINATIONS))
+        words = ("--config", str(recipe), *folders, "--seed", str(seed), *more, "--output", str(out / name))
+        return Step(name, ("lavit", "train", name, *words), out / name, recipe)
 
-    drawing = ("draw", str(world), "--seed", str(seed), *(("--font", font) if font else ()))
+    drawing = ("draw", str(drawn), "--seed", str(world_seed), *(("--font", str(font)) if font else ()))
+    fixed = ("--tokenizer.length", length) if length != "dynamic" else ()
     model = ("--model", str(out / "language"), "--pixels", str(out / "pixels"))
-    judged = out / "judged"
-    judging = ("--output", str(judged), "--items", str(MINUTES[minutes]), "--seed", str(seed))
+    judged = ("--output", str(out / "judged"), "--items", str(MINUTES[minutes]), "--seed", str(seed))
     return [
-        Step("world", (*emoji, *drawing), world),
-        stage("encoder"),
-        stage("tokenizer", "--encoder", str(out / "encoder")),
+        *([Step("world", ("examples.emoji", *drawing), drawn)] if world is None else []),
+        *([stage("encoder")] if encoder is None else []),
+        stage("tokenizer", "--encoder", str(encoder or own_encoder), *fixed),
         stage("language", "--tokenizer", str(out / "tokenizer")),
         stage("pixels", "--tokenizer", str(out / "tokenizer")),
-        Step("judged", (*emoji, "judge", str(world), *model, *judging), judged),
+        Step("judged", ("examples.emoji", "judge", str(drawn), *model, *judged), out / "judged"),
     ]
 
 
@@ -73,25 +103,79 @@ def run(
     call: Callable[[Sequence[str]], int] | None = None,
     tell: Callable[[str], None] = print,
 ) -> int:
-    """Does what is not done yet; returns the exit code of the first command that fails, or 0."""
+    """Does what is not done yet; returns the exit code of the first command that fails, or 0.
+
+    Raises ValueError for a folder in which a step was run with other words, or by a recipe of other contents.
+    """
     call = call or run_command
     out.mkdir(parents=True, exist_ok=True)
-    done: dict[str, float] = json.loads((out / DONE).read_text()) if (out / DONE).is_file() else {}
+    kept: dict[str, dict[str, Any]] = json.loads((out / STEPS).read_text()) if (out / STEPS).is_file() else {}
     for step in todo:
-        if step.name in done:
-            tell(f"{step.name}: done before, in {done[step.name]:.0f} s")
+        if step.name in kept and (kept[step.name]["seconds"] is not None or _to_resume(step)):
+            _check_same(step, kept[step.name]["with"], out)
+    for step in todo:
+        before = kept.get(step.name)
+        if before and before["seconds"] is not None:
+            tell(f"{step.name}: done before, in {before['seconds']:.0f} s")
             continue
-        command = list(step.command)
-        if step.resumes and (step.output / "checkpoints").is_dir():
-            command.append("--resume")
+        command = [*step.command, *(_going_on(step) if before else ())]
         tell(" ".join(command))
         begun = time.perf_counter()
+        kept[step.name] = {"with": run_with(step, out), "seconds": None}
+        _write(out, kept)
         if code := call(command):
             return code
-        done[step.name] = round(time.perf_counter() - begun, 1)
-        (out / DONE).write_text(json.dumps(done))
-    tell(f"{sum(done.values()) / 60:.1f} minutes: {', '.join(f'{name} {took:.0f} s' for name, took in done.items())}")
+        kept[step.name]["seconds"] = round(time.perf_counter() - begun, 1)
+        _write(out, kept)
+    took = {step.name: kept[step.name]["seconds"] for step in todo}
+    tell(f"{sum(took.values()) / 60:.1f} minutes: {', '.join(f'{name} {each:.0f} s' for name, each in took.items())}")
     return 0
+
+
+def run_with(step: Step, out: Path) -> dict[str, Any]:
+    """The words of a step by option, and the contents of its recipe; wherever the run's folder and this one lie."""
+    found: dict[str, Any] = {}
+    option = "command"
+    for word in step.words:
+        if word.startswith("--"):
+            option, word = word, ""
+        place = Path(word)
+        for name, folder in (("OUT", out), ("recipes", RECIPES)):
+            if word and place.is_relative_to(folder):
+                word = str(name / place.relative_to(folder))
+        found[option] = f"{found.get(option, '')} {word}".strip()
+    settings = yaml.safe_load(step.recipe.read_text(encoding="utf-8")) if step.recipe else {}
+    return found | {f"recipe's {name}": value for name, value in settings.items()}
+
+
+def _check_same(step: Step, before: Mapping[str, Any], out: Path) -> None:
+    now = run_with(step, out)
+    other = [
+        f"{name}: {before.get(name, 'none')}, now {now.get(name, 'none')}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+    if other:
+        raise ValueError(
+            f"OUT: expected a new folder, or what {out} was begun with; {step.name} has {'; '.join(other)}"
+        )
+
+
+def _to_resume(step: Step) -> bool:
+    return step.recipe is not None and bool(checkpoints_in(step.output))
+
+
+def _going_on(step: Step) -> tuple[str, ...]:
+    """What a stage that this run has begun before is told: killed before its first checkpoint, it begins anew."""
+    if _to_resume(step):
+        return ("--resume",)
+    begun = step.recipe is not None and step.output.is_dir() and any(step.output.iterdir())
+    return ("--overwrite",) if begun else ()
+
+
+def _write(out: Path, kept: Mapping[str, Any]) -> None:
+    with atomic_write(out / STEPS, "w") as file:
+        json.dump(kept, file, indent=1)
 
 
 def run_command(command: Sequence[str]) -> int:

@@ -72,6 +72,36 @@ def test_nothing_is_drawn_into_a_folder_with_something_in_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_world_that_was_cut_off_is_drawn_anew(world, tmp_path):
+    root, counts = world
+    out = tmp_path / "out"
+
+    class Killed(PlainGlyphs):
+        def draw(self, sequence, size):
+            if size != 32 and list(out.glob("held-out-combinations/images/*.png")):  # not while emoji are looked for
+                raise KeyboardInterrupt
+            return super().draw(sequence, size)
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(out, Killed(), SMALL)
+    assert (out / "train" / "captions.json").is_file() and not (out / "world.json").exists()
+    (out / "held-out-combinations" / "images" / "half.png").touch()
+    again = draw(out, PlainGlyphs(), SMALL)
+    assert again["train"] == counts["train"]
+    listed = sorted(path.relative_to(root) for path in root.rglob("*"))
+    assert sorted(path.relative_to(out) for path in out.rglob("*")) == listed
+
+
+def test_a_world_that_is_there_stays_and_another_is_not_drawn_over_it(world):
+    root, counts = world
+    told = (root / "world.json").stat().st_mtime_ns
+    assert draw(root, PlainGlyphs(), SMALL) == counts
+    for other in (dict(seed=1), dict(size=64), dict(backgrounds=1), dict(limit=149)):
+        with pytest.raises(FileExistsError, match="OUT: expected a new or empty folder"):
+            draw(root, PlainGlyphs(), Settings(**{**asdict(SMALL), **other}))
+    assert (root / "world.json").stat().st_mtime_ns == told
+
+
 @pytest.mark.parametrize("wrong", [dict(size=48), dict(backgrounds=0), dict(backgrounds=8), dict(limit=0)])
 def test_a_setting_out_of_range_is_named(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):

@@ -18,6 +18,7 @@ from examples.emoji.measure import Examiner, read_part, sheet, told
 from examples.emoji.splits import COMBINATIONS, SPLITS
 from examples.emoji.texts import EDITS, QUESTIONS
 from lavit.data.captioned_folder import read_folder
+from lavit.evaluation.picture_content import edge_density, jpeg_size, rank_correlation
 from lavit.language import LaVIT, LaVITProcessor
 from lavit.language.text_tokenizer import train_text_tokenizer
 from lavit.pixels import LaVITPixelPipeline, PixelConditioner, small_unet
@@ -75,6 +76,25 @@ def test_every_part_is_measured(found):
     json.loads(json.dumps(figures, allow_nan=False))
 
 
+def test_content_is_measured_as_the_library_does(world, parts, found):
+    pictures = [true for true, _ in found.again]
+    model, processor, _ = parts
+    features = model.visual_tokenizer.encode_features(torch.cat([processor.image_processor(each) for each in pictures]))
+    tokens = model.visual_tokenizer.encode(features=features, deterministic=True).keep.sum(1).tolist()
+    assert min(tokens) < max(tokens)
+    told = found.figures["tokens"]
+    assert told["with_edges"] == rank_correlation(tokens, list(map(edge_density, pictures)))
+    assert told["with_jpeg_size"] == rank_correlation(tokens, list(map(jpeg_size, pictures)))
+    assert told["length"] == "dynamic"
+
+
+def test_a_correlation_that_is_none_is_none_in_the_figures(parts):
+    examiner = Examiner(*parts)
+    picture = Image.new("RGB", (32, 32))
+    kept, _ = examiner._kept(examiner._features([picture] * 4), [picture] * 4)
+    assert kept["with_edges"] is None and kept["with_jpeg_size"] is None
+
+
 def test_figures_are_shares_and_those_of_all_questions_are_their_mean(found):
     answers = dict(found.figures["answers"])
     total = answers.pop("all")
@@ -117,6 +137,11 @@ def test_the_command_writes_figures_and_sheets(world, parts, tmp_path, capsys):
     assert list(figures) == list(SPLITS) and all(row["pictures"] == 2 for row in figures.values())
     assert (tmp_path / "judged" / "train-changed.png").is_file()
     assert f"{COMBINATIONS}: 2 of" in capsys.readouterr().out
+    assert main(["table", str(tmp_path / "judged"), str(tmp_path / "judged")]) == 0
+    heading, _, *rows = capsys.readouterr().out.splitlines()
+    assert heading.startswith("| median of 2 dynamic | train, dynamic | chance |") and "fixed" not in heading
+    cosine = (f"{figures[split]['tokens']['cosine']:.3f} | –" for split in SPLITS)
+    assert rows[0] == f"| cosine | {' | '.join(cosine)} |"
     assert main(["judge", str(tmp_path), *words[2:]]) == 2
     assert "there is no world.json" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no pictures of 'test'"):

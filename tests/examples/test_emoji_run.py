@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -11,21 +12,64 @@ from pathlib import Path
 import pytest
 import yaml
 
+from examples.emoji.__main__ import main
 from examples.emoji.run import MINUTES, RECIPES, run, run_command, steps
 from lavit.training.engine.config import load
 
 STAGES = ("encoder", "tokenizer", "language", "pixels")
 
 
+def value(step, option):
+    return step.command[step.command.index(option) + 1]
+
+
 def test_only_the_training_split_is_learned_from_and_all_is_judged():
     todo = steps(Path("/out"), 8, seed=5)
     assert [step.name for step in todo] == ["world", *STAGES, "judged"]
     for step in todo[1:5]:
-        words = list(step.command)
-        assert words[words.index("--data") + 1] == "/out/world/train"
-        assert words[words.index("--output") + 1] == f"/out/{step.name}"
-        assert not any("held-out" in word for word in words)
-    assert all(step.command[step.command.index("--seed") + 1] == "5" for step in todo)
+        assert value(step, "--data") == "/out/world/train"
+        assert value(step, "--validation") == "/out/world/held-out-combinations"
+        assert value(step, "--output") == f"/out/{step.name}"
+        assert sum("held-out" in word for word in step.command) == 1
+
+
+def test_the_seed_is_that_of_the_stages_and_the_world_keeps_its_own():
+    todo = steps(Path("/out"), 8, seed=5)
+    assert [value(step, "--seed") for step in todo] == ["0", *["5"] * 5]
+    assert value(steps(Path("/out"), 8, seed=5, world_seed=3)[0], "--seed") == "3"
+
+
+def test_the_command_hands_its_options_on(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("examples.emoji.__main__.run", lambda todo, out: given.append((todo, out)) or 0)
+    words = "--minutes 8 --seed 3 --world-seed 2 --length fixed".split()
+    assert main(["run", str(tmp_path / "out"), *words, "--font", str(tmp_path / "a.ttf")]) == 0
+    settings = dict(seed=3, world_seed=2, length="fixed", font=tmp_path / "a.ttf")
+    assert given == [(steps(tmp_path / "out", 8, **settings), tmp_path / "out")]
+
+
+def test_the_length_is_the_tokenizers_alone():
+    plain, fixed = steps(Path("/out"), 8), steps(Path("/out"), 8, length="fixed")
+    assert value(fixed[2], "--tokenizer.length") == "fixed"
+    assert [one.name for one, other in zip(plain, fixed, strict=True) if one != other] == ["tokenizer"]
+    with pytest.raises(ValueError, match="length: expected one of dynamic, fixed, got short"):
+        steps(Path("/out"), 8, length="short")
+
+
+def test_a_world_and_an_encoder_of_another_run_are_taken_and_not_made(tmp_path, capsys):
+    out, world, encoder = tmp_path / "out", tmp_path / "world", tmp_path / "encoder"
+    shared = ["--world", str(world), "--encoder", str(encoder)]
+    assert main(["run", str(out), *shared]) == 2 and "there is no world.json" in capsys.readouterr().err
+    world.mkdir()
+    (world / "world.json").touch()
+    assert main(["run", str(out), *shared]) == 2 and "encoder: there is no folder" in capsys.readouterr().err
+    encoder.mkdir()
+    assert main(["run", str(out), *shared, "--world-seed", "1"]) == 2 and "no --world-seed" in capsys.readouterr().err
+    todo = steps(out, 8, world=world, encoder=encoder)
+    assert [step.name for step in todo] == [*STAGES[1:], "judged"]
+    assert value(todo[0], "--encoder") == str(encoder)
+    assert all(value(step, "--data") == str(world / "train") for step in todo[:3])
+    assert value(todo[3], "judge") == str(world)
 
 
 def test_each_length_has_a_recipe_of_each_stage_and_there_are_no_others():
@@ -47,25 +91,108 @@ def test_recipes_are_settings_of_their_stages(minutes, name, tmp_path):
     load(getattr(module, f"{name.capitalize()}TrainingConfig"), tmp_path / "own.yaml")
 
 
-def test_a_run_goes_on_where_it_was_stopped(tmp_path):
-    called = []
+class Calls:
+    """Stands in for the commands. fails: the word of the one that is stopped; leaves: what that has written then."""
 
-    def call(words, fails="language"):
-        called.append(list(words))
-        if fails in words:
-            (tmp_path / "language" / "checkpoints").mkdir(parents=True)
-            return 130
-        return 0
+    def __init__(self, fails=None, leaves=None):
+        self.fails, self.leaves, self.called = fails, leaves, []
 
+    def __call__(self, words):
+        self.called.append(list(words))
+        if self.fails not in words:
+            return 0
+        self.leaves.parent.mkdir(parents=True)
+        self.leaves.touch()
+        return 130
+
+
+def silent(todo, out, calls):
+    return run(todo, out, call=calls, tell=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "leaves, goes_on",
+    [
+        ("language/checkpoints/step-00000200/checkpoint.json", "--resume"),
+        ("language/checkpoints/config.json", "--overwrite"),  # killed at step 0
+        ("language/checkpoints/.step-00000200.tmp/model.pt", "--overwrite"),  # killed while it wrote the first
+        ("language/encoder/checkpoints/step-00000200/checkpoint.json", "--resume"),
+    ],
+)
+def test_a_run_goes_on_where_it_was_stopped(tmp_path, leaves, goes_on):
     todo = steps(tmp_path, 8)
-    assert run(todo, tmp_path, call=call, tell=lambda _: None) == 130
-    assert len(called) == 4 and list(json.loads((tmp_path / "seconds.json").read_text())) == ["world", *STAGES[:2]]
-    called.clear()
-    assert run(todo, tmp_path, call=lambda words: call(words, "nothing"), tell=lambda _: None) == 0
-    assert [step.name for step in todo[3:]] == ["language", "pixels", "judged"] and len(called) == 3
-    assert called[0][-1] == "--resume" and "--resume" not in called[1] + called[2]
-    called.clear()
-    assert run(todo, tmp_path, call=call, tell=lambda _: None) == 0 and called == []
+    calls = Calls("language", tmp_path / leaves)
+    assert silent(todo, tmp_path, calls) == 130
+    assert calls.called == [list(step.command) for step in todo[:4]]
+    kept = json.loads((tmp_path / "steps.json").read_text())
+    assert [name for name in kept if kept[name]["seconds"] is not None] == ["world", *STAGES[:2]]
+    assert silent(todo, tmp_path, calls := Calls()) == 0
+    assert calls.called == [[*todo[3].command, goes_on], list(todo[4].command), list(todo[5].command)]
+    assert silent(todo, tmp_path, calls := Calls()) == 0 and calls.called == []
+
+
+def test_a_run_that_was_stopped_while_it_drew_draws_again(tmp_path):
+    todo = steps(tmp_path, 8)
+    assert silent(todo, tmp_path, Calls("draw", tmp_path / "world" / ".drawing")) == 130
+    assert silent(todo, tmp_path, calls := Calls()) == 0
+    assert calls.called == [list(step.command) for step in todo]  # what is half drawn is for `draw` to remove
+
+
+def test_what_others_have_left_in_the_folder_of_a_stage_is_not_written_over(tmp_path):
+    (tmp_path / "encoder" / "checkpoints" / "step-00000200").mkdir(parents=True)
+    (tmp_path / "encoder" / "checkpoints" / "step-00000200" / "checkpoint.json").touch()
+    assert silent(steps(tmp_path, 8), tmp_path, calls := Calls()) == 0
+    assert calls.called[1] == list(steps(tmp_path, 8)[1].command)  # `lavit train` refuses
+
+
+@pytest.mark.parametrize(
+    "other, named",
+    [
+        (dict(minutes=40), r"encoder has --config: .*minutes-8.*, now .*minutes-40.*'steps': 300.*, now .*: 1500"),
+        (dict(seed=1), "encoder has --seed: 0, now 1$"),
+        (dict(world_seed=1), "world has --seed: 0, now 1$"),
+        (dict(font=Path("/a.ttf")), "world has --font: none, now /a.ttf$"),
+        (dict(length="fixed"), "tokenizer has --tokenizer.length: none, now fixed$"),
+    ],
+)
+def test_a_folder_of_other_words_is_refused_and_both_are_named(tmp_path, other, named):
+    assert silent(steps(tmp_path, 8), tmp_path, Calls()) == 0
+    kept = (tmp_path / "steps.json").read_text()
+    with pytest.raises(ValueError, match=f"OUT: expected a new folder.*{named}"):
+        silent(steps(tmp_path, **{"minutes": 8, **other}), tmp_path, calls := Calls())
+    assert calls.called == [] and (tmp_path / "steps.json").read_text() == kept
+
+
+def test_a_folder_of_another_recipe_is_refused_and_so_is_one_that_would_be_resumed_by_it(tmp_path, monkeypatch):
+    recipes = tmp_path / "recipes"
+    shutil.copytree(RECIPES, recipes)
+    monkeypatch.setattr("examples.emoji.run.RECIPES", recipes)
+    done, stopped, begun = tmp_path / "done", tmp_path / "stopped", tmp_path / "begun"
+    assert silent(steps(done, 8), done, Calls()) == 0
+    checkpoint = "pixels/checkpoints/step-00000100/checkpoint.json"
+    assert silent(steps(stopped, 8), stopped, Calls("pixels", stopped / checkpoint)) == 130
+    assert silent(steps(begun, 8), begun, Calls("pixels", begun / "pixels/training.yaml")) == 130
+    recipe = recipes / "minutes-8" / "pixels.yaml"
+    recipe.write_text(f"# A comment.\n{recipe.read_text()}")
+    assert silent(steps(done, 8), done, Calls()) == 0
+    recipe.write_text(recipe.read_text().replace("steps: 150", "steps: 151"))
+    for out in (done, stopped):
+        with pytest.raises(ValueError, match="pixels has recipe's loop: .*150.*, now .*151"):
+            silent(steps(out, 8), out, Calls())
+    assert silent(steps(begun, 8), begun, Calls()) == 0  # there was nothing to go on with
+
+
+def test_a_run_that_was_moved_is_the_same(tmp_path):
+    assert silent(steps(tmp_path / "a", 8), tmp_path / "a", Calls()) == 0
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert silent(steps(tmp_path / "b", 8), tmp_path / "b", calls := Calls()) == 0 and calls.called == []
+
+
+def test_the_shares_of_the_mixture_are_the_recipes_whatever_the_folder_holds():
+    recipe = pytest.importorskip("lavit.training.language.recipe").LanguageTrainingConfig
+    for minutes in MINUTES:
+        mixture = recipe.read(RECIPES / f"minutes-{minutes}" / "language.yaml").mixture
+        assert not mixture.follow and mixture.caption == 2.0
 
 
 def test_who_ends_the_run_ends_its_command_and_waits_for_it(tmp_path):
