@@ -135,7 +135,7 @@ def waiting() -> str:
     given = [f"{name}={value}" for name in threads.WAITING if (value := threads.given(name))]
     if given:
         return ", ".join(given)
-    return "asleep (passive), as commands have it" if os.environ.get(threads.WAITING[0]) else "as OpenMP has it"
+    return "soon asleep, as commands have it" if os.environ.get(threads.WAITING[0]) else "as OpenMP has it"
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

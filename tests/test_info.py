@@ -42,7 +42,7 @@ def test_the_page_tells_what_the_user_has_set_from_what_the_command_has(monkeypa
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert info.waiting() == "OMP_WAIT_POLICY=PASSIVE"
     monkeypatch.setattr(threads, "_set_here", {"OMP_WAIT_POLICY"})
-    assert info.waiting() == "asleep (passive), as commands have it"
+    assert info.waiting() == "soon asleep, as commands have it"
 
 
 def test_the_encoders_attention_is_timed_on_every_device_and_one_is_chosen(capsys):

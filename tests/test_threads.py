@@ -135,11 +135,11 @@ def test_what_the_user_has_set_stays_and_the_rest_is_set_before_torch(monkeypatc
         assert environ == {name: "7", "OMP_NUM_THREADS": "5"}
         assert threads.given(name, environ) == "7" and threads.given("OMP_NUM_THREADS", environ) == "5"
     threads.prepare(environ := {})
-    assert environ == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2"}
+    assert environ == {**threads.WAIT, "OMP_NUM_THREADS": "2"}
     assert threads.given("OMP_NUM_THREADS", environ) is None
     monkeypatch.setattr(threads, "usable", lambda environ: (2, "all that there are", False))
     threads.prepare(environ := {})
-    assert environ == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert environ == threads.WAIT
 
 
 def test_nothing_is_set_where_torch_is_loaded():
@@ -147,11 +147,12 @@ def test_nothing_is_set_where_torch_is_loaded():
     assert environ == {}
 
 
-def test_an_import_changes_nothing_and_a_command_waits_passively():
+def test_an_import_changes_nothing_and_a_command_has_threads_sleep_soon():
     program = (
         "import os; before = dict(os.environ); import lavit, lavit.threads, lavit.cli, lavit.training.engine.command;"
-        "assert dict(os.environ) == before; lavit.cli.main([]); print(os.environ['OMP_WAIT_POLICY'])"
+        "assert dict(os.environ) == before; lavit.cli.main([]);"
+        "print(os.environ['OMP_WAIT_POLICY'], os.environ['GOMP_SPINCOUNT'])"
     )
     environ = {name: value for name, value in os.environ.items() if name not in threads.WAITING}
     done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
-    assert done.stdout == "PASSIVE\n"
+    assert done.stdout == "PASSIVE 1000\n"

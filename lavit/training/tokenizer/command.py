@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lavit.shapes.world import SHAPES_WORLD
+from lavit.tokenizer.encoder_names import is_external
 from lavit.training.engine import config as configuration
 from lavit.training.engine.command import Skipped, run_command
 from lavit.training.tokenizer.recipe import TokenizerTrainingConfig
@@ -50,7 +51,7 @@ def _suggest(argv: Sequence[str]) -> int:
         raise configuration.ConfigError("--suggest: expected --data FOLDER beside it, of images to look at")
     if "config" in given:
         raise configuration.ConfigError("--suggest: expected no --config beside it, whose settings are decided already")
-    if (given.get("encoder") or "").startswith(("timm:", "transformers:")):
+    if is_external(given.get("encoder")):
         raise configuration.ConfigError("--suggest: expected no encoder of another library, whose patches are its own")
 
     from lavit.training.tokenizer.suggest import suggest
