@@ -116,7 +116,6 @@ def silent(todo, out, calls):
         ("language/checkpoints/step-00000200/checkpoint.json", "--resume"),
         ("language/checkpoints/config.json", "--overwrite"),  # killed at step 0
         ("language/checkpoints/.step-00000200.tmp/model.pt", "--overwrite"),  # killed while it wrote the first
-        ("language/encoder/checkpoints/step-00000200/checkpoint.json", "--resume"),
     ],
 )
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, leaves, goes_on):
