@@ -18,9 +18,9 @@ from pathlib import Path
 NUMBER = "OMP_NUM_THREADS"
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Any of these says how threads of OpenMP wait: of both, of GNU's library, of LLVM's and Intel's."""
-WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-"""How the commands have it. A thousand turns, some microseconds, are what GNU's library has where threads are more than
-CPUs; to sleep at once costs small models a third of their speed on a machine of their own."""
+TURNS = {"alone": "30000", "shared": "1000"}
+"""Of the loop in which a thread waits before it sleeps, as GOMP_SPINCOUNT: a tenth of what GNU's library has otherwise,
+which small models on a machine of their own are as fast with, and what it has where threads are more than CPUs."""
 GAIN = 1.15
 """So much faster fewer threads must be to be taken: what is measured in a fraction of a second is not exact."""
 SECONDS, ROUNDS = 0.04, 3  # for each number of threads, and how often
@@ -46,10 +46,11 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     has not. Where torch is there already nothing is changed."""
     if "torch" in sys.modules:
         return
-    if not any(environ.get(name) for name in WAITING):
-        environ.update(WAIT)
-        _set_here.update(WAIT)
     most, _, limited = usable(environ)
+    if not any(environ.get(name) for name in WAITING):
+        how = {WAITING[0]: "PASSIVE", WAITING[1]: TURNS["shared" if limited or busy() else "alone"]}
+        environ.update(how)
+        _set_here.update(how)
     if limited and not environ.get(NUMBER):
         environ[NUMBER] = str(most)
         _set_here.add(NUMBER)
@@ -63,6 +64,14 @@ def given(name: str, environ: Mapping[str, str] = os.environ) -> str | None:
 def cpus() -> int:
     """Those that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy() -> bool:
+    """Whether the machine has had work for half of these CPUs in the last minute."""
+    try:
+        return os.getloadavg()[0] > cpus() / 2
+    except OSError:
+        return False
 
 
 def usable(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> tuple[int, str, bool]:
