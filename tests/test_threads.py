@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
-from threads import on_threads
 
 from lavit import threads
+from lavit.threads import on as on_threads
 
 
 @pytest.fixture(autouse=True)

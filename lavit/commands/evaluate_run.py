@@ -18,6 +18,7 @@ from lavit.commands.evaluation_summary import lines, sheet
 from lavit.commands.image_inputs import tell_skipped
 from lavit.commands.model_folders import load_lavit, pixels_folder, prepare_encoder
 from lavit.commands.options import only_given, pick_device
+from lavit.commands.progress import tenths
 from lavit.data.annotation_entries import count_reasons, first_and_reasons
 from lavit.data.image_folder import ImageFolder
 from lavit.evaluation import tasks as evaluation
@@ -305,13 +306,4 @@ def _why(folder: DataFolder, task: str | None) -> str:
 
 
 def _progress(task: str) -> evaluation.Progress:
-    """Says every tenth of the way, on the first process."""
-    told = 0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        if distributed.rank() == 0 and 10 * done // total > told:
-            told = 10 * done // total
-            print(f"{task}: {done} of {total}", file=sys.stderr, flush=True)
-
-    return tell
+    return tenths(task, end=True, silent=distributed.rank() != 0)

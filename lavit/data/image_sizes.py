@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from lavit.data.images import ImageError, image_size
 
@@ -18,12 +18,7 @@ def sizes_line(paths: Sequence[str | os.PathLike[str]], size: tuple[int, int], h
     """
     count = f"{len(paths):,}".replace(",", " ") + f" file{'s' * (len(paths) != 1)}"
     step = max(1, -(-len(paths) // sample))
-    found: Counter[tuple[int, int]] = Counter()
-    for path in paths[::step]:
-        try:
-            found[image_size(path)] += 1
-        except ImageError:  # named when it is to be read
-            continue
+    found = Counter(known_sizes(paths[::step]))
     if not found:
         return f"images: {count}, to {_told(size)} ({how})"
     if set(found) == {size}:
@@ -40,6 +35,15 @@ def sizes_line(paths: Sequence[str | os.PathLike[str]], size: tuple[int, int], h
     if smaller:
         how += ", enlarged" if smaller == found.total() else ", some enlarged"
     return f"images: {count}{from_size} to {_told(size)} ({how})"
+
+
+def known_sizes(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[int, int]]:
+    """(height, width) of each file of which a header tells it; the others are named when they are to be read."""
+    for path in paths:
+        try:
+            yield image_size(path)
+        except ImageError:
+            continue
 
 
 def _told(size: tuple[int, int]) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from processes import on_two_processes
-from threads import on_threads
 from tiny_models import save_language_model, tokenizer
 
 from lavit.cli import main
@@ -23,6 +22,7 @@ from lavit.shapes.edits import edits
 from lavit.shapes.questions import questions as scene_questions
 from lavit.shapes.scores import score_scenes
 from lavit.shapes.world import ShapesWorld
+from lavit.threads import on as on_threads
 from lavit.tokenizer import LaVITImageProcessor
 
 SCENES = 7

@@ -2,11 +2,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from threads import on_threads
 from usable import gpu_waits, skip_unless_usable
 
 from lavit.kernels import code_statistics
 from lavit.kernels.code_statistics.library import code_statistics_op
+from lavit.threads import on as on_threads
 
 
 @pytest.fixture(params=["reference", "cpu", "cpp", "triton"])

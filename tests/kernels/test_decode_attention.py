@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from threads import on_threads
 from torch import Tensor
 
 from lavit.kernels import decode_attention
 from lavit.kernels.decode_attention import cpp
+from lavit.threads import on as on_threads
 
 IMPLEMENTATIONS = [
     "reference",

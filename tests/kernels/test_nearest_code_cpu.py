@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nearest import assert_nearest, distances, vectors
-from threads import on_threads
 
 from lavit.kernels import nearest_code
 from lavit.kernels.extension import cpp_unusable
 from lavit.kernels.nearest_code import cpp
+from lavit.threads import on as on_threads
 
 FORMS = ["cpu", "cpp-16", "cpp-32", "cpp-64"]
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged import DTYPES, IMPLEMENTATIONS, ROW_SHAPES, offsets, raw, same, values
-from threads import on_threads
 from usable import gpu_waits, skip_unless_usable, unchecked
 
 from lavit.kernels import Ragged, pad, unpad
+from lavit.threads import on as on_threads
 
 lengths = st.lists(st.integers(0, 9), max_size=6)
 

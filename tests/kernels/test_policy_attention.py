@@ -2,12 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threads import on_threads
 from usable import skip_unless_usable
 
 from lavit.kernels import policy_attention
 from lavit.kernels.policy_attention import cpp
 from lavit.kernels.policy_attention.library import policy_attention_op
+from lavit.threads import on as on_threads
 
 KINDS = ["causal", "cross"]
 IMPLEMENTATIONS = ["reference", "cpu", "cpp", "triton"]

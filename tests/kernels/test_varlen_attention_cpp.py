@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed import inputs, offsets, run, truth_and_bounds
-from threads import on_threads
 
 from lavit.kernels import varlen_attention
 from lavit.kernels.extension import cpp_unusable
 from lavit.kernels.varlen_attention import cpp, reference
+from lavit.threads import on as on_threads
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),

@@ -13,10 +13,10 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
-from threads import on_threads
 from tiny_pixels import LAYOUTS, tiny_codes, tiny_pipeline, tiny_tokenizer
 
 from lavit import LaVITPixelPipeline, LaVITTokenizer
+from lavit.threads import on as on_threads
 from lavit.tokenizer import LaVITImageProcessor
 
 SETTINGS = {"seeds": [1, 2], "num_inference_steps": 2, "output_type": "pt"}

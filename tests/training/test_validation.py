@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small_pixels
 import torch
+from captioned_scenes import captioned_scenes
 from PIL import Image
 from processes import on_two_processes
 from tiny_tokenizer import TINY
@@ -18,7 +19,6 @@ from tiny_tokenizer import TINY
 from lavit.data.split import divided
 from lavit.language.model import LaVIT
 from lavit.pixels import LaVITPixelPipeline
-from lavit.shapes.questions import questions
 from lavit.shapes.world import ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.training.engine import stage, validation
@@ -290,32 +290,12 @@ def test_a_damaged_best_checkpoint_is_named_and_the_run_ends_well(tmp_path, monk
 # -------------------------------------------------------------------------------------------------------------- folders
 
 
-def captioned(root: Path, count: int = 40, side: int = 32) -> Path:
-    world = ShapesWorld(5)
-    scenes = world.scenes(count)
-    (root / "images").mkdir(parents=True)
-    for number, image in enumerate(scenes.images):
-        Image.fromarray(image).resize((side, side)).save(root / "images" / f"{number}.png")
-    files = [{"id": number, "file_name": f"{number}.png"} for number in range(count)]
-    texts = [{"id": number, "image_id": number, "caption": text} for number, text in enumerate(scenes.captions)]
-    (root / "captions.json").write_text(json.dumps({"images": files, "annotations": texts}))
-    asked, answered = [], []
-    for number, each in enumerate(questions(world, scenes.cells)):
-        ids = {"question_id": number, "image_id": number}
-        asked.append({**ids, "question": each[0].text})
-        people = [{"answer": each[0].answer}] * 10
-        answered.append({**ids, "question_type": "how", "answer_type": "number", "answers": people})
-    (root / "questions.json").write_text(json.dumps({"questions": asked}))
-    (root / "answers.json").write_text(json.dumps({"annotations": answered}))
-    return root
-
-
 def names(paths):
     return {Path(path).name for path in paths}
 
 
 def test_all_stages_hold_out_the_same_pictures(tmp_path):
-    folder = captioned(tmp_path / "data")
+    folder = captioned_scenes(tmp_path / "data")
     words = {"data": str(folder), "validation_share": 0.3}
     wanted = divided(list((folder / "images").iterdir()), folder, 0.3)
     first = open_dataset(tokenizer_config(**words))
@@ -334,11 +314,11 @@ def test_all_stages_hold_out_the_same_pictures(tmp_path):
 @each_stage
 @pytest.mark.parametrize("how", ["share", "folder"])
 def test_folders_have_held_out_numbers_and_what_cannot_be_read_is_named(tmp_path, name, how):
-    folder = captioned(tmp_path / "data")
+    folder = captioned_scenes(tmp_path / "data")
     held = names(divided(list((folder / "images").iterdir()), folder, 0.3)[1])
     words = {"data": str(folder), "validation_share": 0.3}
     if how == "folder":
-        other = captioned(tmp_path / "other", 7)
+        other = captioned_scenes(tmp_path / "other", 7)
         held, words = {f"{number}.png" for number in range(7)}, {"data": str(folder), "validation": str(other)}
     bad = (folder if how == "share" else other) / "images" / sorted(held)[0]
     bad.write_bytes(b"no image")
@@ -352,7 +332,7 @@ def test_folders_have_held_out_numbers_and_what_cannot_be_read_is_named(tmp_path
 @each_stage
 def test_wrong_settings_are_named(tmp_path, name):
     config = STAGES[name].config
-    folder = captioned(tmp_path / "data", 6)
+    folder = captioned_scenes(tmp_path / "data", 6)
     for words, message in (
         ({"validation_share": 1.0}, "validation_share: expected a share of the images in"),
         ({"validation_images": 0}, "validation_images: expected a number >= 1"),
@@ -372,8 +352,8 @@ def test_wrong_settings_are_named(tmp_path, name):
 
 
 def test_other_held_out_data_begin_a_new_best(tmp_path):
-    folder, output = captioned(tmp_path / "data"), str(tmp_path / "run")
-    others = [captioned(tmp_path / name, count) for name, count in (("a", 5), ("b", 9))]
+    folder, output = captioned_scenes(tmp_path / "data"), str(tmp_path / "run")
+    others = [captioned_scenes(tmp_path / name, count) for name, count in (("a", 5), ("b", 9))]
     words = {"data": str(folder), "output": output, "first_phase": 0.0}
     STAGES["tokenizer"].run(**words, validation=str(others[0]))
     shutil.move(others[0], tmp_path / "moved")
@@ -388,7 +368,7 @@ def test_other_held_out_data_begin_a_new_best(tmp_path):
 
 
 def test_features_are_computed_once_for_all_stages(tmp_path, monkeypatch):
-    folder = captioned(tmp_path / "data", side=48)
+    folder = captioned_scenes(tmp_path / "data", side=48)
     tokenizer = tmp_path / "tokenizer"
     seen = []
     encode = LaVITTokenizer.encode_features
@@ -415,7 +395,7 @@ def test_features_are_computed_once_for_all_stages(tmp_path, monkeypatch):
         train_pixels(config)
         assert not seen and not (Path(output) / "features").exists()
     Image.new("RGB", (48, 48), "red").save(folder / "images" / "new.png")
-    rest = captioned(tmp_path / "rest", 3)
+    rest = captioned_scenes(tmp_path / "rest", 3)
     whole = more | {"validation_share": 0.0, "cache.enabled": True, "output": str(tmp_path / "pixels")}
     train_pixels(pixels_config(**whole))
     assert sum(seen) == 1
@@ -423,7 +403,7 @@ def test_features_are_computed_once_for_all_stages(tmp_path, monkeypatch):
 
 
 def test_tokens_of_kept_features_are_those_of_the_images(tmp_path):
-    folder = captioned(tmp_path / "data", side=48)
+    folder = captioned_scenes(tmp_path / "data", side=48)
     config = tokenizer_config(data=str(folder), output=str(tmp_path / "tokenizer"))
     train_tokenizer(config, model=visual().train())
     words = {"data": str(folder), "tokenizer": str(tmp_path / "tokenizer")}
@@ -447,7 +427,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_have_one_set_of_numbers_and_one_best(tmp_path):
-    captioned(tmp_path / "data")
+    captioned_scenes(tmp_path / "data")
     on_two_processes(one_of_two, tmp_path)
     for name in STAGES:
         first, second = (torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2))

@@ -10,7 +10,7 @@ from lavit.tokenizer.preset_sizes import sizes_told
 from lavit.training.engine.config import setting
 from lavit.training.engine.recipe import THREADS, LoopConfig, OptimizerConfig, Recipe
 from lavit.training.engine.schedule import ScheduleConfig
-from lavit.training.engine.validation_settings import check_validation
+from lavit.training.engine.validation_settings import FOLDER, IMAGES, SHARE, check_validation
 
 
 @dataclass
@@ -43,9 +43,9 @@ class EncoderTrainingConfig(Recipe):
         None, "how images become squares: stretch, crop the middle, pad with white; none: as --model does, or stretch"
     )
     scenes: int = setting(20000, "number of different scenes of the shapes world")
-    validation: str | None = setting(None, "folder of held-out images, of the form of data; none: see validation_share")
-    validation_share: float = setting(0.0, "share of the images of data that is held out, by a hash of their names")
-    validation_images: int = setting(1024, "of the held-out images, how many at most are looked at")
+    validation: str | None = setting(None, FOLDER)
+    validation_share: float = setting(0.0, SHARE)
+    validation_images: int = setting(1024, IMAGES)
     objective: Literal["masked", "contrastive", "both", "auto"] = setting(
         "auto", "masked patches, captions (contrastive), or both; auto: both where there are captions"
     )

@@ -26,8 +26,8 @@ from lavit.data.atomic_write import atomic_write
 from lavit.training.engine import distributed
 from lavit.training.engine.identity import add_tensors
 
-# numpy has no bfloat16: its bits are stored as 16-bit integers.
-_STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
+# The most exact first. numpy has no bfloat16: its bits are stored as 16-bit integers.
+STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
 
 
 class FeatureCache:
@@ -79,7 +79,7 @@ def open_or_build(
     Several processes share the work and need a common file system.
     Raises ImageError where not a single image can be read.
     """
-    if dtype not in _STORED:
+    if dtype not in STORED:
         raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
     mark = fingerprint(depends_on, dataset, dtype)
     folder = Path(root) / f"features-{mark}"
@@ -117,7 +117,7 @@ def _build(
             if stored is None:
                 # As many rows as this process can need; the file is sparse, unused ones take no room.
                 shape = (-(-len(stream.dataset) // world), *values.shape[1:])
-                stored = np.lib.format.open_memmap(rows, "w+", _STORED[dtype], shape)
+                stored = np.lib.format.open_memmap(rows, "w+", STORED[dtype], shape)
             bits = values.view(torch.int16) if dtype == torch.bfloat16 else values
             stored[done : done + len(values)] = bits.numpy()
             done += len(values)
@@ -146,7 +146,7 @@ def _join(hidden: Path, mark: str, dtype: torch.dtype, world: int) -> None:
         os.replace(hidden / "rows-0.npy", final)
     else:
         shape = next(iter(files.values())).shape[1:]
-        joined = np.lib.format.open_memmap(final, "w+", _STORED[dtype], (len(order), *shape))
+        joined = np.lib.format.open_memmap(final, "w+", STORED[dtype], (len(order), *shape))
         for place, (_, rank, row) in enumerate(order):
             joined[place] = files[rank][row]
         joined.flush()

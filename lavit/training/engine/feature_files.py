@@ -34,14 +34,13 @@ from lavit.data.atomic_write import atomic_write, sync_folder
 from lavit.data.image_folder import ImageFiles
 from lavit.training.engine import config as configuration
 from lavit.training.engine import distributed
+from lavit.training.engine.feature_cache import STORED
 from lavit.training.engine.identity import add_tensors
 from lavit.training.engine.recipe import CONFIG_FILE
 from lavit.training.engine.validation import BEST
 
 logger = logging.getLogger(__name__)
 
-# The most exact first. numpy has no bfloat16: its bits are stored as 16-bit integers.
-STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.int16}
 FEATURES = "features"
 """Folder of them in a run's."""
 PIECE_BYTES = 1 << 26

@@ -7,6 +7,11 @@ from typing import Any
 
 from lavit.data.split import check_share
 
+FOLDER = "folder of held-out images, of the form of data; none: see validation_share"
+SHARE = "share of the images of data that is held out, by a hash of their names"
+IMAGES = "of the held-out images, how many at most are looked at"
+"""Help of the settings validation, validation_share and validation_images of every stage."""
+
 
 def check_validation(config: Any, shapes: str) -> None:
     """ValueError for settings of validation that cannot be. shapes: what the world without files is called."""

@@ -9,7 +9,7 @@ from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
 from lavit.training.engine.recipe import THREADS, LoopConfig, Recipe, check_tokenizer
 from lavit.training.engine.schedule import ScheduleConfig
-from lavit.training.engine.validation_settings import check_validation
+from lavit.training.engine.validation_settings import FOLDER, IMAGES, SHARE, check_validation
 
 
 @dataclass
@@ -66,9 +66,9 @@ class LanguageTrainingConfig(Recipe):
     edited: int = setting(4096, "of these scenes, how many at most are shown changed too, where the mixture has edits")
     split: str | None = setting(None, "of a folder whose captions.json is Karpathy's; none: all of it")
     text: str | None = setting(None, "file of texts, .txt or .jsonl, instead of the folder's")
-    validation: str | None = setting(None, "folder of held-out images, of the form of data; none: see validation_share")
-    validation_share: float = setting(0.0, "share of the images of data that is held out, by a hash of their names")
-    validation_images: int = setting(1024, "of the held-out images, how many at most are looked at")
+    validation: str | None = setting(None, FOLDER)
+    validation_share: float = setting(0.0, SHARE)
+    validation_images: int = setting(1024, IMAGES)
     workers: int = setting(2, "threads that read image files")
     sampling: dict[str, Any] = setting(dict, "how the model draws images where nobody says how: sampling.guidance=2")
     mixture: MixtureConfig = field(default_factory=MixtureConfig)

@@ -9,7 +9,7 @@ from lavit.shapes.world import SHAPES_WORLD
 from lavit.training.engine.config import setting
 from lavit.training.engine.recipe import THREADS, CacheConfig, LoopConfig, OptimizerConfig, Recipe, check_tokenizer
 from lavit.training.engine.schedule import ScheduleConfig
-from lavit.training.engine.validation_settings import check_validation
+from lavit.training.engine.validation_settings import FOLDER, IMAGES, SHARE, check_validation
 
 PIXEL_PRESETS = ("small", "lowres", "highres")
 BASE_FILES = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
@@ -34,9 +34,9 @@ class PixelsTrainingConfig(Recipe):
     scenes: int = setting(8192, "number of different scenes of the shapes world")
     size: int | None = setting(None, "side of the images in pixels; none: what the U-Net was made for")
     buckets: bool = setting(False, "seven aspect ratios of the same area, instead of squares")
-    validation: str | None = setting(None, "folder of held-out images, of the form of data; none: see validation_share")
-    validation_share: float = setting(0.0, "share of the images of data that is held out, by a hash of their names")
-    validation_images: int = setting(1024, "of the held-out images, how many at most are looked at")
+    validation: str | None = setting(None, FOLDER)
+    validation_share: float = setting(0.0, SHARE)
+    validation_images: int = setting(1024, IMAGES)
     workers: int = setting(2, "threads that read image files")
     output: str | None = setting(None, "folder of the run; none: nothing is written")
     seed: int = setting(0, "of weights, data order and noise")

@@ -11,7 +11,7 @@ from lavit.tokenizer.preset_sizes import sizes_told
 from lavit.training.engine.config import setting
 from lavit.training.engine.recipe import THREADS, CacheConfig, LoopConfig, OptimizerConfig, Recipe
 from lavit.training.engine.schedule import Anneal, PhaseOrder, ScheduleConfig
-from lavit.training.engine.validation_settings import check_validation
+from lavit.training.engine.validation_settings import FOLDER, IMAGES, SHARE, check_validation
 
 
 @dataclass
@@ -46,9 +46,9 @@ class TokenizerTrainingConfig(Recipe):
         None, "how images become squares: stretch, crop the middle, pad with white; none: as --model does, or stretch"
     )
     scenes: int = setting(20000, "number of different scenes of the shapes world")
-    validation: str | None = setting(None, "folder of held-out images, of the form of data; none: see validation_share")
-    validation_share: float = setting(0.0, "share of the images of data that is held out, by a hash of their names")
-    validation_images: int = setting(1024, "of the held-out images, how many at most are looked at")
+    validation: str | None = setting(None, FOLDER)
+    validation_share: float = setting(0.0, SHARE)
+    validation_images: int = setting(1024, IMAGES)
     workers: int = setting(2, "threads that read image files")
     output: str | None = setting(None, "folder of the run; none: nothing is written")
     seed: int = setting(0, "of weights, data order and noise")

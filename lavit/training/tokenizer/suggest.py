@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lavit.data import ImageFolder
-from lavit.data.images import ImageError, image_size
+from lavit.data.image_sizes import known_sizes
+from lavit.data.images import ImageError
 from lavit.kernels import code_statistics, nearest_code
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizerConfig
 from lavit.tokenizer.configuration import PRESETS
@@ -86,18 +87,11 @@ def suggest(data: str | Path, given: Mapping[str, Any] | None = None, *, seed: i
 def _preset(paths: Sequence[Path]) -> tuple[str, str]:
     """The largest of the small presets that half of the images fill, and why."""
     sides = {name: sizes["image_size"] for name, sizes in PRESETS.items() if name.startswith("small")}
-    found = [min(size) for path in paths if (size := _size(path)) is not None]
+    found = [min(size) for size in known_sizes(paths)]
     typical = int(np.median(found)) if found else 0
     filled = [name for name, side in sides.items() if side <= typical] or [min(sides, key=sides.__getitem__)]
     preset = max(filled, key=sides.__getitem__)
     return preset, f"preset {preset}, which reads {sides[preset]} pixels: half of the images have {typical} or more"
-
-
-def _size(path: Path) -> tuple[int, int] | None:
-    try:
-        return image_size(path)
-    except ImageError:
-        return None
 
 
 def _read(files: ImageFolder, chosen: np.ndarray, size: int) -> Tensor:

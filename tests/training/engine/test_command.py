@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from threads import on_threads
 
 from lavit.cli import Terminated
 from lavit.cli import main as lavit
+from lavit.threads import on as on_threads
 from lavit.training.engine import command, distributed, replaced
 from lavit.training.tokenizer import train
 

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from captioned_scenes import captioned_scenes
 from tiny_tokenizer import TINY
 from transformers import AutoTokenizer
 
 from lavit.cli import main as lavit
 from lavit.language.model import LaVIT
 from lavit.language.processing import LaVITProcessor
-from lavit.shapes.questions import questions
 from lavit.shapes.world import ShapesWorld
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.training.engine.config import ConfigError
@@ -232,23 +231,8 @@ def test_sigterm_saves_a_checkpoint_and_stops(tmp_path):
 
 
 def captioned(root: Path, count: int = 12) -> Path:
-    """The first scenes of the shapes world as a folder of images with captions, questions and texts."""
-    world = ShapesWorld(5)
-    scenes = world.scenes(count)
-    (root / "images").mkdir(parents=True)
-    for number, image in enumerate(scenes.images):
-        Image.fromarray(image).save(root / "images" / f"{number}.png")
-    files = [{"id": number, "file_name": f"{number}.png"} for number in range(count)]
-    texts = [{"id": number, "image_id": number, "caption": text} for number, text in enumerate(scenes.captions)]
-    (root / "captions.json").write_text(json.dumps({"images": files, "annotations": texts}))
-    asked, answered = [], []
-    for number, each in enumerate(questions(world, scenes.cells)):
-        ids = {"question_id": number, "image_id": number}
-        asked.append({**ids, "question": each[0].text})
-        people = [{"answer": each[0].answer}] * 10
-        answered.append({**ids, "question_type": "how", "answer_type": "number", "answers": people})
-    (root / "questions.json").write_text(json.dumps({"questions": asked}))
-    (root / "answers.json").write_text(json.dumps({"annotations": answered}))
+    """The first scenes of the shapes world as a folder of images with captions, questions, edits and texts."""
+    captioned_scenes(root, count)
     changes = [{"image": f"{i}.png", "text": "turn it", "result": f"{i + 1}.png"} for i in range(6)]
     (root / "edits.jsonl").write_text("\n".join(map(json.dumps, changes)))
     (root / "text.txt").write_text("a red circle\na blue square\n")

@@ -14,10 +14,10 @@ import pytest
 import torch
 from pictures import captioned_folder
 from test_resume import contents
-from threads import on_threads
 from tiny_tokenizer import TINY
 
 from lavit.shapes.world import SHAPES_WORLD
+from lavit.threads import on as on_threads
 from lavit.tokenizer import LaVITTokenizer
 from lavit.training.encoder.recipe import EncoderTrainingConfig
 from lavit.training.encoder.train import train_encoder
