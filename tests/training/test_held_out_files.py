@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from test_validation import STAGES, captioned, each_stage, held_out, visual
+from captioned_scenes import captioned_scenes
+from test_validation import STAGES, each_stage, held_out, visual
 
 from lavit.data import ImageError
 from lavit.tokenizer import LaVITTokenizer
@@ -13,7 +14,7 @@ from lavit.training.tokenizer.train import train_tokenizer
 
 @each_stage
 def test_a_held_out_folder_of_which_nothing_can_be_read_is_refused_at_the_start(tmp_path, name):
-    folder, other = captioned(tmp_path / "data", 8), captioned(tmp_path / "other", 3)
+    folder, other = captioned_scenes(tmp_path / "data", 8), captioned_scenes(tmp_path / "other", 3)
     for path in (other / "images").iterdir():
         path.write_bytes(path.read_bytes()[:60])  # the header is whole
     words = {"data": str(folder), "validation": str(other), "output": str(tmp_path / "run")}
@@ -25,7 +26,7 @@ def test_a_held_out_folder_of_which_nothing_can_be_read_is_refused_at_the_start(
 @pytest.mark.parametrize("name", ["tokenizer", "pixels"])
 @pytest.mark.parametrize("lost", ["one", "all"])
 def test_held_out_files_that_are_lost_while_a_run_trains_do_not_end_it(tmp_path, name, lost, caplog):
-    folder, other = captioned(tmp_path / "data", 12), captioned(tmp_path / "other", 4)
+    folder, other = captioned_scenes(tmp_path / "data", 12), captioned_scenes(tmp_path / "other", 4)
     stage_ = STAGES[name]
     train = {"tokenizer": train_tokenizer, "pixels": train_pixels}[name]
     given = {"model": visual().train()} if name == "tokenizer" else {"tokenizer": visual()}
@@ -43,7 +44,7 @@ def test_held_out_files_that_are_lost_while_a_run_trains_do_not_end_it(tmp_path,
 
 
 def test_a_file_that_is_lost_between_two_looks_at_it_costs_one_measurement(tmp_path, monkeypatch, caplog):
-    folder, other = captioned(tmp_path / "data", 12), captioned(tmp_path / "other", 5)
+    folder, other = captioned_scenes(tmp_path / "data", 12), captioned_scenes(tmp_path / "other", 5)
     select, calls = LaVITTokenizer.select, []
 
     def losing(self, *args, deterministic=False, **kwargs):
