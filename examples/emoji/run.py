@@ -5,7 +5,9 @@
     OUT/judged/     the figures of each split, and sheets of pictures
     OUT/steps.json  of each step, what it was run with, and its seconds once it is done
 
-The recipes lie in recipes/: a folder for each length.
+Language and pixels need nothing of each other: with two CPUs or more they are trained side by side, on half of them
+each. Small models gain little from a second thread, so that this takes little more than the longer of the two by itself.
+What the second prints is in OUT/pixels.log. The recipes lie in recipes/: a folder for each length.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from examples.emoji.draw import WORLD
 from examples.emoji.splits import COMBINATIONS, TRAIN
 from examples.emoji.table import LENGTHS
 from lavit.data.atomic_write import atomic_write
+from lavit.threads import usable
 from lavit.training.engine.replaced import checkpoints_in
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -33,6 +37,15 @@ MINUTES = {8: 64, 40: 256}
 """Minutes on two cores that there are recipes for; and how many pictures of each split are judged then."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = "steps.json"
+POLL = 0.1  # seconds between two looks at the commands that run
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command to run. log: the file that what it prints is added to; None: it is printed."""
+
+    words: Sequence[str]
+    log: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,8 @@ class Step:
     words: tuple[str, ...]
     output: Path
     recipe: Path | None = None
+    beside: bool = False
+    """Whether it needs nothing of the step before, and may run at the same time."""
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -76,11 +91,11 @@ def steps(
         raise FileNotFoundError(f"encoder: there is no folder {encoder}")
     drawn, own_encoder = world or out / "world", out / "encoder"
 
-    def stage(name: str, *more: str) -> Step:
+    def stage(name: str, *more: str, beside: bool = False) -> Step:
         recipe = RECIPES / f"minutes-{minutes}" / f"{name}.yaml"
         folders = ("--data", str(drawn / TRAIN), "--validation", str(drawn / COMBINATIONS))
         words = ("--config", str(recipe), *folders, "--seed", str(seed), *more, "--output", str(out / name))
-        return Step(name, ("lavit", "train", name, *words), out / name, recipe)
+        return Step(name, ("lavit", "train", name, *words), out / name, recipe, beside)
 
     drawing = ("draw", str(drawn), "--seed", str(world_seed), *(("--font", str(font)) if font else ()))
     fixed = ("--tokenizer.length", length) if length != "dynamic" else ()
@@ -91,7 +106,7 @@ def steps(
         *([stage("encoder")] if encoder is None else []),
         stage("tokenizer", "--encoder", str(encoder or own_encoder), *fixed),
         stage("language", "--tokenizer", str(out / "tokenizer")),
-        stage("pixels", "--tokenizer", str(out / "tokenizer")),
+        stage("pixels", "--tokenizer", str(out / "tokenizer"), beside=True),
         Step("judged", ("examples.emoji", "judge", str(drawn), *model, *judged), out / "judged"),
     ]
 
@@ -100,36 +115,65 @@ def run(
     todo: Sequence[Step],
     out: Path,
     *,
-    call: Callable[[Sequence[str]], int] | None = None,
+    call: Callable[[Sequence[Call]], Iterable[tuple[int, int]]] | None = None,
     tell: Callable[[str], None] = print,
+    cpus: int | None = None,
 ) -> int:
-    """Does what is not done yet; returns the exit code of the first command that fails, or 0.
+    """Does what is not done yet; returns the exit code of the first command that fails, or 0. call: as `run_commands`.
+    cpus: None for those that this process may use.
 
     Raises ValueError for a folder in which a step was run with other words, or by a recipe of other contents.
     """
-    call = call or run_command
+    call = call or run_commands
     out.mkdir(parents=True, exist_ok=True)
     kept: dict[str, dict[str, Any]] = json.loads((out / STEPS).read_text()) if (out / STEPS).is_file() else {}
     for step in todo:
         if step.name in kept and (kept[step.name]["seconds"] is not None or _to_resume(step)):
             _check_same(step, kept[step.name]["with"], out)
-    for step in todo:
-        before = kept.get(step.name)
-        if before and before["seconds"] is not None:
-            tell(f"{step.name}: done before, in {before['seconds']:.0f} s")
-            continue
-        command = [*step.command, *(_going_on(step) if before else ())]
-        tell(" ".join(command))
-        begun = time.perf_counter()
-        kept[step.name] = {"with": run_with(step, out), "seconds": None}
+    cpus = usable()[0] if cpus is None else cpus
+    minutes = 0.0
+    for group in _groups(todo, cpus):
+        minutes += max((kept[step.name]["seconds"] for step in group if _done(step, kept)), default=0.0) / 60
+        for step in filter(lambda step: _done(step, kept), group):
+            tell(f"{step.name}: done before, in {kept[step.name]['seconds']:.0f} s")
+        group = [step for step in group if not _done(step, kept)]
+        calls = []
+        for step in group:
+            words = [*step.command, *(_going_on(step) if step.name in kept else ())]
+            if len(group) > 1:
+                words += ["--threads", str(cpus // len(group))]
+            calls.append(Call(words, out / f"{step.name}.log" if calls else None))
+            tell(" ".join(words) + (f" > {calls[-1].log}" if calls[-1].log else ""))
+            kept[step.name] = {"with": run_with(step, out), "seconds": None}
         _write(out, kept)
-        if code := call(command):
-            return code
-        kept[step.name]["seconds"] = round(time.perf_counter() - begun, 1)
-        _write(out, kept)
+        begun, failed = time.perf_counter(), 0
+        for number, code in call(calls):
+            if code and calls[number].log:
+                tell(f"{group[number].name} has failed; {calls[number].log} tells why")
+            failed = failed or code
+            kept[group[number].name]["seconds"] = None if code else round(time.perf_counter() - begun, 1)
+            _write(out, kept)
+        if failed:
+            return failed
+        minutes += (time.perf_counter() - begun) / 60
     took = {step.name: kept[step.name]["seconds"] for step in todo}
-    tell(f"{sum(took.values()) / 60:.1f} minutes: {', '.join(f'{name} {each:.0f} s' for name, each in took.items())}")
+    tell(f"{minutes:.1f} minutes: {', '.join(f'{name} {each:.0f} s' for name, each in took.items())}")
     return 0
+
+
+def _done(step: Step, kept: Mapping[str, Any]) -> bool:
+    return step.name in kept and kept[step.name]["seconds"] is not None
+
+
+def _groups(todo: Iterable[Step], cpus: int) -> list[list[Step]]:
+    """Steps that run at the same time, at most one for each CPU."""
+    groups: list[list[Step]] = []
+    for step in todo:
+        if step.beside and groups and len(groups[-1]) < cpus:
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
 
 
 def run_with(step: Step, out: Path) -> dict[str, Any]:
@@ -178,18 +222,28 @@ def _write(out: Path, kept: Mapping[str, Any]) -> None:
         json.dump(kept, file, indent=1)
 
 
-def run_command(command: Sequence[str]) -> int:
-    """Its exit code. Whoever ends this process ends the command, which keeps a checkpoint and is waited for."""
-    process = subprocess.Popen(command, cwd=REPOSITORY)
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # the terminal has told the command, too
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return code if code >= 0 else 128 - code
+def run_commands(calls: Sequence[Call]) -> Iterator[tuple[int, int]]:
+    """Runs them at the same time; gives the number of each and its exit code when it has ended. Whoever ends this
+    process ends the commands, which keep checkpoints and are waited for."""
+    with ExitStack() as files:
+        processes = []
+        for one in calls:
+            output = files.enter_context(open(one.log, "ab")) if one.log else None
+            processes.append(subprocess.Popen(one.words, cwd=REPOSITORY, stdout=output, stderr=output))
+        before = signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in processes])
+        try:
+            running = dict(enumerate(processes))
+            while running:
+                for number in [number for number, process in running.items() if process.poll() is not None]:
+                    code = running.pop(number).returncode
+                    yield number, code if code >= 0 else 128 - code
+                time.sleep(POLL)
+        except KeyboardInterrupt:  # the terminal has told the commands, too
+            for process in processes:
+                process.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def check_world(world: Path) -> None:

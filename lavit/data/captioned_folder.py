@@ -32,7 +32,7 @@ from lavit.data.annotations import (
 )
 from lavit.data.image_folder import ImageFiles as ImageFiles
 from lavit.data.mixture import Source
-from lavit.data.sequences import EDIT, KINDS, PROMPT, ListedSource, Sequencing
+from lavit.data.sequences import EDIT, KINDS, PROMPT, AskedSource, ListedSource, Sequencing
 
 CAPTIONS, QUESTIONS, ANSWERS, EDITS = "captions.json", "questions.json", "answers.json", "edits.jsonl"
 TEXTS = ("text.jsonl", "text.txt")
@@ -137,8 +137,8 @@ def usual_answer(answers: Sequence[str]) -> str:
 
 def captioned_sources(folder: CaptionedFolder, images: Mapping[Path, int], sequencing: Sequencing) -> dict[str, Source]:
     """All kinds of samples of a folder, by name: a caption and a request for each caption of an image, the questions
-    with their usual answer and the edits (*derived*: the paper trains on neither), each captioned image alone, the
-    texts. A kind that the folder has not is empty.
+    with their usual answer (`AskedSource`) and the edits (*derived*: the paper trains on neither), each captioned image
+    alone, the texts. A kind that the folder has not is empty.
 
     images: the number of each image file; what is about another one is left out.
     """
@@ -149,12 +149,15 @@ def captioned_sources(folder: CaptionedFolder, images: Mapping[Path, int], seque
         for item in folder.questions
         if item.image in images and (answer := usual_answer(item.answers))
     ]
-    entries = {"caption": told, "question": asked, "image": told, "text": [(0, text, "") for text in folder.texts]}
+    entries = {"caption": told, "image": told, "text": [(0, text, "") for text in folder.texts]}
     entries["unprompted"] = [(image, "", "") for image in dict.fromkeys(image for image, _, _ in told)]
     changes = [
         (images[item.image], item.text, images[item.result])
         for item in folder.edits
         if item.image in images and item.result in images
     ]
-    sources: dict[str, Source] = {kind: ListedSource(kind, entries[kind], sequencing) for kind in KINDS}
+    sources: dict[str, Source] = {
+        kind: ListedSource(kind, entries[kind], sequencing) if kind in entries else AskedSource(asked, sequencing)
+        for kind in KINDS
+    }
     return {**sources, EDIT: ListedSource(EDIT, changes, sequencing)}

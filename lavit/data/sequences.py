@@ -113,3 +113,40 @@ class ListedSource:
         if self.kind == EDIT:
             return self.sequencing.edit(*self.entries[index])
         return self.sequencing.sample(self.kind, *self.entries[index])
+
+
+MOST_ASKED = 8
+"""Questions of one image that a sample asks at most."""
+
+
+@dataclass
+class AskedSource:
+    """Questions about images, in one sample with others about the same image: it is read once for all of them.
+
+    entries: (number of the image, question, answer) of each. A sample for each entry: it is asked first, and those that
+    follow it among its image's after it, in a circle, `MOST_ASKED` in all.
+    """
+
+    entries: Sequence[tuple[int, str, str]]
+    sequencing: Sequencing
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.blake2b(f"asked {MOST_ASKED} {self.sequencing.fingerprint}".encode(), digest_size=8)
+        self._of_image: dict[int, list[int]] = {}
+        self._place: list[int] = []
+        for number, entry in enumerate(self.entries):
+            digest.update(repr(entry).encode())
+            others = self._of_image.setdefault(entry[0], [])
+            self._place.append(len(others))
+            others.append(number)
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = self.entries[index][0]
+        others, first = self._of_image[image], self._place[index]
+        turned = [*others[first:], *others[:first]][:MOST_ASKED]
+        return self.sequencing.conversation(image, [self.entries[number][1:] for number in turned])

@@ -16,6 +16,8 @@ from lavit.pixels.pretrained import StrictPart
 from lavit.tokenizer.layers import self_attention
 
 WAVES = 64  # numbers that tell the time
+PLACE = 4
+"""Side in pixels of what a place of a `SmallUNet`'s coarse level stands for."""
 
 
 def small_unet(
@@ -25,9 +27,10 @@ def small_unet(
     layers: int = 2,
     heads: int = 4,
     groups: int = 8,
+    patch: int | None = None,
 ) -> SmallUNet:
     """A `SmallUNet` for RGB images (B, 3, S, S) in [-1, 1]. image_size: S, even. condition_dim: width of the
-    condition's rows."""
+    condition's rows. patch: patch_size, of patches that are larger than a place of the coarse level."""
     return SmallUNet(
         sample_size=image_size,
         block_out_channels=tuple(channels),
@@ -35,6 +38,7 @@ def small_unet(
         cross_attention_dim=condition_dim,
         attention_head_dim=heads,
         norm_num_groups=groups,
+        patch_size=patch,
     )
 
 
@@ -53,6 +57,9 @@ class SmallUNet(StrictPart, ConfigMixin):  # type: ignore[misc]
     levels, multiples of norm_num_groups; the coarse one of attention_head_dim, the number of heads, too.
     layers_per_block: residual blocks of the coarse level; the fine one has one on either way.
     cross_attention_dim: width of the condition's rows.
+    patch_size: side of a row's patch in pixels, a multiple of 4: each place of 4 x 4 of it reads its own linear function
+    of the row (*derived*). None: all its places read the same, which does not tell them apart; it is enough for patches
+    of 4 x 4.
     """
 
     @register_to_config
@@ -68,18 +75,22 @@ class SmallUNet(StrictPart, ConfigMixin):  # type: ignore[misc]
         norm_num_groups: int = 8,
         time_embedding_dim: int = 64,
         addition_embed_type: str | None = None,
+        patch_size: int | None = None,
     ) -> None:
         super().__init__()
         if len(block_out_channels) != 2:
             raise ValueError(f"block_out_channels: expected two levels, got {tuple(block_out_channels)}")
         if addition_embed_type is not None:
             raise ValueError(f"addition_embed_type: expected None, got {addition_embed_type!r}")
+        if patch_size is not None and (patch_size < PLACE or patch_size % PLACE):
+            raise ValueError(f"patch_size: expected a multiple of {PLACE} or None, got {patch_size}")
         (fine, coarse), groups, time = block_out_channels, norm_num_groups, time_embedding_dim
         self.time_embedding = nn.Sequential(nn.Linear(WAVES, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
         self.conv_in = nn.Conv2d(4 * in_channels, fine, 3, padding=1)
         self.fine_in = Block(fine, time, groups)
         self.down = nn.Conv2d(fine, coarse, 3, stride=2, padding=1)
-        self.condition = nn.Linear(cross_attention_dim, coarse)
+        self.cells = 1 if patch_size is None else patch_size // PLACE
+        self.condition = nn.Linear(cross_attention_dim, coarse * self.cells**2)
         self.coarse = nn.ModuleList(Block(coarse, time, groups, coarse) for _ in range(layers_per_block))
         self.attention = Attention(coarse, attention_head_dim, groups)
         self.up = nn.Conv2d(coarse, 4 * fine, 1)
@@ -109,7 +120,7 @@ class SmallUNet(StrictPart, ConfigMixin):  # type: ignore[misc]
         time = self.time_embedding(get_timestep_embedding(timestep, WAVES).to(sample.dtype))
         fine = self.fine_in(self.conv_in(F.pixel_unshuffle(sample, 2)), time)
         x = self.down(fine)
-        condition = on_grid(self.condition(encoder_hidden_states), x.shape[-2], x.shape[-1])
+        condition = on_grid(self.condition(encoder_hidden_states), x.shape[-2], x.shape[-1], self.cells)
         x = x + condition
         for number, block in enumerate(self.coarse):
             x = block(x, time, condition)
@@ -121,13 +132,14 @@ class SmallUNet(StrictPart, ConfigMixin):  # type: ignore[misc]
         return UNet2DConditionOutput(sample=out) if return_dict else (out,)
 
 
-def on_grid(rows: Tensor, height: int, width: int) -> Tensor:
-    """Rows (B, N, C) of a square grid -> (B, C, height, width), the nearest row at each place."""
+def on_grid(rows: Tensor, height: int, width: int, cells: int = 1) -> Tensor:
+    """Rows (B, N, C cells cells) of a square grid, each of a square of cells -> (B, C, height, width), the nearest cell
+    at each place."""
     side = math.isqrt(rows.shape[1])
     if side * side != rows.shape[1]:
         raise ValueError(f"encoder_hidden_states: expected the rows of a square grid, got {rows.shape[1]}")
-    grid = rows.transpose(1, 2).unflatten(2, (side, side))
-    return grid if (side, side) == (height, width) else F.interpolate(grid, (height, width), mode="nearest")
+    grid = F.pixel_shuffle(rows.transpose(1, 2).unflatten(2, (side, side)), cells)
+    return grid if tuple(grid.shape[-2:]) == (height, width) else F.interpolate(grid, (height, width), mode="nearest")
 
 
 class Block(nn.Module):

@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
     "standardize_features": True,
     "initializer_range": None,
 }
-OF_PICTURES: dict[str, Any] = SMALL | {"patch_size": 8, "hidden_size": 128, "num_codes": 1024}
+OF_PICTURES: dict[str, Any] = SMALL | {"patch_size": 8, "hidden_size": 128, "code_dim": 32, "num_codes": 1024}
 
 # The paper's sizes are the defaults of the configuration.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from examples.emoji.__main__ import main
-from examples.emoji.run import MINUTES, RECIPES, run, run_command, steps
+from examples.emoji.run import MINUTES, RECIPES, Call, run, run_commands, steps
 from lavit.training.engine.config import load
 
 STAGES = ("encoder", "tokenizer", "language", "pixels")
@@ -97,17 +97,17 @@ class Calls:
     def __init__(self, fails=None, leaves=None):
         self.fails, self.leaves, self.called = fails, leaves, []
 
-    def __call__(self, words):
-        self.called.append(list(words))
-        if self.fails not in words:
-            return 0
-        self.leaves.parent.mkdir(parents=True)
-        self.leaves.touch()
-        return 130
+    def __call__(self, calls):
+        for number, call in enumerate(calls):
+            self.called.append(list(call.words))
+            if self.fails in call.words:
+                self.leaves.parent.mkdir(parents=True)
+                self.leaves.touch()
+            yield number, 130 * (self.fails in call.words)
 
 
-def silent(todo, out, calls):
-    return run(todo, out, call=calls, tell=lambda _: None)
+def silent(todo, out, calls, cpus=1):
+    return run(todo, out, call=calls, tell=lambda _: None, cpus=cpus)
 
 
 @pytest.mark.parametrize(
@@ -194,22 +194,63 @@ def test_the_shares_of_the_mixture_are_the_recipes_whatever_the_folder_holds():
         assert not mixture.follow and mixture.caption == 2.0
 
 
-def test_who_ends_the_run_ends_its_command_and_waits_for_it(tmp_path):
-    kept = tmp_path / "kept"
+def test_language_and_pixels_share_the_cpus(tmp_path):
+    todo, told, together = steps(tmp_path, 8), [], []
+
+    def call(calls):
+        together.append([list(one.words) for one in calls])
+        assert [one.log for one in calls] == [None, tmp_path / "pixels.log"][: len(calls)]
+        yield from ((number, 0) for number in reversed(range(len(calls))))
+
+    assert run(todo, tmp_path, call=call, tell=told.append, cpus=5) == 0
+    halves = [[*step.command, "--threads", "2"] for step in todo[3:5]]
+    assert together == [*([list(step.command)] for step in todo[:3]), halves, [list(todo[5].command)]]
+    assert " ".join(halves[1]) + f" > {tmp_path / 'pixels.log'}" in told
+
+
+def test_of_two_that_ran_together_only_what_was_stopped_goes_on(tmp_path):
+    todo = steps(tmp_path, 8)
+    checkpoint = tmp_path / "language/checkpoints/step-00000200/checkpoint.json"
+    assert silent(todo, tmp_path, Calls("language", checkpoint), cpus=2) == 130
+    assert silent(todo, tmp_path, calls := Calls(), cpus=2) == 0
+    assert calls.called == [[*todo[3].command, "--resume"], list(todo[5].command)]
+
+
+def test_commands_run_at_the_same_time_and_what_the_second_prints_is_kept(tmp_path, capfd):
+    meet = """
+import pathlib, sys, time
+own, other = map(pathlib.Path, sys.argv[1:])
+own.touch()
+while not other.exists():
+    time.sleep(0.02)
+print("met", other.name)
+sys.exit(3 * (own.name == "b"))
+"""
+    places = [str(tmp_path / name) for name in "ab"]
+    words = [[sys.executable, "-c", meet, *one] for one in (places, places[::-1])]
+    found = dict(run_commands([Call(words[0]), Call(words[1], tmp_path / "log")]))
+    assert found == {0: 0, 1: 3} and (tmp_path / "log").read_text() == "met a\n"
+    assert capfd.readouterr().out == "met b\n"
+
+
+def test_who_ends_the_run_ends_its_commands_and_waits_for_them(tmp_path):
     script = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], "w"), sys.exit(7)))
 open(sys.argv[1] + ".ready", "w")
 time.sleep(60)
 """
+    kept = [tmp_path / name for name in "ab"]
 
     def end():
-        while not (tmp_path / "kept.ready").exists():
+        while not all(Path(f"{each}.ready").exists() for each in kept):
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end).start()
     before = signal.getsignal(signal.SIGTERM)
-    assert run_command([sys.executable, "-c", script, str(kept)]) == 7
-    assert kept.exists() and signal.getsignal(signal.SIGTERM) is before
-    assert run_command([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]) == 137
+    calls = [Call([sys.executable, "-c", script, str(each)]) for each in kept]
+    assert sorted(run_commands(calls)) == [(0, 7), (1, 7)]
+    assert all(each.exists() for each in kept) and signal.getsignal(signal.SIGTERM) is before
+    own = Call([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
+    assert list(run_commands([own])) == [(0, 137)]

@@ -100,6 +100,8 @@ class EncoderObjective(nn.Module):
         wanted = F.unfold(images, self.patch_size, stride=self.patch_size).transpose(1, 2)
         seen, unseen = self.choose(len(images), wanted.shape[1], device)
         features = self.features(images + config.noise * torch.randn_like(images), seen)
+        if config.feature_noise:
+            features = noisy(features, config.feature_noise)
 
         own = rows_of(wanted, seen)
         pixel_loss = F.mse_loss(self.pixels(features), own)
@@ -158,6 +160,16 @@ class EncoderObjective(nn.Module):
 def rows_of(values: Tensor, which: Tensor) -> Tensor:
     """Rows ``which`` (B, V) of values (B, N, C) -> (B, V, C)."""
     return values.gather(1, which[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def noisy(features: Tensor, deviation: float) -> Tensor:
+    """Features (B, V, C), each channel with mean 0 and deviation 1 over the batch, and noise of this deviation.
+
+    What a few bits can tell of a feature is what can be read through noise: with some, features turn to what counts
+    most for the loss, and to less of the rest (a rate-distortion bottleneck, *derived*).
+    """
+    deviations, means = torch.std_mean(features, (0, 1), correction=0)
+    return (features - means) / deviations.clamp(min=1e-6) + deviation * torch.randn_like(features)
 
 
 def moved(images: Tensor, most: int) -> Tensor:

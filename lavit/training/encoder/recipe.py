@@ -52,6 +52,9 @@ class EncoderTrainingConfig(Recipe):
     seen: tuple[float, float] = setting((0.25, 0.9), "least and largest share of the patches that a step shows")
     normalize: bool = setting(False, "of a patch that is not seen, leave out its own mean and deviation")
     noise: float = setting(0.1, "deviation of noise to look through, in normalised pixels")
+    feature_noise: float = setting(
+        0.0, "deviation of noise on the features, in units of theirs, before anything is read from them"
+    )
     shift: int = setting(3, "pixels by which images are moved at most, at random")
     decoder_depth: int = setting(1, "blocks that draw the patches that are not seen")
     weights: WeightsConfig = field(default_factory=WeightsConfig)
@@ -71,7 +74,7 @@ class EncoderTrainingConfig(Recipe):
         low, high = self.seen
         if not 0 < low <= high <= 1:
             raise ValueError(f"seen: expected two shares in (0, 1], the lesser first, got {low:g} and {high:g}")
-        for name in ("noise", "shift"):
+        for name in ("noise", "feature_noise", "shift"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}")
         for name, least in (("decoder_depth", self.decoder_depth), ("text.length", self.text.length)):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from lavit.pixels.conditioner import PixelConditioner
 from lavit.pixels.pipeline import LaVITPixelPipeline
-from lavit.pixels.unet import small_unet
-from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
+from lavit.pixels.unet import PLACE, small_unet
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.tokenizer.processing import processor_for
 from lavit.training.engine import distributed, stage
 from lavit.training.engine.identity import digest
@@ -178,11 +178,21 @@ def _build(
     unet: Any
     vae: AutoencoderKL | None
     if config.base is None:
-        sizes = {"image_size": tokenizer.config.image_size, **config.unet}
-        unet, vae, scheduler = small_unet(**sizes), None, _scheduler(config, SMALL_SCHEDULER)
+        unet, vae, scheduler = small_unet(**unet_sizes(config, tokenizer.config)), None, _scheduler(config, SMALL_SCHEDULER)
     else:
         unet, vae, scheduler = _load_base(config, Path(config.base))
     return LaVITPixelPipeline(tokenizer, _conditioner(config, tokenizer, unet), unet, scheduler, processor, vae)
+
+
+def unet_sizes(config: PixelsTrainingConfig, tokenizer: LaVITTokenizerConfig) -> dict[str, Any]:
+    """What `small_unet` is made with for a tokenizer."""
+    large = tokenizer.patch_size > PLACE and tokenizer.patch_size % PLACE == 0
+    return {
+        "image_size": tokenizer.image_size,
+        "condition_dim": tokenizer.hidden_size,
+        "patch": tokenizer.patch_size if large else None,
+        **config.unet,
+    }
 
 
 def _load_base(

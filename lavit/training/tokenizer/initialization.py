@@ -122,7 +122,17 @@ def prepare(
     if tokenizer.config.standardize_features and unset:
         with images.sample() as batches:
             measure_features(tokenizer, islice(batches, -(-MEASURED // config.loop.batch_size)))
+    if tokenizer.config.standardize_features and config.model is None and config.standardize == "image":
+        share_statistics(tokenizer)
     return None
+
+
+def share_statistics(tokenizer: LaVITTokenizer) -> None:
+    """One mean and deviation of each channel for all places, of those that the places have by themselves."""
+    means, deviations = tokenizer.feature_mean, tokenizer.feature_std
+    mean = means.mean(0)
+    deviation = (deviations.square() + (means - mean).square()).mean(0).sqrt()
+    tokenizer.set_feature_statistics(mean.expand_as(means), deviation.expand_as(deviations))
 
 
 def _log_encoder(row: dict[str, Any]) -> None:

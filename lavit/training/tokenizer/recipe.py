@@ -41,6 +41,9 @@ class TokenizerTrainingConfig(Recipe):
     encoder_steps: int | None = setting(
         None, "steps that train one on the data where none is given; none: 400 on shapes, on a folder as train encoder"
     )
+    standardize: Literal["place", "image"] = setting(
+        "place", "features get mean 0 and deviation 1, each channel: at every place by itself, or over all places"
+    )
     data: str = setting(SHAPES_WORLD, "folder of images, or shapes: the built-in world")
     fit: Literal["stretch", "crop", "pad"] | None = setting(
         None, "how images become squares: stretch, crop the middle, pad with white; none: as --model does, or stretch"
