@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import cosine_similarity
 
 from examples.emoji.draw import WORLD
 from examples.emoji.judge import ranks, retrieval, score_captions, score_pictures
@@ -80,6 +81,7 @@ class Examiner:
         paths, true = part.paths[: part.judged], part.true[: part.judged]
         images = [self._sized(_open(path)) for path in paths]
         kept, again = self._kept(gallery[: part.judged], images)
+        kept["chance_cosine"] = float(cosine_similarity(gallery[: part.judged], gallery.mean(0), dim=-1).mean())
         drawn, figures_drawn = self._drawn(true, gallery)
         pairs = _edits(part.folder.edits, part.judged, self.seed)
         changed, figures_changed = self._changed(pairs, gallery, place)

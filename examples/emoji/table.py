@@ -34,7 +34,7 @@ def rows(figures: dict[str, Any]) -> Rows:
     """The rows of the table, of the figures of one split."""
     kept, again, captions, drawn = (figures[name] for name in ("tokens", "drawn again", "captions", "drawn"))
     found: Rows = {
-        "cosine": (kept["cosine"], None),
+        "cosine": (kept["cosine"], kept["chance_cosine"]),
         "tokens": (kept["mean"], None),
         "tokens: rank correlation with edges": (kept["with_edges"], None),
         "tokens: rank correlation with JPEG bytes": (kept["with_jpeg_size"], None),

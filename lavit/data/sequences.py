@@ -13,6 +13,9 @@ from lavit.kernels import Loss, Segment
 PROMPT = "Question: {} Answer:"
 """How the release asks."""
 
+MOST_ASKED = 8
+"""Questions about one image that a sample asks at most."""
+
 Encode = Callable[[str], list[int]]
 
 KINDS = ("caption", "question", "image", "unprompted", "text")
@@ -28,12 +31,14 @@ class Sequencing:
     encode: text to ids, with nothing added. eos: the id that ends captions, answers and texts. Nothing is put in front
     of a text, as in the release. predict_codes: the codes of an image that is shown carry loss too (whether they did is
     not known). predict_prompts: so does the text before an image (the paper: cross-entropy at every position).
+    edits_of: how an edit shows the image that is to be changed: as "features", or as "codes".
     """
 
     encode: Encode
     eos: int
     predict_codes: bool = False
     predict_prompts: bool = True
+    edits_of: str = "features"
 
     def sample(self, kind: str, image: int, text: str, answer: str) -> Sample:
         """A sample of one of ``KINDS``. text: the caption, the question, the prompt, or the text alone. answer: to a
@@ -62,12 +67,14 @@ class Sequencing:
     def edit(self, before: int, text: str, after: int) -> Sample:
         """An image, the words that ask for a change, and the image that they ask for. Its codes carry loss, and the
         words with ``predict_prompts``."""
-        order = (Segment.FEATURES, Segment.TEXT, Segment.CODES)
+        shown = Segment.CODES if self.edits_of == "codes" else Segment.FEATURES
+        order = (shown, Segment.TEXT, Segment.CODES)
         return Sample(order, (self.encode(text),), (before, after), (self._shown, self._asked_for, Loss.ALL))
 
     @property
     def fingerprint(self) -> str:
-        return f"{self.eos} {self.predict_codes} {self.predict_prompts}"
+        codes = " codes" if self.edits_of == "codes" else ""
+        return f"{self.eos} {self.predict_codes} {self.predict_prompts}{codes}"
 
     @property
     def _shown(self) -> Loss:
@@ -115,16 +122,12 @@ class ListedSource:
         return self.sequencing.sample(self.kind, *self.entries[index])
 
 
-MOST_ASKED = 8
-"""Questions of one image that a sample asks at most."""
-
-
 @dataclass
 class AskedSource:
-    """Questions about images, in one sample with others about the same image: it is read once for all of them.
+    """Questions about images, each with others about the same image, which is read once for all of them.
 
-    entries: (number of the image, question, answer) of each. A sample for each entry: it is asked first, and those that
-    follow it among its image's after it, in a circle, `MOST_ASKED` in all.
+    entries: (number of the image, question, answer) of each. A sample for each entry: it is asked first, then those
+    that follow it among its image's, in a circle, `MOST_ASKED` in all.
     """
 
     entries: Sequence[tuple[int, str, str]]

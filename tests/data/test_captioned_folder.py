@@ -13,7 +13,7 @@ from PIL import Image
 from lavit.data import AnnotationError, ImageError
 from lavit.data.annotations import read_edits, read_texts
 from lavit.data.captioned_folder import ImageFiles, captioned_sources, read_folder, usual_answer
-from lavit.data.sequences import PROMPT, Sequencing
+from lavit.data.sequences import MOST_ASKED, PROMPT, AskedSource, Sequencing
 from lavit.kernels import Loss, Segment
 
 TEXT, CODES, FEATURES = Segment
@@ -129,6 +129,23 @@ def test_the_answer_to_learn_is_what_most_people_said(folder):
         assert said(sample.texts[0]) == PROMPT.format(f"what is {number}?") and said(sample.texts[1]) == f" {answer}"
         assert sample.loss == (Loss.NONE, Loss.NONE, Loss.CONTENT)
     assert usual_answer(["b", "a", " a", "b", ""]) == "b" and usual_answer([]) == ""
+
+
+def test_questions_about_an_image_are_asked_together_each_once_the_first():
+    asked = [(5, f"q{k}", f"a{k}") for k in range(3)] + [(8, "only", "one")]
+    source = AskedSource([asked[0], asked[3], *asked[1:3]], Sequencing(encode, EOS))
+    orders = [[said(text) for text in sample.texts] for sample in map(source.__getitem__, range(len(source)))]
+    turn = [(PROMPT.format(f"q{k}"), f" a{k}") for k in range(3)]
+    flat = [[word for pair in (*turn[k:], *turn[:k]) for word in pair] for k in range(3)]
+    assert orders == [flat[0], [PROMPT.format("only"), " one"], *flat[1:]]
+    assert [source[k].images for k in range(4)] == [(5,), (8,), (5,), (5,)]
+    assert source[2].loss == (Loss.NONE, *(Loss.NONE, Loss.CONTENT) * 3)
+
+    many = AskedSource([(0, f"q{k}", "a") for k in range(MOST_ASKED + 2)], Sequencing(encode, EOS))
+    firsts = [said(many[k].texts[0]) for k in range(len(many))]
+    assert firsts == [PROMPT.format(f"q{k}") for k in range(MOST_ASKED + 2)]
+    assert all(len(many[k].texts) == 2 * MOST_ASKED for k in range(len(many)))
+    assert many[3].texts != many[4].texts and many.fingerprint != source.fingerprint
 
 
 def test_only_images_and_captions_are_needed(folder):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lavit.pixels import small_unet
+from lavit.pixels.unet import on_grid
 
 
 def trained(**sizes: object) -> torch.nn.Module:
@@ -47,6 +48,31 @@ def test_a_row_of_the_condition_is_laid_where_its_patch_is() -> None:
     unet(x, 3, other)
     differs = (seen[0] != seen[1]).any(dim=1)[0]
     assert differs.nonzero().tolist() == [[1, 2]]
+
+
+@torch.no_grad()
+def test_each_place_of_a_larger_patch_reads_its_own_of_the_row() -> None:
+    unet, seen = trained(patch=8), []
+    for block in unet.coarse:
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2][0]))
+    x, c = torch.randn(1, 3, 16, 16).double(), torch.randn(1, 4, 6).double()
+    other = c.clone()
+    other[0, 1] += 1  # row 0, column 1 of 2 x 2
+    unet(x, 3, c)
+    unet(x, 3, other)
+    changed = seen[2] - seen[0]
+    places = [(0, 2), (0, 3), (1, 2), (1, 3)]
+    assert changed.any(dim=0).nonzero().tolist() == [list(place) for place in places]
+    assert len({tuple(changed[:, row, column].tolist()) for row, column in places}) == len(places)
+    assert torch.equal(seen[0], seen[1])
+
+
+@torch.no_grad()
+def test_in_images_of_other_sizes_a_patch_stays_where_it_is() -> None:
+    unet, c = trained(patch=8), torch.randn(1, 4, 6).double()
+    assert unet(torch.randn(1, 3, 24, 40).double(), 3, c).sample.shape == (1, 3, 24, 40)
+    small, large = (on_grid(unet.condition(c), side, side, unet.cells) for side in (4, 8))
+    assert torch.equal(large, small.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
 @torch.no_grad()

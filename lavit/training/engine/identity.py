@@ -21,7 +21,7 @@ FREE = SECTIONS.union(
     "loop.steps loop.log_every loop.checkpoint_every loop.keep_checkpoints loop.max_bad_steps loop.clip".split(),
 )
 """Settings, and whole SECTIONS of them, that may differ when a run is resumed."""
-BEFORE: dict[str, Any] = {"validation_share": 0.0, "mixture.follow": False, "warm_start.relative": 0.0, "feature_noise": 0.0, "standardize": "place"}
+BEFORE: dict[str, Any] = {"validation_share": 0.0, "mixture.follow": False, "warm_start.relative": 0.0, "feature_noise": 0.0, "standardize": "place", "prompt_images": "features"}
 """Settings that came later, with the value that does what was done before: checkpoints that do not know them go on. So
 do those that do not know a kind of sample of which the mixture has none."""
 

@@ -82,7 +82,8 @@ class ImageStore(TokenStore):
 
 def sequencing(config: LanguageTrainingConfig, processor: LaVITProcessor) -> Sequencing:
     text = processor.tokenizer
-    return Sequencing(encoder_of(text), text.eos_token_id, config.predict_codes, config.predict_prompts)
+    order = Sequencing(encoder_of(text), text.eos_token_id, config.predict_codes, config.predict_prompts)
+    return replace(order, edits_of=config.prompt_images or order.edits_of)
 
 
 def edited_scenes(config: LanguageTrainingConfig, scenes: Scenes | None = None) -> Edits:

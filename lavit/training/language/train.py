@@ -7,7 +7,7 @@ and packed by `lavit.data.mixture`, and `lavit.LaVIT` makes packed rows of them 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -80,6 +80,7 @@ def train_language(
         else:
             words = [*sentences(), *(instructions() if config.mixture.edit > 0 else [])]
         model, both = _build(config, tokenizer, processor, words)
+        config = replace(config, prompt_images="codes" if model.config.prompt_images == "codes" else "features")
         nn.Module.to(model, device).train()
         distributed.share(model.state_dict().values())
         parts = _parts(model, both)  # before a checkpoint puts its own visual tokenizer in: the labels are of this one
@@ -155,6 +156,7 @@ def _build(
     if config.model is not None:
         model = LaVIT.from_pretrained(config.model)
         model.config.image_sampling |= config.sampling
+        model.config.prompt_images = config.prompt_images or model.config.prompt_images
         return model, LaVITProcessor.from_pretrained(config.model)
     if tokenizer is None:
         tokenizer = LaVITTokenizer.from_pretrained(config.tokenizer)
@@ -172,6 +174,7 @@ def _build(
         special = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
         language = LlamaForCausalLM(LlamaConfig(**sizes, **special, pad_token_id=text.pad_token_id))
     settings: dict[str, Any] = {"image_objective": config.objective, "image_sampling": config.sampling}
+    settings["prompt_images"] = config.prompt_images or "features"
     model = LaVIT.from_parts(language, tokenizer, text_size=len(text), **settings)
     return model, LaVITProcessor(processor, text, len(text))
 

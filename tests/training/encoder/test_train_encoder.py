@@ -17,7 +17,7 @@ from lavit.evaluation.patch_pixels import linear_r2, pixels_of
 from lavit.language.text_tokenizer import train_text_tokenizer
 from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer, LaVITTokenizerConfig
 from lavit.training.encoder.data import Captions, encode_captions, open_data
-from lavit.training.encoder.objective import EncoderObjective, PatchDecoder, moved, parameter_groups
+from lavit.training.encoder.objective import EncoderObjective, PatchDecoder, moved, noisy, parameter_groups
 from lavit.training.encoder.recipe import EncoderTrainingConfig, TextConfig
 from lavit.training.encoder.train import train_encoder
 
@@ -162,6 +162,32 @@ def test_moved_images_are_shifted_and_their_edges_repeated() -> None:
     assert moved(images, 0) is images
 
 
+def test_noise_on_features_is_in_units_of_each_channel() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(64, 16, 3) * torch.tensor([0.1, 1.0, 50.0]) + torch.tensor([7.0, 0.0, -3.0])
+    found = noisy(features, 0.5)
+    plain = (features - features.mean((0, 1))) / features.std((0, 1), correction=0)
+    assert torch.allclose((found - plain).std((0, 1)), torch.tensor(0.5), atol=0.03)
+    assert torch.allclose(noisy(features, 0.0), plain, atol=1e-4)
+    assert noisy(torch.ones(1, 1, 3), 0.0).isfinite().all()
+
+
+def test_through_noise_features_turn_to_fewer_directions(tmp_path: Path) -> None:
+    """What is read through noise has to be told loudly: the first directions get more of the variance."""
+    folder = captioned_folder(tmp_path, 48)
+    processor = LaVITImageProcessor(size=32)
+    images = torch.cat([processor(image) for image in ImageFolder(folder)])
+    shares = []
+    for noise in (0.0, 1.0):
+        changes = {"loop.steps": 100, "schedule.lr": 5e-3, "schedule.warmup": 10, "shift": 0, "feature_noise": noise}
+        model = train_encoder(settings(folder, objective="masked", **changes)).model
+        with torch.no_grad():
+            features = model.encode_features(images).flatten(0, 1)
+        spread = torch.linalg.eigvalsh(torch.cov(features.T)).flip(0)
+        shares.append(float(spread[:4].sum() / spread.sum()))
+    assert shares[1] > shares[0] + 0.05, shares
+
+
 # --------------------------------------------------------------------------------------------------- what it is given
 
 
@@ -193,6 +219,7 @@ def test_images_without_a_caption_are_learned_from_too(tmp_path: Path) -> None:
         ({"seen": "0.9, 0.2"}, "seen: expected two shares"),
         ({"seen": "0, 0.2"}, "seen: expected two shares"),
         ({"noise": -1}, "noise: expected a number of at least 0, got -1"),
+        ({"feature_noise": -1}, "feature_noise: expected a number of at least 0, got -1"),
         ({"decoder_depth": 0}, "decoder_depth: expected at least 1, got 0"),
         ({"text.width": 6}, "text.width: expected a multiple of 4"),
     ],

@@ -16,9 +16,10 @@ from pictures import captioned_folder
 from test_resume import contents
 from tiny_tokenizer import TINY
 
+from lavit.data import ImageFolder
 from lavit.shapes.world import SHAPES_WORLD
 from lavit.threads import on as on_threads
-from lavit.tokenizer import LaVITTokenizer
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizer
 from lavit.training.encoder.recipe import EncoderTrainingConfig
 from lavit.training.encoder.train import train_encoder
 from lavit.training.engine import stage
@@ -67,6 +68,24 @@ def test_an_encoder_is_trained_on_the_folder_and_kept_beside(tmp_path: Path, cap
     assert_same(encoder_of(output), encoder_of(output / "encoder"))
     again = train_tokenizer(settings(data, None, **{"cache.enabled": False}))  # nothing is written, all is the same
     assert_same(again.model.encoder.state_dict(), encoder_of(output))
+
+
+def test_features_are_standardised_over_all_places_where_that_is_asked_for(tmp_path: Path) -> None:
+    data = captioned_folder(tmp_path / "data", 10)
+    encoder, files = tmp_path / "run" / "encoder", ImageFolder(data)
+    by_place = train_tokenizer(settings(data, tmp_path / "run")).model
+    for words in ({"encoder": str(encoder)}, {"encoder_steps": 3}):
+        model = train_tokenizer(settings(data, None, standardize="image", **{"cache.enabled": False} | words)).model
+        assert_same(model.encoder.state_dict(), encoder_of(encoder))
+        for statistics in (model.feature_mean, model.feature_std):
+            assert torch.equal(statistics, statistics[:1].expand_as(statistics)) and len(statistics.unique()) > 1
+        processor = LaVITImageProcessor(size=model.config.image_size)
+        with torch.no_grad():
+            images = torch.cat([processor(image) for image in files])
+            features, other = model.encode_features(images), by_place.encode_features(images)
+        assert torch.allclose(features.mean((0, 1)), torch.zeros(()), atol=1e-3)
+        assert torch.allclose(features.std((0, 1), correction=0), torch.ones(()), atol=1e-2)
+        assert torch.allclose(other.mean(0), torch.zeros(()), atol=1e-3) and features.mean(0).abs().max() > 0.1
 
 
 def test_shapes_of_another_size_train_one_on_their_scenes(caplog) -> None:
