@@ -263,8 +263,8 @@ def told(figures: dict[str, Any]) -> Iterator[str]:
     yield f"{figures['split']}: {figures['pictures']} of {figures['gallery']} pictures"
     yield (
         f"  tokens       {kept['mean']:.1f} of {kept['of']} ({kept['least']} to {kept['most']}), {kept['codes_used']} "
-        f"codes; cosine {kept['cosine']:.3f}; rank correlation with edges {_number(kept['with_edges'])}, "
-        f"with JPEG bytes {_number(kept['with_jpeg_size'])}"
+        f"codes; cosine {_beside(kept['cosine'], kept['chance_cosine'])}; rank correlation with edges "
+        f"{_number(kept['with_edges'])}, with JPEG bytes {_number(kept['with_jpeg_size'])}"
     )
     yield (
         f"  drawn again  {again['psnr']:.1f} dB; background {_beside(again['background'], again['chance_background'])}"

@@ -6,8 +6,8 @@
     OUT/steps.json  of each step, what it was run with, and its seconds once it is done
 
 Language and pixels need nothing of each other: with two CPUs or more they are trained side by side, on half of them
-each. Small models gain little from a second thread, so that this takes little more than the longer of the two by itself.
-What the second prints is in OUT/pixels.log. The recipes lie in recipes/: a folder for each length.
+each, since a second thread makes a training of small models by far less than twice as fast. What the second prints is
+in OUT/pixels.log. The recipes lie in recipes/: a folder for each length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,13 @@ class Call:
 
     words: Sequence[str]
     log: Path | None = None
+
+
+Caller = Callable[[Sequence[Call], Callable[[int, int], None]], None]
+"""As `run_commands`."""
+
+Kept = dict[str, dict[str, Any]]
+"""What steps.json holds."""
 
 
 @dataclass(frozen=True)
@@ -115,53 +122,68 @@ def run(
     todo: Sequence[Step],
     out: Path,
     *,
-    call: Callable[[Sequence[Call]], Iterable[tuple[int, int]]] | None = None,
+    call: Caller | None = None,
     tell: Callable[[str], None] = print,
     cpus: int | None = None,
 ) -> int:
-    """Does what is not done yet; returns the exit code of the first command that fails, or 0. call: as `run_commands`.
-    cpus: None for those that this process may use.
+    """Does what is not done yet; returns the exit code of the first command that fails, or 0. cpus: None for those that
+    this process may use.
 
     Raises ValueError for a folder in which a step was run with other words, or by a recipe of other contents.
     """
-    call = call or run_commands
     out.mkdir(parents=True, exist_ok=True)
-    kept: dict[str, dict[str, Any]] = json.loads((out / STEPS).read_text()) if (out / STEPS).is_file() else {}
+    kept: Kept = json.loads((out / STEPS).read_text()) if (out / STEPS).is_file() else {}
     for step in todo:
         if step.name in kept and (kept[step.name]["seconds"] is not None or _to_resume(step)):
             _check_same(step, kept[step.name]["with"], out)
     cpus = usable()[0] if cpus is None else cpus
-    minutes = 0.0
+    seconds = 0.0
     for group in _groups(todo, cpus):
-        minutes += max((kept[step.name]["seconds"] for step in group if _done(step, kept)), default=0.0) / 60
+        before = [kept[step.name] for step in group if _done(step, kept)]
+        seconds += sum(each["seconds"] for each in before if not each.get("beside"))
+        seconds += max((each["seconds"] for each in before if each.get("beside")), default=0.0)
         for step in filter(lambda step: _done(step, kept), group):
             tell(f"{step.name}: done before, in {kept[step.name]['seconds']:.0f} s")
-        group = [step for step in group if not _done(step, kept)]
-        calls = []
-        for step in group:
-            words = [*step.command, *(_going_on(step) if step.name in kept else ())]
-            if len(group) > 1:
-                words += ["--threads", str(cpus // len(group))]
-            calls.append(Call(words, out / f"{step.name}.log" if calls else None))
-            tell(" ".join(words) + (f" > {calls[-1].log}" if calls[-1].log else ""))
-            kept[step.name] = {"with": run_with(step, out), "seconds": None}
-        _write(out, kept)
-        begun, failed = time.perf_counter(), 0
-        for number, code in call(calls):
-            if code and calls[number].log:
-                tell(f"{group[number].name} has failed; {calls[number].log} tells why")
-            failed = failed or code
-            kept[group[number].name]["seconds"] = None if code else round(time.perf_counter() - begun, 1)
-            _write(out, kept)
-        if failed:
-            return failed
-        minutes += (time.perf_counter() - begun) / 60
+        if left := [step for step in group if not _done(step, kept)]:
+            begun = time.perf_counter()
+            if code := _together(left, out, kept, cpus, call or run_commands, tell):
+                return code
+            seconds += time.perf_counter() - begun
     took = {step.name: kept[step.name]["seconds"] for step in todo}
-    tell(f"{minutes:.1f} minutes: {', '.join(f'{name} {each:.0f} s' for name, each in took.items())}")
+    tell(f"{seconds / 60:.1f} minutes: {', '.join(f'{name} {each:.0f} s' for name, each in took.items())}")
     return 0
 
 
-def _done(step: Step, kept: Mapping[str, Any]) -> bool:
+def _together(
+    group: Sequence[Step], out: Path, kept: Kept, cpus: int, call: Caller, tell: Callable[[str], None]
+) -> int:
+    """Runs steps at the same time, and writes down what they are run with and their seconds. The exit code of the first
+    that fails, or 0."""
+    calls: list[Call] = []
+    for step in group:
+        words = [*step.command, *(_going_on(step) if step.name in kept else ())]
+        if len(group) > 1:
+            words += ["--threads", str(cpus // len(group))]
+        calls.append(Call(words, out / f"{step.name}.log" if calls else None))
+        tell(" ".join(words) + (f" > {calls[-1].log}" if calls[-1].log else ""))
+        kept[step.name] = {"with": run_with(step, out), "seconds": None, "beside": len(group) > 1}
+    _write(out, kept)
+    begun = time.perf_counter()
+    failed: list[int] = []
+
+    def ended(number: int, code: int) -> None:
+        if code:
+            failed.append(code)
+            if calls[number].log:
+                tell(f"{group[number].name} has failed; {calls[number].log} tells why")
+        kept[group[number].name]["seconds"] = None if code else round(time.perf_counter() - begun, 1)
+        _write(out, kept)
+
+    call(calls, ended)
+    return failed[0] if failed else 0
+
+
+def _done(step: Step, kept: Kept) -> bool:
     return step.name in kept and kept[step.name]["seconds"] is not None
 
 
@@ -217,33 +239,40 @@ def _going_on(step: Step) -> tuple[str, ...]:
     return ("--overwrite",) if begun else ()
 
 
-def _write(out: Path, kept: Mapping[str, Any]) -> None:
+def _write(out: Path, kept: Kept) -> None:
     with atomic_write(out / STEPS, "w") as file:
         json.dump(kept, file, indent=1)
 
 
-def run_commands(calls: Sequence[Call]) -> Iterator[tuple[int, int]]:
-    """Runs them at the same time; gives the number of each and its exit code when it has ended. Whoever ends this
+def run_commands(calls: Sequence[Call], ended: Callable[[int, int], None]) -> None:
+    """Runs them at the same time; tells the number of each and its exit code when it has ended. Whoever ends this
     process ends the commands, which keep checkpoints and are waited for."""
-    with ExitStack() as files:
-        processes = []
-        for one in calls:
-            output = files.enter_context(open(one.log, "ab")) if one.log else None
-            processes.append(subprocess.Popen(one.words, cwd=REPOSITORY, stdout=output, stderr=output))
-        before = signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in processes])
-        try:
-            running = dict(enumerate(processes))
-            while running:
-                for number in [number for number, process in running.items() if process.poll() is not None]:
-                    code = running.pop(number).returncode
-                    yield number, code if code >= 0 else 128 - code
-                time.sleep(POLL)
-        except KeyboardInterrupt:  # the terminal has told the commands, too
-            for process in processes:
-                process.wait()
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    running: dict[int, subprocess.Popen[bytes]] = {}
+
+    def end(*_: Any) -> None:
+        for process in running.values():
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with ExitStack() as files:
+            for number, one in enumerate(calls):
+                output = files.enter_context(open(one.log, "ab")) if one.log else None
+                running[number] = subprocess.Popen(one.words, cwd=REPOSITORY, stdout=output, stderr=output)
+        while running:
+            for number in [number for number, process in running.items() if process.poll() is not None]:
+                code = running.pop(number).returncode
+                ended(number, code if code >= 0 else 128 - code)
+            time.sleep(POLL)
+    except KeyboardInterrupt:  # the terminal has told the commands, too
+        raise
+    except BaseException:
+        end()
+        raise
+    finally:
+        for process in running.values():
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_world(world: Path) -> None:

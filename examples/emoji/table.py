@@ -22,9 +22,9 @@ IN_TENTHS = ("tokens", "drawn again: dB")
 
 
 def read_figures(run: Path) -> dict[str, Any]:
-    """Of each split, as ``judge`` wrote them into the folder, or into judged/ of that of ``run``. Raises
+    """Of each split, as ``judge`` wrote them into the file, the folder, or judged/ of that of ``run``. Raises
     FileNotFoundError where it did not."""
-    for place in (run / "judged" / FIGURES, run / FIGURES):
+    for place in (run, run / "judged" / FIGURES, run / FIGURES):
         if place.is_file():
             return json.loads(place.read_text(encoding="utf-8"))
     raise FileNotFoundError(f"RUN: there is no {FIGURES} in {run} and none in {run / 'judged'}")
@@ -34,7 +34,7 @@ def rows(figures: dict[str, Any]) -> Rows:
     """The rows of the table, of the figures of one split."""
     kept, again, captions, drawn = (figures[name] for name in ("tokens", "drawn again", "captions", "drawn"))
     found: Rows = {
-        "cosine": (kept["cosine"], kept["chance_cosine"]),
+        "cosine": (kept["cosine"], kept.get("chance_cosine")),
         "tokens": (kept["mean"], None),
         "tokens: rank correlation with edges": (kept["with_edges"], None),
         "tokens: rank correlation with JPEG bytes": (kept["with_jpeg_size"], None),

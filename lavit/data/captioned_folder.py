@@ -135,12 +135,14 @@ def usual_answer(answers: Sequence[str]) -> str:
     return said.most_common(1)[0][0] if said else ""
 
 
-def captioned_sources(folder: CaptionedFolder, images: Mapping[Path, int], sequencing: Sequencing) -> dict[str, Source]:
+def captioned_sources(
+    folder: CaptionedFolder, images: Mapping[Path, int], sequencing: Sequencing, room: int | None = None
+) -> dict[str, Source]:
     """All kinds of samples of a folder, by name: a caption and a request for each caption of an image, the questions
     with their usual answer (`AskedSource`) and the edits (*derived*: the paper trains on neither), each captioned image
     alone, the texts. A kind that the folder has not is empty.
 
-    images: the number of each image file; what is about another one is left out.
+    images: the number of each image file; what is about another one is left out. room: of `AskedSource`.
     """
     seen = [item for item in folder.captions if item.image in images]
     told = [(images[item.image], text, "") for item in seen for text in item.captions]
@@ -157,7 +159,7 @@ def captioned_sources(folder: CaptionedFolder, images: Mapping[Path, int], seque
         if item.image in images and item.result in images
     ]
     sources: dict[str, Source] = {
-        kind: ListedSource(kind, entries[kind], sequencing) if kind in entries else AskedSource(asked, sequencing)
+        kind: ListedSource(kind, entries[kind], sequencing) if kind in entries else AskedSource(asked, sequencing, room)
         for kind in KINDS
     }
     return {**sources, EDIT: ListedSource(EDIT, changes, sequencing)}

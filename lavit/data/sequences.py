@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,14 +55,19 @@ class Sequencing:
             return Sample((Segment.CODES,), (), (image,), (Loss.ALL,))
         return Sample((Segment.TEXT,), ([*words, self.eos],))
 
-    def conversation(self, image: int, asked: Sequence[tuple[str, str]]) -> Sample:
+    def conversation(self, image: int, asked: Iterable[tuple[str, str]], room: int | None = None) -> Sample:
         """An image, then questions with their answers one after the other: (question, answer) pairs, of which the
-        answers carry loss. The image is read once for all of them."""
-        encode = self.encode
-        pairs = ((encode(PROMPT.format(one)), [*encode(f" {said}"), self.eos]) for one, said in asked)
-        texts = tuple(words for pair in pairs for words in pair)
+        answers carry loss. The image is read once for all of them. room: ids of text at most, but one pair there is."""
+        texts: list[list[int]] = []
+        taken = 0
+        for one, said in asked:
+            pair = [self.encode(PROMPT.format(one)), [*self.encode(f" {said}"), self.eos]]
+            taken += sum(map(len, pair))
+            if texts and room is not None and taken > room:
+                break
+            texts += pair
         order = (Segment.FEATURES, *(Segment.TEXT,) * len(texts))
-        return Sample(order, texts, (image,), (self._shown, *(Loss.NONE, Loss.CONTENT) * len(asked)))
+        return Sample(order, tuple(texts), (image,), (self._shown, *(Loss.NONE, Loss.CONTENT) * (len(texts) // 2)))
 
     def edit(self, before: int, text: str, after: int) -> Sample:
         """An image, the words that ask for a change, and the image that they ask for. Its codes carry loss, and the
@@ -127,15 +132,18 @@ class AskedSource:
     """Questions about images, each with others about the same image, which is read once for all of them.
 
     entries: (number of the image, question, answer) of each. A sample for each entry: it is asked first, then those
-    that follow it among its image's, in a circle, `MOST_ASKED` in all.
+    that follow it among its image's, in a circle, `MOST_ASKED` in all, as far as there is room.
+    room: ids of text in a sample at most; None: any number.
     """
 
     entries: Sequence[tuple[int, str, str]]
     sequencing: Sequencing
+    room: int | None = None
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        digest = hashlib.blake2b(f"asked {MOST_ASKED} {self.sequencing.fingerprint}".encode(), digest_size=8)
+        about = f"asked {MOST_ASKED} {self.room} {self.sequencing.fingerprint}"
+        digest = hashlib.blake2b(about.encode(), digest_size=8)
         self._of_image: dict[int, list[int]] = {}
         self._place: list[int] = []
         for number, entry in enumerate(self.entries):
@@ -152,4 +160,10 @@ class AskedSource:
         image = self.entries[index][0]
         others, first = self._of_image[image], self._place[index]
         turned = [*others[first:], *others[:first]][:MOST_ASKED]
-        return self.sequencing.conversation(image, [self.entries[number][1:] for number in turned])
+        return self.sequencing.conversation(image, [self.entries[number][1:] for number in turned], self.room)
+
+    @property
+    def repeats(self) -> float:
+        """How often all samples together show each question, on average, where there is room."""
+        shown = sum(len(others) * min(len(others), MOST_ASKED) for others in self._of_image.values())
+        return shown / max(len(self.entries), 1)

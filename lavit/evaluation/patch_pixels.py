@@ -90,8 +90,8 @@ def pixels_of(images: Tensor, patches: int) -> Tensor:
 
 class PatchPixelsMeter:
     """Both measures of a tokenizer, of images that come in any number of parts. Every other image is held out. Where
-    the configuration standardises the features, which has a scale for each place, that is undone in both: one linear
-    layer is fitted for all places."""
+    the configuration standardises the features, which may have a scale for each place, that is undone in both: one
+    linear layer is fitted for all places."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer, self.images = tokenizer, 0

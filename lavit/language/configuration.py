@@ -61,7 +61,7 @@ class LaVITConfig(PretrainedConfig):
     image_sampling: settings with which this model draws images where its caller says nothing else, in place of those of
         ``SamplingSettings``: ``{"guidance": 1.7}``.
     prompt_images: how this model is shown the images of a prompt that asks for an image, one of ``PROMPT_IMAGES``. The
-        release draws after bare codes; a model trained on this library's sequences reads features.
+        release draws after bare codes; a model trained here what its edits showed, by default features.
     answer_early_stopping: end the search for an answer with the first ``num_beams`` texts that have ended, as the
         release does. Five unlikely short ones then keep a likely longer one from being found.
     visual_dtype: "float32" keeps the visual tokenizer, the second merger and the projector in it, in whatever precision

@@ -202,7 +202,7 @@ def generate_tokens(
         features decoded from its codes.
     prompt_images: how the images of the prompts are shown: "features", ``[IMG] features [/IMG]``, "codes",
         ``[IMG] codes [/IMG]``, or "bare_codes", without markers, as the release does. None: as the model says
-        (``config.prompt_images``): bare codes for the released one, features for one trained here.
+        (``config.prompt_images``): bare codes for the released one, for one trained here what it was trained with.
     image_seeds: of the selection, one for each image of all prompts; None: no noise, where the release always has some.
         batch_size: prompts at a time.
     on_error: "raise" an error that names the prompt, or "skip" it: see ``GeneratedTokens.skipped``.

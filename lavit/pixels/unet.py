@@ -57,9 +57,8 @@ class SmallUNet(StrictPart, ConfigMixin):  # type: ignore[misc]
     levels, multiples of norm_num_groups; the coarse one of attention_head_dim, the number of heads, too.
     layers_per_block: residual blocks of the coarse level; the fine one has one on either way.
     cross_attention_dim: width of the condition's rows.
-    patch_size: side of a row's patch in pixels, a multiple of 4: each place of 4 x 4 of it reads its own linear function
-    of the row (*derived*). None: all its places read the same, which does not tell them apart; it is enough for patches
-    of 4 x 4.
+    patch_size: side of a row's patch in pixels, a multiple of 4: each place of 4 x 4 of it reads a linear function of
+    its own of the row (*derived*). None: all of them read the same, which is enough for patches of 4 x 4.
     """
 
     @register_to_config
@@ -82,7 +81,7 @@ class SmallUNet(StrictPart, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"block_out_channels: expected two levels, got {tuple(block_out_channels)}")
         if addition_embed_type is not None:
             raise ValueError(f"addition_embed_type: expected None, got {addition_embed_type!r}")
-        if patch_size is not None and (patch_size < PLACE or patch_size % PLACE):
+        if patch_size is not None and not (isinstance(patch_size, int) and patch_size > 0 and patch_size % PLACE == 0):
             raise ValueError(f"patch_size: expected a multiple of {PLACE} or None, got {patch_size}")
         (fine, coarse), groups, time = block_out_channels, norm_num_groups, time_embedding_dim
         self.time_embedding = nn.Sequential(nn.Linear(WAVES, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())

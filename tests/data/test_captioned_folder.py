@@ -146,6 +146,18 @@ def test_questions_about_an_image_are_asked_together_each_once_the_first():
     assert firsts == [PROMPT.format(f"q{k}") for k in range(MOST_ASKED + 2)]
     assert all(len(many[k].texts) == 2 * MOST_ASKED for k in range(len(many)))
     assert many[3].texts != many[4].texts and many.fingerprint != source.fingerprint
+    assert source.repeats == pytest.approx((3 * 3 + 1) / 4) and many.repeats == MOST_ASKED
+
+
+def test_as_many_questions_are_asked_as_there_is_room_for():
+    asked = [(0, f"q{k}", "a" * k) for k in range(6)]
+    of_one = [len(AskedSource([entry], Sequencing(encode, EOS))[0].texts[0]) + k + 2 for k, entry in enumerate(asked)]
+    for room in (1, of_one[0], sum(of_one[:3]), sum(of_one[:3]) + 1, sum(of_one)):
+        source = AskedSource(asked, Sequencing(encode, EOS), room)
+        taken = [sum(map(len, source[k].texts)) for k in range(6)]
+        assert all(each <= room or len(source[k].texts) == 2 for k, each in enumerate(taken))
+        assert len(source[0].texts) == 2 * max(1, sum(sum(of_one[: k + 1]) <= room for k in range(6)))
+        assert [said(source[k].texts[0]) for k in range(6)] == [PROMPT.format(f"q{k}") for k in range(6)]
 
 
 def test_only_images_and_captions_are_needed(folder):

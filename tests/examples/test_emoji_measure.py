@@ -140,7 +140,8 @@ def test_the_command_writes_figures_and_sheets(world, parts, tmp_path, capsys):
     assert main(["table", str(tmp_path / "judged"), str(tmp_path / "judged")]) == 0
     heading, _, *rows = capsys.readouterr().out.splitlines()
     assert heading.startswith("| median of 2 dynamic | train, dynamic | chance |") and "fixed" not in heading
-    cosine = (f"{figures[split]['tokens']['cosine']:.3f} | –" for split in SPLITS)
+    kept = [figures[split]["tokens"] for split in SPLITS]
+    cosine = (f"{tokens['cosine']:.3f} | {tokens['chance_cosine']:.3f}" for tokens in kept)
     assert rows[0] == f"| cosine | {' | '.join(cosine)} |"
     assert main(["judge", str(tmp_path), *words[2:]]) == 2
     assert "there is no world.json" in capsys.readouterr().err

@@ -97,13 +97,13 @@ class Calls:
     def __init__(self, fails=None, leaves=None):
         self.fails, self.leaves, self.called = fails, leaves, []
 
-    def __call__(self, calls):
+    def __call__(self, calls, ended):
         for number, call in enumerate(calls):
             self.called.append(list(call.words))
             if self.fails in call.words:
                 self.leaves.parent.mkdir(parents=True)
                 self.leaves.touch()
-            yield number, 130 * (self.fails in call.words)
+            ended(number, 130 * (self.fails in call.words))
 
 
 def silent(todo, out, calls, cpus=1):
@@ -147,7 +147,7 @@ def test_what_others_have_left_in_the_folder_of_a_stage_is_not_written_over(tmp_
 @pytest.mark.parametrize(
     "other, named",
     [
-        (dict(minutes=40), r"encoder has --config: .*minutes-8.*, now .*minutes-40.*'steps': 300.*, now .*: 1500"),
+        (dict(minutes=40), r"encoder has --config: .*minutes-8.*, now .*minutes-40.*'steps': 250.*, now .*: 800"),
         (dict(seed=1), "encoder has --seed: 0, now 1$"),
         (dict(world_seed=1), "world has --seed: 0, now 1$"),
         (dict(font=Path("/a.ttf")), "world has --font: none, now /a.ttf$"),
@@ -174,9 +174,9 @@ def test_a_folder_of_another_recipe_is_refused_and_so_is_one_that_would_be_resum
     recipe = recipes / "minutes-8" / "pixels.yaml"
     recipe.write_text(f"# A comment.\n{recipe.read_text()}")
     assert silent(steps(done, 8), done, Calls()) == 0
-    recipe.write_text(recipe.read_text().replace("steps: 150", "steps: 151"))
+    recipe.write_text(recipe.read_text().replace("steps: 750", "steps: 751"))
     for out in (done, stopped):
-        with pytest.raises(ValueError, match="pixels has recipe's loop: .*150.*, now .*151"):
+        with pytest.raises(ValueError, match="pixels has recipe's loop: .*750.*, now .*751"):
             silent(steps(out, 8), out, Calls())
     assert silent(steps(begun, 8), begun, Calls()) == 0  # there was nothing to go on with
 
@@ -191,16 +191,17 @@ def test_the_shares_of_the_mixture_are_the_recipes_whatever_the_folder_holds():
     recipe = pytest.importorskip("lavit.training.language.recipe").LanguageTrainingConfig
     for minutes in MINUTES:
         mixture = recipe.read(RECIPES / f"minutes-{minutes}" / "language.yaml").mixture
-        assert not mixture.follow and mixture.caption == 2.0
+        assert not mixture.follow and mixture.caption == 3.0
 
 
 def test_language_and_pixels_share_the_cpus(tmp_path):
     todo, told, together = steps(tmp_path, 8), [], []
 
-    def call(calls):
+    def call(calls, ended):
         together.append([list(one.words) for one in calls])
         assert [one.log for one in calls] == [None, tmp_path / "pixels.log"][: len(calls)]
-        yield from ((number, 0) for number in reversed(range(len(calls))))
+        for number in reversed(range(len(calls))):
+            ended(number, 0)
 
     assert run(todo, tmp_path, call=call, tell=told.append, cpus=5) == 0
     halves = [[*step.command, "--threads", "2"] for step in todo[3:5]]
@@ -221,14 +222,16 @@ def test_commands_run_at_the_same_time_and_what_the_second_prints_is_kept(tmp_pa
 import pathlib, sys, time
 own, other = map(pathlib.Path, sys.argv[1:])
 own.touch()
-while not other.exists():
+end = time.monotonic() + 60
+while not other.exists() and time.monotonic() < end:
     time.sleep(0.02)
-print("met", other.name)
+print("met" if other.exists() else "missed", other.name)
 sys.exit(3 * (own.name == "b"))
 """
     places = [str(tmp_path / name) for name in "ab"]
     words = [[sys.executable, "-c", meet, *one] for one in (places, places[::-1])]
-    found = dict(run_commands([Call(words[0]), Call(words[1], tmp_path / "log")]))
+    found = {}
+    run_commands([Call(words[0]), Call(words[1], tmp_path / "log")], found.__setitem__)
     assert found == {0: 0, 1: 3} and (tmp_path / "log").read_text() == "met a\n"
     assert capfd.readouterr().out == "met b\n"
 
@@ -250,7 +253,39 @@ time.sleep(60)
     threading.Thread(target=end).start()
     before = signal.getsignal(signal.SIGTERM)
     calls = [Call([sys.executable, "-c", script, str(each)]) for each in kept]
-    assert sorted(run_commands(calls)) == [(0, 7), (1, 7)]
+    found = {}
+    run_commands(calls, found.__setitem__)
+    assert found == {0: 7, 1: 7}
     assert all(each.exists() for each in kept) and signal.getsignal(signal.SIGTERM) is before
     own = Call([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
-    assert list(run_commands([own])) == [(0, 137)]
+    run_commands([own], found.__setitem__)
+    assert found == {0: 137, 1: 7}
+
+
+def test_commands_do_not_outlive_what_goes_wrong_beside_them(tmp_path):
+    """A second command that cannot be begun, and a mistake while the end of one is told."""
+    marks = [tmp_path / name for name in "ab"]
+    script = "import sys, time; open(sys.argv[1], 'w'); time.sleep(60)"
+    sleeping = [Call([sys.executable, "-c", script, str(mark)]) for mark in marks]
+    with pytest.raises(FileNotFoundError):
+        run_commands([sleeping[0], Call([str(tmp_path / "no such command")])], print)
+
+    def wrong(number, code):
+        raise RuntimeError("told")
+
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match="told"):
+        run_commands([sleeping[1], Call([sys.executable, "-c", ""])], wrong)
+    assert time.monotonic() - begun < 50  # the one that sleeps was ended
+
+
+def test_minutes_of_what_ran_side_by_side_are_not_added(tmp_path):
+    todo, told = steps(tmp_path, 8), []
+    assert silent(todo, tmp_path, Calls(), cpus=2) == 0
+    kept = json.loads((tmp_path / "steps.json").read_text())
+    assert [name for name in kept if kept[name]["beside"]] == ["language", "pixels"]
+    for name, seconds in zip(kept, (60, 120, 180, 600, 300, 60), strict=True):
+        kept[name]["seconds"] = seconds
+    (tmp_path / "steps.json").write_text(json.dumps(kept))
+    assert run(todo, tmp_path, call=Calls(), tell=told.append, cpus=1) == 0 and told[-1].startswith("22.0 minutes")
+    assert run(todo, tmp_path, call=Calls(), tell=told.append, cpus=2) == 0 and told[-1].startswith("17.0 minutes")

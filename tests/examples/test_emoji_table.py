@@ -14,7 +14,7 @@ def shares(**more):
 
 
 FIGURES = {
-    "tokens": {"length": "dynamic", "cosine": 0.9, "mean": 31.25, "with_edges": None, "with_jpeg_size": -0.5},
+    "tokens": dict(length="dynamic", cosine=0.9, chance_cosine=0.2, mean=31.25, with_edges=None, with_jpeg_size=-0.5),
     "drawn again": dict(psnr=20.0, background=1.0, chance_background=0.125, colour=None, chance_colour=None),
     "captions": {"exact": 0.5, "parts": {"name": 0.75}, "chance": {"name": 0.002}},
     "answers": {"all": {"right": 0.9, "chance": 0.3}, "tone": {"right": 0.95, "chance": 0.2}},
@@ -45,6 +45,7 @@ def test_a_cell_is_the_median_of_the_runs():
 def test_chance_stands_beside_every_share_that_has_one():
     rows = cells([of(0.9)])[1]
     for name, row in {
+        "cosine": ["0.900", "0.200"],
         "caption: name": ["0.750", "0.002"],
         "answer: tone": ["0.950", "0.200"],
         "drawn: nearest": ["0.250", "0.010"],
@@ -75,7 +76,7 @@ def test_what_was_not_measured_has_no_number():
 def test_figures_are_those_of_a_run_or_of_a_judge(tmp_path, capsys):
     assert main(["table", str(tmp_path)]) == 2 and "RUN: there is no figures.json" in capsys.readouterr().err
     (tmp_path / "figures.json").write_text(json.dumps(of(0.5)))
-    assert read_figures(tmp_path) == of(0.5)
+    assert read_figures(tmp_path) == read_figures(tmp_path / "figures.json") == of(0.5)
     (tmp_path / "judged").mkdir()
     (tmp_path / "judged" / "figures.json").write_text(json.dumps(of(0.6)))
     assert read_figures(tmp_path) == of(0.6)

@@ -19,7 +19,7 @@ SMALL = {"channels": [8, 16], "groups": 4}
 
 def tokenizer(**changes) -> LaVITTokenizer:
     torch.manual_seed(1)
-    return LaVITTokenizer(LaVITTokenizerConfig.preset("small", **TINY, **changes)).eval()
+    return LaVITTokenizer(LaVITTokenizerConfig.preset("small", **TINY | changes)).eval()
 
 
 def settings(preset="small", **changes) -> PixelsTrainingConfig:

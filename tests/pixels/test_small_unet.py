@@ -110,5 +110,8 @@ def test_what_cannot_be_is_refused() -> None:
         unet(x, 0, c[:, 1:])
     with pytest.raises(ValueError, match="attention_head_dim: expected a divisor of 8 channels, got 3"):
         small_unet(channels=(4, 8), heads=3, groups=2)
+    for patch in (6, 0, -4, "none", 8.0):
+        with pytest.raises(ValueError, match=f"patch_size: expected a multiple of 4 or None, got {patch}"):
+            small_unet(patch=patch)
     with pytest.raises(ValueError, match=r"block_out_channels: expected two levels, got \(4,\)"):
         small_unet(channels=(4,), groups=2)

@@ -177,7 +177,11 @@ def test_settings_that_came_later_do_not_stop_a_run_that_does_as_before():
     here = {"seed": 0, "mixture.caption": 1.0}
     older = {**here, "mixture.text": 0.0}
     newer = {**here, "mixture.another_kind": 0.0, "warm_start.relative": 0.0, "validation_share": 0.0}
-    assert identity.differences(older, newer) == []
+    newer |= {"feature_noise": 0.0, "standardize": "place"}
+    for shown in (None, "features", "bare_codes"):
+        assert identity.differences(older, {**newer, "prompt_images": shown}) == []
+    for later in ({"feature_noise": 1.0}, {"standardize": "image"}, {"prompt_images": "codes"}):
+        assert len(identity.differences(older, {**newer, **later})) == 1
     assert identity.differences(older, {**newer, "mixture.another_kind": 1.0}) == [
         "mixture.another_kind: 'nothing', now 1.0"
     ]

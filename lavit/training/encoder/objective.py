@@ -93,8 +93,9 @@ class EncoderObjective(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """batch: "images" (B, 3, S, S) normalised, and maybe "captions" (B, L) with "told" (B,) -> the parts of the
-        loss, and what tells how good the features are: pixel_r2, the share of the pixels' variance that they hold, and,
-        with captions, matched, the share of the images whose own caption is the nearest of the batch."""
+        loss, and what tells how good the features are: pixel_r2, the share of the pixels' variance that is read from
+        them, through ``feature_noise`` if there is some, and, with captions, matched, the share of the images whose own
+        caption is the nearest of the batch."""
         config, device = self.config, self.pixels.weight.device
         images = moved(batch["images"].to(device, non_blocking=True), config.shift)
         wanted = F.unfold(images, self.patch_size, stride=self.patch_size).transpose(1, 2)
@@ -166,7 +167,8 @@ def noisy(features: Tensor, deviation: float) -> Tensor:
     """Features (B, V, C), each channel with mean 0 and deviation 1 over the batch, and noise of this deviation.
 
     What a few bits can tell of a feature is what can be read through noise: with some, features turn to what counts
-    most for the loss, and to less of the rest (a rate-distortion bottleneck, *derived*).
+    most for the loss, and to less of the rest (a rate-distortion bottleneck, *derived*). The batch is a process's own
+    micro-batch.
     """
     deviations, means = torch.std_mean(features, (0, 1), correction=0)
     return (features - means) / deviations.clamp(min=1e-6) + deviation * torch.randn_like(features)

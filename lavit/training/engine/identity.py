@@ -21,8 +21,15 @@ FREE = SECTIONS.union(
     "loop.steps loop.log_every loop.checkpoint_every loop.keep_checkpoints loop.max_bad_steps loop.clip".split(),
 )
 """Settings, and whole SECTIONS of them, that may differ when a run is resumed."""
-BEFORE: dict[str, Any] = {"validation_share": 0.0, "mixture.follow": False, "warm_start.relative": 0.0, "feature_noise": 0.0, "standardize": "place", "prompt_images": "features"}
-"""Settings that came later, with the value that does what was done before: checkpoints that do not know them go on. So
+BEFORE: dict[str, tuple[Any, ...]] = {
+    "validation_share": (0.0,),
+    "mixture.follow": (False,),
+    "warm_start.relative": (0.0,),
+    "feature_noise": (0.0,),
+    "standardize": ("place",),
+    "prompt_images": (None, "features", "bare_codes"),
+}
+"""Settings that came later, with the values that do what was done before: checkpoints that do not know them go on. So
 do those that do not know a kind of sample of which the mixture has none."""
 
 
@@ -43,7 +50,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def _as_before(name: str, value: Any) -> bool:
-    return (name in BEFORE and value == BEFORE[name]) or (name.startswith("mixture.") and value == 0)
+    return value in BEFORE.get(name, ()) or (name.startswith("mixture.") and value == 0)
 
 
 def digest(part: Mapping[str, Any] | Iterable[tuple[str, Tensor]]) -> str:

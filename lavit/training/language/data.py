@@ -31,6 +31,7 @@ from lavit.training.language.shares import shares_of
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 256  # images that are encoded together
+MARKERS = 2  # [IMG] and [/IMG] around an image
 
 
 class ImageStore(TokenStore):
@@ -83,7 +84,7 @@ class ImageStore(TokenStore):
 def sequencing(config: LanguageTrainingConfig, processor: LaVITProcessor) -> Sequencing:
     text = processor.tokenizer
     order = Sequencing(encoder_of(text), text.eos_token_id, config.predict_codes, config.predict_prompts)
-    return replace(order, edits_of=config.prompt_images or order.edits_of)
+    return replace(order, edits_of="codes" if config.prompt_images == "codes" else "features")
 
 
 def edited_scenes(config: LanguageTrainingConfig, scenes: Scenes | None = None) -> Edits:
@@ -164,5 +165,6 @@ def folder_data(
     numbers = {number for number, _, _ in unread}
     readable = (path for number, path in enumerate(files.paths) if number not in numbers)
     images = {path: number for number, path in enumerate(readable)}
-    sources = captioned_sources(folder, images, sequencing(config, processor))
+    room = config.token_budget - tokenizer.num_patches - MARKERS
+    sources = captioned_sources(folder, images, sequencing(config, processor), room)
     return sources, store, [*folder.bad, *((name, reason) for _, name, reason in unread)]

@@ -61,8 +61,10 @@ class LanguageTrainingConfig(Recipe):
     objective: Literal["classify", "regress"] = setting("classify", "codes, or their visual embeddings (the ablation)")
     predict_prompts: bool = setting(True, "predict the text before an image, of edits too (the paper: every position)")
     predict_codes: bool = setting(False, "predict the codes of images that are shown, too (not known of the original)")
-    prompt_images: Literal["features", "codes"] | None = setting(
-        None, "as what a model that draws is shown an image, in edits too; none: as `model` is, features for a new one"
+    prompt_images: Literal["features", "codes", "bare_codes"] | None = setting(
+        None,
+        "as what the model is shown an image when it is to draw one; in edits codes, or else features; "
+        "none: as `model` is, features for a new one",
     )
     data: str = setting(SHAPES_WORLD, "shapes: the built-in world; or a folder of captioned images")
     scenes: int = setting(8192, "number of different scenes of the shapes world")

@@ -61,17 +61,18 @@ def planned(
     shares: Mapping[str, float],
     of_image: Callable[[int], int],
 ) -> dict[str, dict[str, Any]]:
-    """Of each kind with a share: samples, share, and epochs, how often the run will show each sample. The samples to a
-    row are measured on the first window of the mixture."""
+    """Of each kind with a share: samples, share, and epochs, how often the run will show each caption, question or
+    other entry that there is a sample of. The samples to a row are measured on the first window of the mixture."""
     mixture = Mixture(sources, shares, seed=config.seed)
     drawn = [next(mixture)[1].tokens(of_image) for _ in range(config.window)]
     rows = max(1, len(bin_pack(drawn, config.token_budget, too_long="skip")))
     steps = config.loop.steps * config.loop.accumulate * distributed.world_size()
+    shown = steps * config.window / rows
     return {
         name: {
             "samples": len(source),
             "share": round(float(share), 4),
-            "epochs": round(float(share) * steps * config.window / rows / len(source), 2),
+            "epochs": round(float(share) * shown / len(source) * getattr(source, "repeats", 1.0), 2),
         }
         for name, source, share in zip(mixture.names, mixture.sources, mixture.shares, strict=True)
     }

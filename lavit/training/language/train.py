@@ -80,7 +80,8 @@ def train_language(
         else:
             words = [*sentences(), *(instructions() if config.mixture.edit > 0 else [])]
         model, both = _build(config, tokenizer, processor, words)
-        config = replace(config, prompt_images="codes" if model.config.prompt_images == "codes" else "features")
+        shown: Any = model.config.prompt_images
+        config = replace(config, prompt_images=shown)
         nn.Module.to(model, device).train()
         distributed.share(model.state_dict().values())
         parts = _parts(model, both)  # before a checkpoint puts its own visual tokenizer in: the labels are of this one

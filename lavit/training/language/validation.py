@@ -32,8 +32,8 @@ CAPTIONED = 64
 
 class LanguageValidation:
     """loss, text_loss and image_loss as the mixture has them on average: what is summed over the held-out samples of a
-    kind, each once and at most ``validation_images`` of them, is weighted by the kind's share. exact: share of images
-    whose caption, written greedily, is word for word one of their own."""
+    kind, each sample once and at most ``validation_images`` of them, is weighted by the kind's share. exact: share of
+    images whose caption, written greedily, is word for word one of their own."""
 
     def __init__(
         self,

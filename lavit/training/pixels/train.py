@@ -152,7 +152,9 @@ def _parts(pipeline: LaVITPixelPipeline, processor: LaVITImageProcessor) -> dict
 
 
 def _own(config: Any) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if not name.startswith("_")}
+    """Without patch_size where there is none: a U-Net of before knows no such word."""
+    own = {name: value for name, value in config.items() if not name.startswith("_")}
+    return {name: value for name, value in own.items() if name != "patch_size" or value is not None}
 
 
 # ---------------------------------------------------------------------------------------------------- model and images
@@ -178,7 +180,8 @@ def _build(
     unet: Any
     vae: AutoencoderKL | None
     if config.base is None:
-        unet, vae, scheduler = small_unet(**unet_sizes(config, tokenizer.config)), None, _scheduler(config, SMALL_SCHEDULER)
+        sizes = unet_sizes(config, tokenizer.config)
+        unet, vae, scheduler = small_unet(**sizes), None, _scheduler(config, SMALL_SCHEDULER)
     else:
         unet, vae, scheduler = _load_base(config, Path(config.base))
     return LaVITPixelPipeline(tokenizer, _conditioner(config, tokenizer, unet), unet, scheduler, processor, vae)
@@ -189,7 +192,7 @@ def unet_sizes(config: PixelsTrainingConfig, tokenizer: LaVITTokenizerConfig) ->
     large = tokenizer.patch_size > PLACE and tokenizer.patch_size % PLACE == 0
     return {
         "image_size": tokenizer.image_size,
-        "condition_dim": tokenizer.hidden_size,
+        "condition_dim": tokenizer.decoder_out_dim or tokenizer.hidden_size,
         "patch": tokenizer.patch_size if large else None,
         **config.unet,
     }

@@ -122,7 +122,8 @@ def prepare(
     if tokenizer.config.standardize_features and unset:
         with images.sample() as batches:
             measure_features(tokenizer, islice(batches, -(-MEASURED // config.loop.batch_size)))
-    if tokenizer.config.standardize_features and config.model is None and config.standardize == "image":
+    begins_anew = pretrain and config.model is None
+    if begins_anew and tokenizer.config.standardize_features and config.standardize == "image":
         share_statistics(tokenizer)
     return None
 

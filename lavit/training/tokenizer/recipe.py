@@ -42,7 +42,9 @@ class TokenizerTrainingConfig(Recipe):
         None, "steps that train one on the data where none is given; none: 400 on shapes, on a folder as train encoder"
     )
     standardize: Literal["place", "image"] = setting(
-        "place", "features get mean 0 and deviation 1, each channel: at every place by itself, or over all places"
+        "place",
+        "a new tokenizer brings each channel of the features to mean 0 and deviation 1: at every place by itself, or "
+        "over all of the image",
     )
     data: str = setting(SHAPES_WORLD, "folder of images, or shapes: the built-in world")
     fit: Literal["stretch", "crop", "pad"] | None = setting(

@@ -167,7 +167,8 @@ def test_noise_on_features_is_in_units_of_each_channel() -> None:
     features = torch.randn(64, 16, 3) * torch.tensor([0.1, 1.0, 50.0]) + torch.tensor([7.0, 0.0, -3.0])
     found = noisy(features, 0.5)
     plain = (features - features.mean((0, 1))) / features.std((0, 1), correction=0)
-    assert torch.allclose((found - plain).std((0, 1)), torch.tensor(0.5), atol=0.03)
+    # The deviation of 1 024 draws is within 0.5 / sqrt(2 * 1024) = 0.011 of 0.5, three times that at most.
+    assert torch.allclose((found - plain).std((0, 1)), torch.tensor(0.5), atol=0.034)
     assert torch.allclose(noisy(features, 0.0), plain, atol=1e-4)
     assert noisy(torch.ones(1, 1, 3), 0.0).isfinite().all()
 

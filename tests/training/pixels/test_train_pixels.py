@@ -20,16 +20,16 @@ from small_pixels import SMALL, pictures, settings, tokenizer
 
 from lavit.cli import main as lavit
 from lavit.data.images import load_image
-from lavit.pixels import LaVITPixelPipeline
+from lavit.pixels import LaVITPixelPipeline, small_unet
 from lavit.shapes.world import ShapesWorld
-from lavit.tokenizer import LaVITImageProcessor
+from lavit.tokenizer import LaVITImageProcessor, LaVITTokenizerConfig
 from lavit.training.engine.config import ConfigError
 from lavit.training.pixels import train as pixels
 from lavit.training.pixels.buckets import cut
 from lavit.training.pixels.data import reconstructed_images
 from lavit.training.pixels.objective import Step
 from lavit.training.pixels.recipe import PixelsTrainingConfig
-from lavit.training.pixels.train import train_pixels
+from lavit.training.pixels.train import _own, train_pixels, unet_sizes
 
 
 def without_time(history):
@@ -58,6 +58,29 @@ def test_the_unet_learns_and_the_tokenizer_stays():
     assert all(torch.equal(before[name], value) for name, value in result.pipeline.tokenizer.state_dict().items())
     drawn = result.pipeline(images=ShapesWorld(3).scenes(2).images, seeds=[1, 2], num_inference_steps=2)
     assert [image.size for image in drawn.images] == [(32, 32)] * 2
+
+
+@pytest.mark.parametrize(
+    "changes, patch, width",
+    [({}, 8, 16), ({"patch_size": 4}, None, 16), ({"patch_size": 16}, 16, 16), ({"decoder_out_dim": 12}, 8, 12)],
+)
+def test_the_unet_is_made_for_the_patches_and_the_features(changes, patch, width):
+    own = tokenizer(**changes).config
+    sizes = unet_sizes(settings(unet={}), own)
+    assert sizes == {"image_size": 32, "condition_dim": width, "patch": patch}
+    assert unet_sizes(settings(unet={"patch": None, "layers": 1}), own)["patch"] is None
+    trained = train_pixels(settings(**{"loop.steps": 1}), tokenizer=tokenizer(patch_size=8)).pipeline.unet.config
+    assert trained.patch_size == 8 and trained.cross_attention_dim == 16
+    odd = LaVITTokenizerConfig.preset("small", image_size=42, patch_size=14)
+    assert unet_sizes(settings(unet={}), odd)["patch"] is None
+
+
+def test_a_unet_of_before_is_told_as_before():
+    """Resumed runs compare what was saved: a word that came later is left out where it says nothing."""
+    assert "patch_size" not in _own(small_unet().config) and _own(small_unet(patch=8).config)["patch_size"] == 8
+    names = "block_out_channels cross_attention_dim in_channels layers_per_block norm_num_groups out_channels"
+    names += " addition_embed_type attention_head_dim sample_size time_embedding_dim"
+    assert set(_own(small_unet().config)) == set(names.split())
 
 
 def test_features_that_are_known_are_not_computed_again_and_change_nothing():

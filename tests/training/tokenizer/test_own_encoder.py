@@ -88,6 +88,16 @@ def test_features_are_standardised_over_all_places_where_that_is_asked_for(tmp_p
         assert torch.allclose(other.mean(0), torch.zeros(()), atol=1e-3) and features.mean(0).abs().max() > 0.1
 
 
+def test_a_tokenizer_that_is_given_keeps_its_statistics(tmp_path: Path) -> None:
+    data = captioned_folder(tmp_path / "data", 10)
+    own = train_tokenizer(settings(data, tmp_path / "run")).model
+    before = own.feature_mean.clone()
+    changes = {"standardize": "image", "cache.enabled": False}
+    assert torch.equal(train_tokenizer(settings(data, None, **changes), model=own.train()).model.feature_mean, before)
+    on = train_tokenizer(settings(data, None, model=str(tmp_path / "run"), tokenizer={}, **changes)).model
+    assert torch.equal(on.feature_mean, before) and not torch.equal(before, before[:1].expand_as(before))
+
+
 def test_shapes_of_another_size_train_one_on_their_scenes(caplog) -> None:
     changes = {"tokenizer": TINY | {"image_size": 64, "patch_size": 16}, "cache.enabled": False}
     with caplog.at_level(logging.INFO):
