@@ -16,6 +16,9 @@ from lavit.data.whole_numbers import whole_number
 from lavit.kernels import BinPacker, Loss, Ragged, Segment
 from lavit.kernels.assemble_sequences.types import DEFAULT_LOSS
 
+MARKERS = 2
+"""Rows of an image beside its tokens: [IMG] and [/IMG]."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -44,7 +47,7 @@ class Sample:
 
     def tokens(self, of_image: Callable[[int], int]) -> int:
         """Rows of the sequence: ids of the texts, tokens of the images, two markers for each image."""
-        return sum(map(len, self.texts)) + sum(of_image(image) + 2 for image in self.images)
+        return sum(map(len, self.texts)) + sum(of_image(image) + MARKERS for image in self.images)
 
 
 Source = Dataset[Sample]

@@ -145,12 +145,9 @@ class AskedSource:
         about = f"asked {MOST_ASKED} {self.room} {self.sequencing.fingerprint}"
         digest = hashlib.blake2b(about.encode(), digest_size=8)
         self._of_image: dict[int, list[int]] = {}
-        self._place: list[int] = []
         for number, entry in enumerate(self.entries):
             digest.update(repr(entry).encode())
-            others = self._of_image.setdefault(entry[0], [])
-            self._place.append(len(others))
-            others.append(number)
+            self._of_image.setdefault(entry[0], []).append(number)
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -158,7 +155,8 @@ class AskedSource:
 
     def __getitem__(self, index: int) -> Sample:
         image = self.entries[index][0]
-        others, first = self._of_image[image], self._place[index]
+        others = self._of_image[image]
+        first = others.index(index)
         turned = [*others[first:], *others[:first]][:MOST_ASKED]
         return self.sequencing.conversation(image, [self.entries[number][1:] for number in turned], self.room)
 

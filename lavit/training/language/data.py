@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lavit.data.captioned_folder import CaptionedFolder, ImageFiles, captioned_sources, read_folder
 from lavit.data.image_sizes import sizes_line
-from lavit.data.mixture import Source
+from lavit.data.mixture import MARKERS, Source
 from lavit.data.sequences import Sequencing, encoder_of
 from lavit.data.split import divided_folder, only_of, sample
 from lavit.language.processing import LaVITProcessor
@@ -31,7 +31,6 @@ from lavit.training.language.shares import shares_of
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 256  # images that are encoded together
-MARKERS = 2  # [IMG] and [/IMG] around an image
 
 
 class ImageStore(TokenStore):
@@ -83,8 +82,8 @@ class ImageStore(TokenStore):
 
 def sequencing(config: LanguageTrainingConfig, processor: LaVITProcessor) -> Sequencing:
     text = processor.tokenizer
-    order = Sequencing(encoder_of(text), text.eos_token_id, config.predict_codes, config.predict_prompts)
-    return replace(order, edits_of="codes" if config.prompt_images == "codes" else "features")
+    shown = "codes" if config.prompt_images == "codes" else "features"
+    return Sequencing(encoder_of(text), text.eos_token_id, config.predict_codes, config.predict_prompts, shown)
 
 
 def edited_scenes(config: LanguageTrainingConfig, scenes: Scenes | None = None) -> Edits:

@@ -80,7 +80,8 @@ def train_language(
         else:
             words = [*sentences(), *(instructions() if config.mixture.edit > 0 else [])]
         model, both = _build(config, tokenizer, processor, words)
-        shown: Any = model.config.prompt_images
+        shown: Any = config.prompt_images or model.config.prompt_images
+        model.config.prompt_images = shown
         config = replace(config, prompt_images=shown)
         nn.Module.to(model, device).train()
         distributed.share(model.state_dict().values())
@@ -157,7 +158,6 @@ def _build(
     if config.model is not None:
         model = LaVIT.from_pretrained(config.model)
         model.config.image_sampling |= config.sampling
-        model.config.prompt_images = config.prompt_images or model.config.prompt_images
         return model, LaVITProcessor.from_pretrained(config.model)
     if tokenizer is None:
         tokenizer = LaVITTokenizer.from_pretrained(config.tokenizer)
@@ -175,7 +175,6 @@ def _build(
         special = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
         language = LlamaForCausalLM(LlamaConfig(**sizes, **special, pad_token_id=text.pad_token_id))
     settings: dict[str, Any] = {"image_objective": config.objective, "image_sampling": config.sampling}
-    settings["prompt_images"] = config.prompt_images or "features"
     model = LaVIT.from_parts(language, tokenizer, text_size=len(text), **settings)
     return model, LaVITProcessor(processor, text, len(text))
 

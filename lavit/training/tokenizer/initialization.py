@@ -106,10 +106,11 @@ def prepare(
     overwrite: train an encoder anew where one is in the place of the run's own. Returns the signal that stopped its
     training.
     """
+    begins_anew = pretrain and config.model is None
     if config.encoder is not None:
         if not is_external(config.encoder):  # which `build` has loaded
             load_encoder(tokenizer, config.encoder)
-    elif pretrain and config.model is None:
+    elif begins_anew:
         if not trains_encoder(config):  # the shapes world has labels to learn from
             steps = STEPS_ON_SHAPES if config.encoder_steps is None else config.encoder_steps
             if distributed.rank() == 0:
@@ -122,7 +123,6 @@ def prepare(
     if tokenizer.config.standardize_features and unset:
         with images.sample() as batches:
             measure_features(tokenizer, islice(batches, -(-MEASURED // config.loop.batch_size)))
-    begins_anew = pretrain and config.model is None
     if begins_anew and tokenizer.config.standardize_features and config.standardize == "image":
         share_statistics(tokenizer)
     return None

@@ -7,13 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from tiny_tokenizer import TINY
+from small_pixels import tokenizer as visual
 
 from lavit.data.sequences import Sequencing
 from lavit.kernels import Loss, Segment
 from lavit.language.processing import LaVITProcessor
-from lavit.tokenizer import LaVITTokenizer, LaVITTokenizerConfig
 from lavit.training.engine.checkpoint import CheckpointError
 from lavit.training.language.data import sequencing
 from lavit.training.language.recipe import LanguageTrainingConfig
@@ -27,11 +25,6 @@ def settings(**changes) -> LanguageTrainingConfig:
     words |= {"window": 16, "text_vocabulary": 300, "device": "cpu", "tensorboard": False}
     own = {} if "model" in changes else {"text_config": LLAMA}
     return LanguageTrainingConfig.recipe("small", words | own | changes)
-
-
-def visual() -> LaVITTokenizer:
-    torch.manual_seed(1)
-    return LaVITTokenizer(LaVITTokenizerConfig.preset("small", **TINY)).eval()
 
 
 @pytest.mark.parametrize("shown, segment", [("features", Segment.FEATURES), ("codes", Segment.CODES)])
